@@ -1,0 +1,1 @@
+"""What is computed: configuration, model, decode heads, losses, tuner and converter."""

@@ -1,0 +1,105 @@
+"""Configuration of ZegCLIP-family models."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, PreTrainedConfig
+
+
+@strict
+class ZegClipConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`ZegClipForSemanticSegmentation`]: a CLIP model, a decode head and a loss.
+
+    The defaults are those of ZegCLIP (CVPR 2023) with ViT-B/16. Prompts are not part of it: they live in the adapter
+    ([`DeepPromptConfig`]), so one CLIP serves several tasks.
+
+    Args:
+        clip_config (`dict` or `CLIPConfig`, *optional*):
+            The wrapped CLIP. Defaults to ViT-B/16 at 512x512. A plain CLIP `config.json` is accepted wherever this
+            configuration is read from, and becomes this field.
+        decode_head_type (`str`, defaults to `"zegclip"`):
+            `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
+            `"similarity"`: no parameters, the cosine of patch and class embedding (the training-free baseline).
+        descriptor (`list[str]`, defaults to `["product", "text"]`):
+            What is concatenated and projected to a class query: `"product"` is the global image embedding times the
+            class embedding, `"text"` the class embedding itself. `["text"]` is the ablation without descriptor.
+        num_decoder_layers (`int`, defaults to 3): Layers of the decode head; only the last one's scores are masks.
+        decoder_attention_heads (`int`, defaults to 8): Heads of the decode head's attention.
+        decoder_ffn_dim (`int`, defaults to 2048): Width of the decode head's feed-forward layers.
+        decoder_dropout (`float`, defaults to 0.1): Dropout of the decode head, in [0, 1).
+        decode_head_init (`str`, defaults to `"default"`):
+            `"default"`: PyTorch's initialisation, the same values in every layer, as the official training starts;
+            `"identity"`: the head starts as a cosine classifier, which small models learn from in hundreds of steps.
+        prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
+        seen_class_names (`list[str]`, *optional*): Class names whose masks were trained on.
+        vocabulary (`list[str]`, *optional*):
+            Words the text tower was pretrained on where that is a closed list (the embedded default model); `None`
+            for an open-vocabulary CLIP.
+        focal_weight (`float`, defaults to 100.0): Weight of the focal loss.
+        focal_alpha (`float`, defaults to 0.25): Weight of the pixels inside a mask, in [0, 1].
+        focal_gamma (`float`, defaults to 2.0): Focusing exponent of the focal loss.
+        dice_weight (`float`, defaults to 1.0): Weight of the dice loss.
+        semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels without a class.
+        ignored_pixels_as_negatives (`bool`, defaults to `True`):
+            The official code counts an ignored pixel as a negative of every class; `False` leaves it out of the loss.
+    """
+
+    model_type = "zegclip"
+    sub_configs_defaults = {"clip_config": CLIPConfig}
+
+    clip_config: dict | CLIPConfig | None = None
+    decode_head_type: Literal["zegclip", "similarity"] = "zegclip"
+    descriptor: list[str] | tuple[str, ...] = ("product", "text")
+    num_decoder_layers: int = 3
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    decoder_dropout: float | int = 0.1
+    decode_head_init: Literal["default", "identity"] = "default"
+    prompt_templates: list[str] | tuple[str, ...] = ("a photo of a {}",)
+    seen_class_names: list[str] | None = None
+    vocabulary: list[str] | None = None
+    focal_weight: float | int = 100.0
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    dice_weight: float | int = 1.0
+    semantic_loss_ignore_index: int = 255
+    ignored_pixels_as_negatives: bool = True
+
+    def __post_init__(self, **kwargs: Any):
+        if self.clip_config is None:
+            self.clip_config = CLIPConfig(vision_config={"image_size": 512, "patch_size": 16})
+        self.descriptor = list(self.descriptor)
+        self.prompt_templates = list(self.prompt_templates)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ZegClipConfig":
+        """As the parent's, and wraps the dictionary of a plain CLIP configuration."""
+        if config_dict.get("model_type") == "clip":
+            config_dict = {"clip_config": config_dict}
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self) -> None:
+        """Check that the fields agree with each other; raises `ValueError` with one sentence."""
+        width = self.clip_config.projection_dim
+        if width % self.decoder_attention_heads:
+            raise ValueError(
+                f"decoder_attention_heads={self.decoder_attention_heads} does not divide the CLIP's "
+                f"projection_dim={width}."
+            )
+        if self.num_decoder_layers < 1:
+            raise ValueError(f"num_decoder_layers must be at least 1, not {self.num_decoder_layers}.")
+        terms = list(self.descriptor)
+        if not terms or len(set(terms)) != len(terms) or not set(terms) <= {"product", "text"}:
+            raise ValueError(f'descriptor must list "product", "text" or both, not {terms}.')
+        if not self.prompt_templates:
+            raise ValueError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
+        for template in self.prompt_templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
+        if not 0 <= self.decoder_dropout < 1:
+            raise ValueError(f"decoder_dropout must be in [0, 1), not {self.decoder_dropout}.")
+
+
+__all__ = ["ZegClipConfig"]

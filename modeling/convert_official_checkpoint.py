@@ -1,0 +1,270 @@
+"""Official ZegCLIP checkpoints (mmcv format) to this project's models."""
+
+import copy
+import math
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .configuration_zegclip import ZegClipConfig
+from .modeling_zegclip import ZegClipForSemanticSegmentation
+from .tuner_zegclip import DeepPromptConfig
+
+StateDict = dict[str, torch.Tensor]
+
+# Present in every official checkpoint, but never run or never read: query self-attention and its norm, an unused
+# buffer of the loss, and (handled apart) everything of the last decoder layer behind its scores.
+DEAD_KEYS = re.compile(r"decode_head\.(loss_decode\..*|decoder_1\.layers\.\d+\.(self_attn\..*|norm1\..*))")
+DEAD_LAST_LAYER_KEYS = re.compile(r"(multihead_attn\.(v|proj)|linear1|linear2|norm2|norm3)\.(weight|bias)")
+
+RESBLOCK_NAMES = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+DECODER_NAMES = {
+    "multihead_attn.q": "q_proj",
+    "multihead_attn.k": "k_proj",
+    "multihead_attn.v": "v_proj",
+    "multihead_attn.proj": "out_proj",
+    "linear1": "fc1",
+    "linear2": "fc2",
+    "norm2": "norm1",
+    "norm3": "norm2",
+}
+
+
+def read_checkpoint(path: str | os.PathLike) -> StateDict:
+    """
+    Read the state dict of a `.pth` (never executing a pickle) or `.safetensors` file.
+
+    Raises:
+        ValueError: One sentence that names the file, when it is missing, unreadable or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded ({reason}).") from error
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path}: holds no state dict of tensors.")
+    return state_dict
+
+
+class _Source:
+    """A state dict that remembers what has been taken, and names what was missing or left."""
+
+    def __init__(self, state_dict: StateDict):
+        self.left = {name: tensor.float() for name, tensor in state_dict.items()}
+        self.missing: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.left:
+            raise ValueError(f"Not an official ZegCLIP checkpoint: it has no key {name!r}.")
+        return tuple(self.left[name].shape)
+
+    def count(self, pattern: str) -> int:
+        """Number of distinct values of the one group in `pattern` over all keys."""
+        return len({match[1] for name in self.left if (match := re.match(pattern, name))})
+
+    def take(self, name: str) -> torch.Tensor:
+        if name not in self.left:
+            self.missing.append(name)
+            return torch.empty(0)
+        return self.left.pop(name)
+
+    def drop(self, pattern: re.Pattern, prefix: str = "") -> None:
+        for name in [name for name in self.left if name.startswith(prefix)]:
+            if pattern.fullmatch(name.removeprefix(prefix)):
+                del self.left[name]
+
+    def check_all_taken(self) -> None:
+        """Raise one sentence naming missing and unexpected keys, if there are any."""
+        if self.missing or self.left:
+            problems = []
+            for kind, names in (("missing", self.missing), ("unexpected", sorted(self.left))):
+                if names:
+                    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                    problems.append(f"{kind} keys: {', '.join(names[:5])}{more}")
+            raise ValueError(f"Not an official ZegCLIP checkpoint of this shape; {'; '.join(problems)}.")
+
+
+def infer_config(source: _Source, config: ZegClipConfig | None) -> tuple[ZegClipConfig, DeepPromptConfig]:
+    """
+    Read all sizes off the tensors; head counts and everything that is no size come from `config` or the defaults.
+
+    Args:
+        source: The official state dict.
+        config: Supplies `num_attention_heads` of both towers, `decoder_attention_heads`, templates, class names.
+    """
+    width, _, patch_size, _ = source.shape("backbone.conv1.weight")
+    positions = source.shape("backbone.positional_embedding")[0]
+    vocab_size, text_width = source.shape("text_encoder.token_embedding.weight")
+    projection_dim = source.shape("backbone.proj")[1]
+    config = copy.deepcopy(config) if config is not None else ZegClipConfig()
+    clip = config.clip_config.to_dict()
+    clip["projection_dim"] = projection_dim
+    clip["vision_config"] |= {
+        "hidden_size": width,
+        "patch_size": patch_size,
+        "image_size": math.isqrt(positions - 1) * patch_size,
+        "num_hidden_layers": source.count(r"backbone\.transformer\.resblocks\.(\d+)\."),
+        "intermediate_size": source.shape("backbone.transformer.resblocks.0.mlp.c_fc.weight")[0],
+    }
+    clip["text_config"] |= {
+        "hidden_size": text_width,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": source.shape("text_encoder.positional_embedding")[0],
+        "num_hidden_layers": source.count(r"text_encoder\.transformer\.resblocks\.(\d+)\."),
+        "intermediate_size": source.shape("text_encoder.transformer.resblocks.0.mlp.c_fc.weight")[0],
+    }
+    if clip["text_config"]["eos_token_id"] >= vocab_size:
+        # The end-of-text token is CLIP's last one.
+        clip["text_config"] |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}
+    described = config.to_dict() | {
+        "clip_config": clip,
+        "decode_head_type": "zegclip",
+        "descriptor": ["product", "text"],
+        "num_decoder_layers": source.count(r"decode_head\.decoder_1\.layers\.(\d+)\."),
+        "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight")[0],
+    }
+    deep = 0
+    if "backbone.deep_prompt_embeddings" in source.left:
+        deep = source.shape("backbone.deep_prompt_embeddings")[0]
+        if "backbone.prompt_embeddings" not in source.left:
+            deep = -deep
+    table = "backbone.deep_prompt_embeddings" if deep < 0 else "backbone.prompt_embeddings"
+    return ZegClipConfig.from_dict(described), DeepPromptConfig(
+        num_tokens=source.shape(table)[1], num_deep_layers=deep, inference_mode=True
+    )
+
+
+def _convert_tower(source: _Source, official: str, ours: str, num_layers: int) -> StateDict:
+    """Rename the residual blocks of one tower; the fused query-key-value rows are split into thirds."""
+    result = {}
+    for index in range(num_layers):
+        block, layer = f"{official}.transformer.resblocks.{index}", f"{ours}.encoder.layers.{index}"
+        for kind in ("weight", "bias"):
+            thirds = source.take(f"{block}.attn.in_proj_{kind}").chunk(3)
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), thirds):
+                result[f"{layer}.self_attn.{name}.{kind}"] = part
+            for theirs, name in RESBLOCK_NAMES.items():
+                result[f"{layer}.{name}.{kind}"] = source.take(f"{block}.{theirs}.{kind}")
+    return result
+
+
+def _convert_clip(source: _Source, config: ZegClipConfig) -> StateDict:
+    vision, text = "vision_model", "text_model"
+    class_embedding = source.take("backbone.class_embedding")
+    positions = source.take("backbone.positional_embedding")
+    if len(positions):
+        # Quirk Q1: the official forward adds the class embedding a second time, with its position.
+        positions[0] += class_embedding
+    result = {
+        f"{vision}.embeddings.class_embedding": class_embedding,
+        f"{vision}.embeddings.position_embedding.weight": positions,
+        f"{vision}.embeddings.patch_embedding.weight": source.take("backbone.conv1.weight"),
+        "visual_projection.weight": source.take("backbone.proj").T,
+        f"{text}.embeddings.token_embedding.weight": source.take("text_encoder.token_embedding.weight"),
+        f"{text}.embeddings.position_embedding.weight": source.take("text_encoder.positional_embedding"),
+        "text_projection.weight": source.take("text_encoder.text_projection").T,
+        # ZegCLIP never uses CLIP's temperature and does not store it.
+        "logit_scale": torch.tensor(config.clip_config.logit_scale_init_value),
+    }
+    norms = {
+        "backbone.ln_pre": f"{vision}.pre_layrnorm",
+        "backbone.ln_post": f"{vision}.post_layernorm",
+        "text_encoder.ln_final": f"{text}.final_layer_norm",
+    }
+    for theirs, name in norms.items():
+        for kind in ("weight", "bias"):
+            result[f"{name}.{kind}"] = source.take(f"{theirs}.{kind}")
+    result |= _convert_tower(source, "backbone", vision, config.clip_config.vision_config.num_hidden_layers)
+    return result | _convert_tower(source, "text_encoder", text, config.clip_config.text_config.num_hidden_layers)
+
+
+def _convert_prompts(source: _Source, config: DeepPromptConfig) -> StateDict:
+    tables = []
+    if config.num_deep_layers >= 0:
+        tables.append(source.take("backbone.prompt_embeddings"))
+    if config.num_deep_layers != 0:
+        tables.append(source.take("backbone.deep_prompt_embeddings"))
+    result = {"deep_prompt_tokens.default": torch.cat(tables)}
+    for kind in ("weight", "bias"):
+        result[f"deep_prompt_proj.default.{kind}"] = source.take(f"backbone.prompt_proj.{kind}")
+        norm = source.take(f"backbone.prompt_norm.{kind}")
+        if config.num_deep_layers != 0:  # shallow prompts: stored, never applied
+            result[f"deep_prompt_norm.default.{kind}"] = norm
+    return result
+
+
+def _convert_decode_head(source: _Source, config: ZegClipConfig) -> StateDict:
+    last = config.num_decoder_layers - 1
+    source.drop(DEAD_KEYS)
+    source.drop(DEAD_LAST_LAYER_KEYS, prefix=f"decode_head.decoder_1.layers.{last}.")
+    result = {}
+    for kind in ("weight", "bias"):
+        result[f"query_proj.{kind}"] = source.take(f"decode_head.q_proj.{kind}")
+        for index in range(config.num_decoder_layers):
+            for theirs, name in DECODER_NAMES.items():
+                if index == last and name not in ("q_proj", "k_proj"):
+                    continue
+                ours = "mask_scores" if index == last else f"layers.{index}"
+                result[f"{ours}.{name}.{kind}"] = source.take(f"decode_head.decoder_1.layers.{index}.{theirs}.{kind}")
+    return result
+
+
+def convert(
+    checkpoint: str | os.PathLike | dict[str, Any],
+    *,
+    method: Literal["zegclip"],
+    config: ZegClipConfig | None = None,
+) -> ZegClipForSemanticSegmentation:
+    """
+    Build a model that reproduces an official checkpoint's logits.
+
+    Args:
+        checkpoint: A `.pth` or `.safetensors` file, or a state dict with the official names (`backbone.*`,
+            `decode_head.*`, `text_encoder.*`).
+        method: Which paper's code wrote it.
+        config: Head counts, which no tensor shape tells, templates and class names. Defaults to ViT-B/16's.
+
+    Returns:
+        The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
+
+    Raises:
+        ValueError: For another method, an unreadable file, or one with missing or unexpected keys.
+    """
+    if method != "zegclip":
+        raise ValueError(f"method must be 'zegclip', not {method!r}.")
+    source = _Source(checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint))
+    model_config, prompt_config = infer_config(source, config)
+    clip = _convert_clip(source, model_config)
+    prompts = _convert_prompts(source, prompt_config)
+    decode_head = _convert_decode_head(source, model_config)
+    source.check_all_taken()
+
+    model = ZegClipForSemanticSegmentation(model_config)
+    model.clip.load_state_dict(clip)
+    model.decode_head.load_state_dict(decode_head)
+    model.add_adapter(prompt_config)  # copies the decode head
+    encoder = model.clip.vision_model.encoder
+    encoder.load_state_dict(prompts | {f"base_layer.{k}": v for k, v in encoder.base_layer.state_dict().items()})
+    return model.eval()
+
+
+__all__ = ["convert", "read_checkpoint"]

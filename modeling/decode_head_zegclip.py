@@ -1,0 +1,135 @@
+"""ZegCLIP's decode head: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_zegclip import ZegClipConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and weights."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ZegClipMaskScores(nn.Module):
+    """
+    Last layer: the scaled query-key products before softmax, averaged over heads, are the mask logits.
+
+    The sum over heads of per-head products is the product over the whole width, so no per-head map is needed. The
+    official layer also has values, an output projection, a feed-forward part and norms; nothing reads them.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.num_heads = config.decoder_attention_heads
+        self.scaling = (dim // self.num_heads) ** -0.5
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)` and `memory` `(batch, patches, dim)` to `(batch, classes, patches)`."""
+        scores = self.q_proj(queries) @ self.k_proj(memory).transpose(1, 2)
+        return scores * (self.scaling / self.num_heads)
+
+
+class ZegClipDecoderLayer(nn.Module):
+    """
+    Post-norm layer in which each class query looks at the patches; queries never look at each other.
+
+    So the masks of one class do not depend on which other classes are asked for.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.config = config
+        self.num_heads = config.decoder_attention_heads
+        self.scaling = (dim // self.num_heads) ** -0.5
+        self.dropout = config.decoder_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.decoder_ffn_dim)
+        self.fc2 = nn.Linear(config.decoder_ffn_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, patches, dim)`; returns updated queries."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended, _ = attend(
+            self,
+            self._split_heads(self.q_proj(queries)),
+            self._split_heads(self.k_proj(memory)),
+            self._split_heads(self.v_proj(memory)),
+            None,
+            scaling=self.scaling,
+            dropout=dropout,
+            is_causal=False,
+        )
+        attended = self.out_proj(attended.flatten(2))
+        queries = self.norm1(queries + F.dropout(attended, self.dropout, self.training))
+        hidden = F.dropout(F.relu(self.fc1(queries)), self.dropout, self.training)
+        return self.norm2(queries + F.dropout(self.fc2(hidden), self.dropout, self.training))
+
+
+class ZegClipDecodeHead(nn.Module):
+    """Class queries from the relationship descriptor, refined against the patches, scored against them as masks."""
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.descriptor = config.descriptor
+        self.query_proj = nn.Linear(len(config.descriptor) * dim, dim)
+        self.layers = nn.ModuleList(ZegClipDecoderLayer(config) for _ in range(config.num_decoder_layers - 1))
+        self.mask_scores = ZegClipMaskScores(config)
+
+    def forward(
+        self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor, class_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Compute one mask logit map per class.
+
+        Args:
+            image_embeds: `(batch, dim)` global embedding, L2-normalised.
+            patch_embeds: `(batch, height, width, dim)`, L2-normalised per patch.
+            class_embeds: `(classes, dim)`, L2-normalised.
+
+        Returns:
+            `(batch, classes, height, width)` mask logits.
+        """
+        height, width = patch_embeds.shape[1:3]
+        memory = patch_embeds.flatten(1, 2)
+        product = image_embeds[:, None] * class_embeds
+        terms = {"product": product, "text": class_embeds.expand_as(product)}
+        queries = self.query_proj(torch.cat([terms[name] for name in self.descriptor], dim=-1))
+        for layer in self.layers:
+            queries = layer(queries, memory)
+        return self.mask_scores(queries, memory).unflatten(-1, (height, width))
+
+
+__all__ = ["ZegClipDecodeHead"]

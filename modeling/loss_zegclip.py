@@ -1,0 +1,124 @@
+"""Losses of ZegCLIP: focal and dice over one mask logit map per class and picture."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+def count_present_masks(labels: torch.Tensor, num_classes: int, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Find which classes occur in which picture.
+
+    Args:
+        labels: `(batch, height, width)` int64 class ids.
+        num_classes: Number of classes.
+        ignore_index: Label of pixels without a class.
+
+    Returns:
+        `(batch, num_classes)` bool, true where the class occurs, and the number of such pairs averaged over
+        processes and at least 1: the normaliser of both losses in the official code.
+    """
+    ids = torch.where(labels == ignore_index, num_classes, labels).flatten(1)
+    present = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, ids, 1.0)[:, :-1] > 0
+    count = present.sum().float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return present, count.clamp(min=1)
+
+
+def focal_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_masks: torch.Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    ignore_index: int = 255,
+    ignored_as_negatives: bool = True,
+) -> torch.Tensor:
+    """
+    Sigmoid focal loss, the mean over pixels summed over all pictures and classes, divided by `num_masks`.
+
+    Every class map is first treated as empty; the labelled class of each pixel is then exchanged for its positive
+    term. This equals the sum over one-hot targets without ever building them.
+
+    Args:
+        logits: `(batch, classes, height, width)` float32 mask logits.
+        labels: `(batch, height, width)` int64 class ids.
+        num_masks: Scalar normaliser, see [`count_present_masks`].
+        alpha: Weight of pixels inside a mask; `1 - alpha` outside.
+        gamma: Focusing exponent.
+        ignore_index: Label of pixels without a class.
+        ignored_as_negatives: Official behaviour: such pixels count as outside of every mask.
+    """
+    valid = labels != ignore_index
+    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    if not ignored_as_negatives:
+        negative = negative * valid.unsqueeze(1)
+    own = logits.gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1)
+    exchanged = alpha * (-own).sigmoid() ** gamma * F.softplus(-own)
+    exchanged = exchanged - (1 - alpha) * own.sigmoid() ** gamma * F.softplus(own)
+    pixels = labels.shape[-2] * labels.shape[-1]
+    return (negative.sum() + (exchanged * valid).sum()) / (pixels * num_masks)
+
+
+def dice_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    present: torch.Tensor,
+    num_masks: torch.Tensor,
+    *,
+    ignore_index: int = 255,
+    ignored_as_negatives: bool = True,
+) -> torch.Tensor:
+    """
+    Soft dice loss with smoothing 1, summed over the classes present in each picture, divided by `num_masks`.
+
+    Args:
+        logits: `(batch, classes, height, width)` float32 mask logits.
+        labels: `(batch, height, width)` int64 class ids.
+        present: `(batch, classes)` bool, see [`count_present_masks`].
+        num_masks: Scalar normaliser.
+        ignore_index: Label of pixels without a class.
+        ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.
+    """
+    num_classes = logits.shape[1]
+    probabilities = logits.sigmoid().flatten(2)
+    flat = labels.flatten(1)
+    valid = flat != ignore_index
+    ids = flat.where(valid, num_classes)
+    own = probabilities.gather(1, flat.where(valid, 0).unsqueeze(1)).squeeze(1)
+    bins = probabilities.new_zeros(len(labels), num_classes + 1)
+    intersection = bins.scatter_add(1, ids, own)[:, :-1]
+    target_area = bins.scatter_add(1, ids, torch.ones_like(own))[:, :-1]
+    if not ignored_as_negatives:
+        probabilities = probabilities * valid.unsqueeze(1)
+    area = probabilities.sum(-1) + target_area
+    return ((1 - (2 * intersection + 1) / (area + 1)) * present).sum() / num_masks
+
+
+@torch.no_grad()
+def fill_pseudo_labels(
+    logits: torch.Tensor, labels: torch.Tensor, seen_ids: list[int], unlabelled: int = -1
+) -> torch.Tensor:
+    """
+    Give unlabelled pixels the best of the unseen classes, as the official self-training does.
+
+    There is no threshold and no teacher: the scores are those of the very forward pass that is being trained.
+
+    Args:
+        logits: `(batch, classes, height, width)` mask logits of all classes, at any resolution.
+        labels: `(batch, height, width)` int64 ids; `unlabelled` marks pixels of unseen classes.
+        seen_ids: Ids that are never a pseudo label.
+        unlabelled: The mark.
+
+    Returns:
+        Labels with every marked pixel filled; all others, ignored ones included, as they were.
+    """
+    scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+    scores[:, seen_ids] = -1
+    return torch.where(labels == unlabelled, scores.argmax(dim=1), labels)
+
+
+__all__ = ["count_present_masks", "dice_loss", "fill_pseudo_labels", "focal_loss"]

@@ -1,0 +1,284 @@
+"""ZegCLIP-family models for zero-shot semantic segmentation, built around a Hugging Face CLIP."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_zegclip import ZegClipConfig
+from .decode_head_similarity import SimilarityDecodeHead
+from .decode_head_zegclip import ZegClipDecodeHead
+from .loss_zegclip import count_present_masks, dice_loss, focal_loss
+from .tuner_zegclip import enable_saved_modules, read_adapter_model_config
+
+DECODE_HEADS: dict[str, type[nn.Module]] = {"zegclip": ZegClipDecodeHead, "similarity": SimilarityDecodeHead}
+
+
+@dataclass
+class ZegClipSemanticSegmenterOutput(ModelOutput):
+    """
+    Output of [`ZegClipForSemanticSegmentation`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Weighted sum of the loss terms, with `labels`.
+        logits (`torch.Tensor` of shape `(batch, classes, height, width)`):
+            Mask logits on the patch grid; their sigmoid, after upsampling, is the class score.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*): Each loss term, weighted, with `labels`.
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
+        patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
+        class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): Of the vision tower, prompt tokens included.
+        attentions (`tuple[torch.Tensor]`, *optional*): Of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    image_embeds: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+    class_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic)."""
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
+        grid = (height // self.patch_size, width // self.patch_size)
+        side = self.image_size // self.patch_size
+        table = self.position_embedding.weight
+        if grid == (side, side):
+            return table.unsqueeze(0)
+        patches = table[1:].T.reshape(1, -1, side, side)
+        patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat([table[:1], patches.flatten(2)[0].T]).unsqueeze(0)
+
+
+class ZegClipPreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by the models of this family."""
+
+    config_class = ZegClipConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings", "ZegClipDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
+    # accumulation steps and processes.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        Load a full model, a base with its adapter, an adapter alone (its base is found by name), or a plain CLIP.
+
+        As `PreTrainedModel.from_pretrained`. An adapter folder describes the decode head it was trained with, so it
+        also loads onto a plain CLIP.
+        """
+        if config is None and not model_args:
+            config = read_adapter_model_config(cls.config_class, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # CLIP initialises itself; a Linear that comes here belongs to a decode head, which starts from PyTorch's own
+        # values (the official head's initialiser is never called).
+        if isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ZegClipDecodeHead):
+            if self.config.decode_head_init == "identity":
+                _init_as_cosine_classifier(module)
+            else:
+                _init_layers_alike(module)
+
+    def enable_adapters(self) -> None:
+        """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
+        super().enable_adapters()
+        enable_saved_modules(self)
+
+
+def _init_layers_alike(head: ZegClipDecodeHead) -> None:
+    """Give every layer the values of the first: the official layers are deep copies of one."""
+    if not len(head.layers):
+        return
+    first = dict(head.layers[0].named_parameters())
+    for layer in (*head.layers[1:], head.mask_scores):
+        for name, parameter in layer.named_parameters():
+            init.copy_(parameter, first[name])
+
+
+def _init_as_cosine_classifier(head: ZegClipDecodeHead) -> None:
+    """Let the head start as ten times the cosine of patch and class embedding; residual branches start closed."""
+    dim = head.query_proj.out_features
+    weight = torch.zeros_like(head.query_proj.weight)
+    weight[:, -dim:] = torch.eye(dim)
+    init.copy_(head.query_proj.weight, weight)
+    init.zeros_(head.query_proj.bias)
+    for layer in head.layers:
+        for branch in (layer.out_proj, layer.fc2):
+            init.zeros_(branch.weight)
+            init.zeros_(branch.bias)
+    # The layers' norms bring the queries to length sqrt(dim); the rest of the scale is undone here.
+    query_norm = math.sqrt(dim) if len(head.layers) else 1.0
+    scores = head.mask_scores
+    gain = math.sqrt(10.0 * scores.num_heads / scores.scaling / query_norm)
+    for projection in (scores.q_proj, scores.k_proj):
+        init.copy_(projection.weight, gain * torch.eye(dim))
+        init.zeros_(projection.bias)
+
+
+class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
+    """
+    A CLIP whose patches are matched against class names by a decode head.
+
+    picture -> vision tower -> global and patch embeddings -> decode head -> mask logits; names -> text tower -> class
+    embeddings -> decode head. Prompts come from an adapter, see [`DeepPromptConfig`].
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
+        self.clip = CLIPModel._from_config(config.clip_config)
+        self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(config.clip_config.vision_config)
+        self.decode_head = DECODE_HEADS[config.decode_head_type](config)
+        self.post_init()
+
+    def get_class_embeds(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_templates: int | None = None,
+    ) -> torch.Tensor:
+        """
+        Encode class names once, for any number of pictures.
+
+        Args:
+            input_ids: `(names * templates, length)` token ids, all templates of the first name first.
+            attention_mask: Same shape, 1 for tokens and 0 for padding.
+            num_templates: Rows per name; defaults to the number of templates in the configuration.
+
+        Returns:
+            `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
+        """
+        num_templates = num_templates or len(self.config.prompt_templates)
+        if len(input_ids) % num_templates:
+            raise ValueError(
+                f"input_ids has {len(input_ids)} rows, not a multiple of the {num_templates} prompt templates: pass "
+                "num_templates if the processor uses other templates than the model's configuration."
+            )
+        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        embeds = F.normalize(outputs.pooler_output, dim=-1)
+        return F.normalize(embeds.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
+
+    def get_image_embeds(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput]:
+        """
+        Encode pictures, with the final norm and projection on every token (not on the class token alone).
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`. Sides that the patch size does not divide are stretched to the
+                next multiple, so that the patch grid always covers the whole picture.
+
+        Returns:
+            Global embeddings `(batch, dim)` and patch embeddings `(batch, height, width, dim)`, both L2-normalised,
+            and the vision tower's own output.
+        """
+        patch = self.config.clip_config.vision_config.patch_size
+        grid = tuple(math.ceil(side / patch) for side in pixel_values.shape[-2:])
+        size = (grid[0] * patch, grid[1] * patch)
+        if tuple(pixel_values.shape[-2:]) != size:
+            pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        vision = self.clip.vision_model
+        outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))
+        embeds = F.normalize(embeds, dim=-1)
+        return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
+
+    def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Compute the weighted loss terms in float32 at the labels' resolution (paper section 3.5).
+
+        Args:
+            logits: `(batch, classes, height, width)` mask logits on the patch grid.
+            labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
+        """
+        config = self.config
+        num_classes = logits.shape[1]
+        ignore_index = config.semantic_loss_ignore_index
+        if labels.ndim != 3:
+            raise ValueError(f"labels must be (batch, height, width), not {tuple(labels.shape)}.")
+        if not torch.compiler.is_compiling():
+            unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+            if unknown.any():
+                raise ValueError(
+                    f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
+                    f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
+                )
+        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        present, num_masks = count_present_masks(labels, num_classes, ignore_index)
+        rule = {"ignore_index": ignore_index, "ignored_as_negatives": config.ignored_pixels_as_negatives}
+        focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
+        dice = dice_loss(logits, labels, present, num_masks, **rule)
+        return {"loss_focal": config.focal_weight * focal, "loss_dice": config.dice_weight * dice}
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        class_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ZegClipSemanticSegmenterOutput:
+        r"""
+        Segment pictures into the named classes.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised pictures of any size.
+            input_ids (`torch.Tensor` of shape `(names * templates, length)`, *optional*): Token ids of the names.
+            attention_mask (`torch.Tensor`, *optional*): For `input_ids`.
+            class_embeds (`torch.Tensor` of shape `(names, dim)`, *optional*):
+                From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
+            labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): int64 ids into the names.
+        """
+        if (input_ids is None) == (class_embeds is None):
+            raise ValueError("Give the class names either as input_ids or as class_embeds.")
+        if class_embeds is None:
+            class_embeds = self.get_class_embeds(input_ids, attention_mask)
+        image_embeds, patch_embeds, vision_outputs = self.get_image_embeds(pixel_values, **kwargs)
+        class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
+        logits = self.decode_head(image_embeds, patch_embeds, class_embeds)
+
+        loss_dict = self.compute_loss(logits, labels) if labels is not None else None
+        return ZegClipSemanticSegmenterOutput(
+            loss=sum(loss_dict.values()) if loss_dict else None,
+            logits=logits,
+            loss_dict=loss_dict,
+            image_embeds=image_embeds,
+            patch_embeds=patch_embeds,
+            class_embeds=class_embeds,
+            hidden_states=vision_outputs.hidden_states,
+            attentions=vision_outputs.attentions,
+        )
+
+
+__all__ = ["ZegClipForSemanticSegmentation", "ZegClipPreTrainedModel", "ZegClipSemanticSegmenterOutput"]

@@ -1,0 +1,263 @@
+"""Parity with outputs of the official code, forward and backward, on tiny random models."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, convert
+from zegclip.modeling.loss_zegclip import fill_pseudo_labels
+from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores, predict_windows
+
+GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
+FILES = sorted(
+    path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors"
+)
+FORWARD_TOLERANCE = 1e-5
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-5
+
+
+class Golden:
+    """One file of official tensors, and our model converted from it."""
+
+    def __init__(self, path: Path):
+        with safe_open(path, "pt") as file:
+            self.meta = json.loads(file.metadata()["meta"])
+            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        official = self.meta["config"]
+        state_dict = {name[3:]: tensor for name, tensor in self.tensors.items() if name.startswith("sd.")}
+        heads = {"num_attention_heads": official["backbone"]["heads"]}
+        text_heads = {"num_attention_heads": official["text_encoder"]["transformer_heads"]}
+        config = ZegClipConfig(
+            clip_config={"vision_config": heads, "text_config": text_heads},
+            decoder_attention_heads=official["decode_head"]["num_heads"],
+        )
+        self.model = convert(state_dict, method="zegclip", config=config)
+        self.encoder = self.model.clip.vision_model.encoder
+        self.encoder.prompt_configs["default"].dropout = 0.0
+        for module in self.model.modules():
+            if hasattr(module, "dropout") and isinstance(module.dropout, float):
+                module.dropout = 0.0
+        self.text = self.tensors["input.text_embeddings_fp16"].float()
+        self.seen = official["base_class"]
+        self.unseen = official["novel_class"]
+        self.self_training = official["self_training"]
+        self.image_size = official["decode_head"]["img_size"]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def golden(request):
+    return Golden(request.param)
+
+
+def assert_close(ours: torch.Tensor, official: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, official, atol=FORWARD_TOLERANCE, rtol=0)
+
+
+def recorded(golden: Golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run the model on the golden's pictures and return intermediates under the golden's names."""
+    seen: dict[str, torch.Tensor] = {}
+    model, handles = golden.model, []
+    head = model.decode_head.modules_to_save["default"]
+    vision = model.clip.vision_model
+
+    def keep(module, name, which="output"):
+        def hook(_module, args, output):
+            seen[name] = args[0] if which == "input" else output
+
+        handles.append(module.register_forward_hook(hook))
+
+    keep(vision.embeddings.patch_embedding, "patch_conv")
+    keep(vision.pre_layrnorm, "ln_pre")
+    for index, block in enumerate(golden.encoder.base_layer.layers):
+        keep(block, f"block{index}_in", "input")
+        keep(block, f"block{index}_out")
+    keep(golden.encoder, "prompt_norm_final")
+    keep(head.query_proj, "relation_concat", "input")
+    keep(head.query_proj, "relation_queries")
+    for index, layer in enumerate(head.layers):
+        keep(layer, f"dec{index}_query")
+    output = model(pixel_values=golden["input.image"], class_embeds=class_embeds)
+    for handle in handles:
+        handle.remove()
+    seen["prompt_norm_final"] = seen["prompt_norm_final"].last_hidden_state
+    seen["ln_post"] = vision.post_layernorm(seen["prompt_norm_final"])
+    seen["global_feature"] = output.image_embeds
+    seen["patch_features"] = output.patch_embeds.permute(0, 3, 1, 2)
+    seen[f"dec{len(head.layers)}_mask_logits"] = output.logits.flatten(2)
+    size = (golden.image_size, golden.image_size)
+    seen["pred_masks_upsampled"] = F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
+    seen["logits"] = output.logits
+    return seen
+
+
+def test_goldens_are_found():
+    assert len(FILES) >= 4
+
+
+@torch.no_grad()
+def test_forward(golden):
+    golden.model.eval()
+    ours = recorded(golden, golden.text)
+    compared = set()
+    for name in [name for name in golden.tensors if name.startswith("eval.")]:
+        official, key = golden[name], name.removeprefix("eval.")
+        if key == "scores":
+            offset = torch.zeros(len(golden.text))
+            offset[golden.seen] = golden.meta["eval_seen_offset"]
+            mine = F.interpolate(
+                ours["pred_masks_upsampled"].sigmoid() - offset[:, None, None],
+                size=golden["input.image"].shape[-2:],
+                mode="bilinear",
+                align_corners=False,
+            )
+        elif key in ours:
+            mine = ours[key]
+        else:
+            # What the official decoder also computes and nobody reads: earlier layers' scores, last layer's queries.
+            last = golden.model.config.num_decoder_layers - 1
+            assert re.fullmatch(rf"dec(?!{last})\d+_mask_logits|dec{last}_query", key), key
+            continue
+        if key in ("prompt_norm_final", "ln_post") and mine.shape != official.shape:
+            # We drop the prompts before the last norms: nothing reads them.
+            count = official.shape[1] - mine.shape[1]
+            official = torch.cat([official[:, :1], official[:, 1 + count :]], dim=1)
+        assert_close(mine, official)
+        compared.add(key)
+    assert {"scores", "global_feature", "patch_features", "relation_queries"} <= compared
+
+
+@torch.no_grad()
+def test_text_tower(golden):
+    ours = golden.model.get_class_embeds(golden["textenc.tokens"].long())
+    assert_close(ours, golden["textenc.normalized_embeddings"])
+
+
+@torch.no_grad()
+def test_sliding_window(golden):
+    if "slide.image" not in golden:
+        assert golden.meta["name"] == "c_fully_shallow"
+        return
+    golden.model.eval()
+    image = golden["slide.image"]
+    crop, stride = (golden.meta["config"]["test_cfg"][key][0] for key in ("crop_size", "stride"))
+    windows = predict_windows(golden.model, image, golden.text, window_size=crop, stride=stride, batch_size=2)
+    rule = {"seen_ids": golden.seen, "seen_offset": golden.meta["eval_seen_offset"]}
+    assert_close(merge_scores(windows, tuple(image.shape[-2:]), **rule), golden["slide.scores"][0])
+    target = tuple(golden["slide.argmax"].shape)
+    assert_close(merge_scores(windows, target, **rule), golden["slide.scores_resized"][0])
+    masks, _ = merge_masks(windows, target, **rule)
+    torch.testing.assert_close(masks, golden["slide.argmax"].long(), atol=0, rtol=0)
+
+
+def training_labels(golden: Golden, labels: torch.Tensor) -> torch.Tensor:
+    """Map raw ids to the training's: seen classes to their query, unseen ones to ignore or to the unlabelled mark."""
+    table = torch.full((256,), 255)
+    for position, index in enumerate(golden.seen):
+        table[index] = index if golden.self_training else position
+    if golden.self_training:
+        table[golden.unseen] = -1
+    return table[labels[:, 0].long()]
+
+
+def train_step(golden: Golden, labels: torch.Tensor):
+    """Return logits, targets and loss terms in train mode (dropout is zero)."""
+    golden.model.train()
+    class_embeds = golden.text if golden.self_training else golden.text[golden.seen]
+    output = golden.model(pixel_values=golden["input.image"], class_embeds=class_embeds)
+    targets = training_labels(golden, labels)
+    if golden.self_training:
+        targets = fill_pseudo_labels(output.logits, targets, golden.seen)
+    return output, targets, golden.model.compute_loss(output.logits, targets)
+
+
+def test_train_forward(golden):
+    output, targets, losses = train_step(golden, golden["input.label"])
+    upsampled = F.interpolate(output.logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
+    assert_close(upsampled.detach(), golden["train.pred_masks"])
+    torch.testing.assert_close(targets, golden["train.target"][:, 0].long(), atol=0, rtol=0)
+    check_losses(golden, losses, "train")
+
+
+def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -> None:
+    config = golden.model.config
+    official = {name: golden[f"{prefix}.{name}"][0] for name in ("loss_mask_unweighted", "loss_dice_unweighted")}
+    expected = {
+        "loss_focal": official["loss_mask_unweighted"] * config.focal_weight,
+        "loss_dice": official["loss_dice_unweighted"] * config.dice_weight,
+    }
+    for name, value in losses.items():
+        torch.testing.assert_close(value.detach(), expected[name], rtol=LOSS_TOLERANCE, atol=0)
+    total = sum(losses.values()).detach()
+    torch.testing.assert_close(total, golden[f"{prefix}.loss_total"][0], rtol=LOSS_TOLERANCE, atol=0)
+    torch.testing.assert_close(losses["loss_focal"].detach(), golden[f"{prefix}.decode.loss_mask"][0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("edge", ["edge_one_empty", "edge_all_ignore"])
+def test_edge_labels(golden, edge):
+    if f"{edge}.label" not in golden:
+        assert golden.meta["name"] != "a_inductive"
+        return
+    _, targets, losses = train_step(golden, golden[f"{edge}.label"])
+    torch.testing.assert_close(targets, golden[f"{edge}.target"][:, 0].long(), atol=0, rtol=0)
+    check_losses(golden, losses, edge)
+
+
+def our_gradients(golden: Golden) -> dict[str, torch.Tensor]:
+    """Gradients of the total loss under the official names."""
+    model = golden.model
+    model.set_adapter("default")
+    for parameter in golden.encoder.parameters():
+        parameter.grad = None
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in trainable.values():
+        parameter.grad = None
+    _, _, losses = train_step(golden, golden["input.label"])
+    sum(losses.values()).backward()
+    result: dict[str, torch.Tensor] = {}
+    last = model.config.num_decoder_layers - 1
+    reverse = {ours: theirs for theirs, ours in DECODER_NAMES.items()}
+    for name, parameter in trainable.items():
+        name = name.replace(".default", "").split("modules_to_save.")[-1]
+        if "deep_prompt_tokens" in name:
+            result["backbone.prompt_embeddings"] = parameter.grad[:1]
+            if len(parameter) > 1:
+                result["backbone.deep_prompt_embeddings"] = parameter.grad[1:]
+        elif match := re.search(r"deep_prompt_(proj|norm)\.(.*)", name):
+            result[f"backbone.prompt_{match[1]}.{match[2]}"] = parameter.grad
+        elif match := re.search(r"query_proj\.(.*)", name):
+            result[f"decode_head.q_proj.{match[1]}"] = parameter.grad
+        else:
+            match = re.search(r"(?:layers\.(\d+)|mask_scores)\.(\w+)\.(\w+)$", name)
+            layer = last if match[1] is None else match[1]
+            result[f"decode_head.decoder_1.layers.{layer}.{reverse[match[2]]}.{match[3]}"] = parameter.grad
+    return result
+
+
+def test_gradients(golden):
+    ours = our_gradients(golden)
+    official = {name.removeprefix("grad."): golden[name] for name in golden.tensors if name.startswith("grad.")}
+    assert ours.keys() == official.keys()
+    last = golden.model.config.num_decoder_layers - 1
+    for name, expected in official.items():
+        match = re.fullmatch(r"decode_head\.decoder_1\.layers\.(\d+)\.multihead_attn\.k\.bias", name)
+        if match and int(match[1]) != last:
+            # Mathematically zero (softmax ignores a shift): both sides are rounding noise.
+            assert ours[name].abs().max() < 1e-6, name
+            assert expected.abs().max() < 1e-6, name
+        else:
+            error = (ours[name] - expected).norm() / expected.norm()
+            assert error <= GRADIENT_TOLERANCE, f"{name}: {error}"
