@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 
 @strict
@@ -46,7 +47,7 @@ class ZegClipConfig(PreTrainedConfig):
     """
 
     model_type = "zegclip"
-    sub_configs_defaults = {"clip_config": CLIPConfig}
+    sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
     decode_head_type: Literal["zegclip", "similarity"] = "zegclip"

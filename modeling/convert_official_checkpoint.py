@@ -199,15 +199,16 @@ def _convert_clip(source: _Source, config: ZegClipConfig) -> StateDict:
 
 def _convert_prompts(source: _Source, config: DeepPromptConfig) -> StateDict:
     tables = []
-    if config.num_deep_layers >= 0:
+    deep = config.num_deep_layers or 0
+    if deep >= 0:
         tables.append(source.take("backbone.prompt_embeddings"))
-    if config.num_deep_layers != 0:
+    if deep != 0:
         tables.append(source.take("backbone.deep_prompt_embeddings"))
     result = {"deep_prompt_tokens.default": torch.cat(tables)}
     for kind in ("weight", "bias"):
         result[f"deep_prompt_proj.default.{kind}"] = source.take(f"backbone.prompt_proj.{kind}")
         norm = source.take(f"backbone.prompt_norm.{kind}")
-        if config.num_deep_layers != 0:  # shallow prompts: stored, never applied
+        if deep != 0:  # shallow prompts: stored, never applied
             result[f"deep_prompt_norm.default.{kind}"] = norm
     return result
 

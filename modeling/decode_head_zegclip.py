@@ -20,7 +20,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and weights."""
+    """Attend over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and the weights."""
     weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights

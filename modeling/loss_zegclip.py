@@ -5,7 +5,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 
-def count_present_masks(labels: torch.Tensor, num_classes: int, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+def count_present_masks(
+    labels: torch.Tensor, num_classes: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Find which classes occur in which picture.
 

@@ -92,6 +92,11 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             config = read_adapter_model_config(cls.config_class, pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For classes outside of transformers the parent skips modules without parameters of their own, and with them
+        # what `_init_weights` does to a decode head as a whole. `initialization` leaves loaded tensors alone anyway.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # CLIP initialises itself; a Linear that comes here belongs to a decode head, which starts from PyTorch's own
@@ -108,6 +113,26 @@ class ZegClipPreTrainedModel(PreTrainedModel):
                 _init_as_cosine_classifier(module)
             else:
                 _init_layers_alike(module)
+
+    def save_with_base(self, save_directory: str) -> None:
+        """
+        Save base and adapter side by side in one folder, which loads without looking for the base elsewhere.
+
+        `save_pretrained` writes an adapter alone, as everywhere in transformers.
+        """
+        state_dict = self.state_dict()
+        base = type(self)(self.config)
+        base.load_state_dict(
+            {
+                name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+                for name, tensor in state_dict.items()
+                if ".deep_prompt_" not in name and ".modules_to_save." not in name
+            }
+        )
+        base.to(self.dtype).save_pretrained(save_directory)
+        for peft_config in self.peft_config.values():
+            peft_config.base_model_name_or_path = None
+        self.save_pretrained(save_directory)
 
     def enable_adapters(self) -> None:
         """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
@@ -260,17 +285,17 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): int64 ids into the names.
         """
-        if (input_ids is None) == (class_embeds is None):
-            raise ValueError("Give the class names either as input_ids or as class_embeds.")
-        if class_embeds is None:
+        if input_ids is not None and class_embeds is None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask)
+        elif input_ids is not None or class_embeds is None:
+            raise ValueError("Give the class names either as input_ids or as class_embeds.")
         image_embeds, patch_embeds, vision_outputs = self.get_image_embeds(pixel_values, **kwargs)
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
         logits = self.decode_head(image_embeds, patch_embeds, class_embeds)
 
         loss_dict = self.compute_loss(logits, labels) if labels is not None else None
         return ZegClipSemanticSegmenterOutput(
-            loss=sum(loss_dict.values()) if loss_dict else None,
+            loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
             logits=logits,
             loss_dict=loss_dict,
             image_embeds=image_embeds,

@@ -60,7 +60,7 @@ class DeepPromptConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = DeepPromptPeftType.DEEP_PROMPT  # type: ignore[assignment]
+        self.peft_type = DeepPromptPeftType.DEEP_PROMPT
         if self.num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, not {self.num_tokens}.")
         if not 0 <= self.dropout < 1:
@@ -84,6 +84,11 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
     # Each piece is its own container of plain modules: `load_adapter` renames keys of nested ones wrongly.
     adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm")
     other_param_names = ("prompt_configs",)
+    # Inherited; said here because a Module's attributes are typed "Tensor | Module".
+    active_adapters: list[str]
+    base_layer: Any
+    set_adapter: Any
+    _move_adapter_to_device_of_base_layer: Any
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: DeepPromptConfig):
         super().__init__()
@@ -145,7 +150,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
             states = layer(states, attention_mask, **kwargs)
         states = torch.cat([states[:, :1], states[:, 1 + count :]], dim=1)
         if name in self.deep_prompt_norm:
-            norm = self.deep_prompt_norm[name]
+            norm: Any = self.deep_prompt_norm[name]
             states = norm(states.to(norm.weight.dtype)).to(states.dtype)
         return BaseModelOutput(last_hidden_state=states)
 
@@ -155,7 +160,7 @@ class DeepPromptModel(BaseTuner):
 
     prefix = "deep_prompt_"
     tuner_layer_cls = DeepPromptLayer
-    target_module_mapping = {"zegclip": r".*\.vision_model\.encoder", "clip": r"vision_model\.encoder"}  # type: ignore[dict-item]
+    target_module_mapping = {"zegclip": r".*\.vision_model\.encoder", "clip": r"vision_model\.encoder"}
 
     def _create_and_replace(
         self,
@@ -190,9 +195,9 @@ class DeepPromptModel(BaseTuner):
 def register_tuner() -> None:
     """Make the method known to PEFT, whose own registration is closed to third parties."""
     kind = DeepPromptPeftType.DEEP_PROMPT
-    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = DeepPromptConfig  # type: ignore[index]
-    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = DeepPromptModel  # type: ignore[index]
-    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = DeepPromptModel.prefix  # type: ignore[index]
+    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = DeepPromptConfig
+    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = DeepPromptModel
+    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = DeepPromptModel.prefix
 
 
 def read_adapter_model_config(

@@ -16,9 +16,7 @@ from zegclip.modeling.loss_zegclip import fill_pseudo_labels
 from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores, predict_windows
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
-FILES = sorted(
-    path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors"
-)
+FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")
 FORWARD_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5
@@ -203,7 +201,9 @@ def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -
         torch.testing.assert_close(value.detach(), expected[name], rtol=LOSS_TOLERANCE, atol=0)
     total = sum(losses.values()).detach()
     torch.testing.assert_close(total, golden[f"{prefix}.loss_total"][0], rtol=LOSS_TOLERANCE, atol=0)
-    torch.testing.assert_close(losses["loss_focal"].detach(), golden[f"{prefix}.decode.loss_mask"][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        losses["loss_focal"].detach(), golden[f"{prefix}.decode.loss_mask"][0], rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("edge", ["edge_one_empty", "edge_all_ignore"])

@@ -1,0 +1,248 @@
+"""What the two image processors of ZegCLIP (Pillow and torchvision backend) share."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from .image_reading import load_class_ids, load_rgb
+from .resizing_zegclip import resize_bilinear, resize_nearest, resized_shape
+from .sliding_window_zegclip import CLASSES_PER_CHUNK, resize_maps, running_max
+
+
+class ZegClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    window_size (`int`, *optional*, defaults to 512):
+        Side of the square windows, in pixels of the resized picture, that the pipeline and the evaluation predict in;
+        `None` for the whole picture at once.
+    window_stride (`int`, *optional*, defaults to 426):
+        Distance between neighbouring windows.
+    """
+
+    window_size: int | None
+    window_stride: int | None
+
+
+class ZegClipImageProcessorBase(BaseImageProcessor):
+    """
+    The official ZegCLIP test pipeline: the short side becomes 512 pixels with no limit on the long one, bilinear
+    without antialiasing and bit-identical to OpenCV's, then ImageNet's statistics (not CLIP's). Nothing is cropped or
+    padded.
+
+    It stands before a backend class of transformers in the bases of an image processor.
+    """
+
+    valid_kwargs = ZegClipImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 512}
+    default_to_square = False
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    window_size: int | None = 512
+    window_stride: int | None = 426
+
+    def __init__(self, **kwargs: Unpack[ZegClipImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+        # The base class reads None as "not given", but as a window size it means the whole picture.
+        if "window_size" in kwargs:
+            self.window_size = kwargs["window_size"]
+        if "window_stride" in kwargs:
+            self.window_stride = kwargs["window_stride"]
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[ZegClipImageProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        Turns pictures, and optionally their label maps, into the model's inputs.
+
+        Args:
+            images: One picture or several: paths, addresses, PIL images of any mode, arrays or tensors with 3 axes.
+            segmentation_maps: A label map for each picture and of its size: paths, PIL images of a palette or
+                one-channel mode, integer arrays or tensors `(height, width)`. Resized to the nearest pixel, never
+                rescaled: ids stay ids.
+            kwargs: Any attribute of the image processor, for this call; `return_tensors="pt"` for tensors.
+
+        Returns:
+            `pixel_values` `(batch, 3, height, width)` float32 and, with label maps, `labels` `(batch, height, width)`
+            int64. Without `return_tensors`, lists of arrays.
+
+        Raises:
+            ValueError: If a file cannot be read, label maps don't fit their pictures, or pictures of different sizes
+                shall become one tensor.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def fetch_images(self, images: Any) -> Any:
+        """Reads paths and addresses; leaves pictures in memory as they are."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return load_rgb(images) if isinstance(images, (str, Path)) else super().fetch_images(images)
+
+    def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
+        """One picture in the backend's array type, `(3, height, width)`."""
+        if do_convert_rgb and isinstance(image, Image.Image):
+            image = load_rgb(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def resize(
+        self, image: Any, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs: Any
+    ) -> Any:
+        """Resizes `(channels, height, width)`: bilinear as OpenCV, any other filter as the backend's own."""
+        height, width = resized_shape(image.shape[-2], image.shape[-1], size)
+        if resample != PILImageResampling.BILINEAR:
+            return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
+        if isinstance(image, np.ndarray):
+            # The copy is contiguous and writable, which torch asks for.
+            return resize_bilinear(torch.from_numpy(image.copy()), height, width).numpy()
+        return resize_bilinear(image, height, width)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        pictures = self._prepare_image_like_inputs(
+            images, **{name: kwargs[name] for name in ("do_convert_rgb", "input_data_format", "device")}
+        )
+        pixel_values = self._preprocess(pictures, **kwargs)
+        shapes = [tuple(values.shape[-2:]) for values in pixel_values]
+        if return_tensors is not None and len(set(shapes)) > 1:
+            sizes = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(shapes))
+            raise ValueError(
+                f"The pictures come out at different sizes ({sizes}) and don't fit into one tensor: set one size "
+                'as size={"height": ..., "width": ...}, or use the pipeline, which takes them one at a time.'
+            )
+        data = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            class_ids = _read_segmentation_maps(segmentation_maps)
+            _check_segmentation_maps(class_ids, [tuple(picture.shape[-2:]) for picture in pictures])
+            data["labels"] = [resize_nearest(ids, *shape) for ids, shape in zip(class_ids, shapes)]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        images: list[Any],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | Iterable[float],
+        image_std: float | Iterable[float],
+        **kwargs: Any,
+    ) -> list[Any]:
+        processed = []
+        for image in images:
+            if do_resize:
+                image = self.resize(image, size, resample)
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            processed.append(image)
+        return processed
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """
+        Turns a model's mask logits into maps of class ids.
+
+        Args:
+            outputs: Has `.logits (batch, names, h, w)`.
+            target_sizes: `(height, width)` of each picture's map; `None` for the logits' own size.
+            return_segmentation_scores: Whether to return every class's scores too. Without them, only a few classes at
+                a time are upsampled.
+
+        Returns:
+            A list with a map `(height, width)` int64 for each picture or, with scores, with a
+            [`SemanticSegmentationPostProcessorOutput`] of `segmentation`, the same map, and `segmentation_scores`,
+            `(names, height, width)` float32 in [0, 1], the sigmoid of the bilinearly resized logits.
+
+        Raises:
+            ValueError: If there is not one target size for each picture.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            target_sizes = [logits.shape[-2:]] * len(logits)
+        elif len(target_sizes) != len(logits):
+            raise ValueError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
+
+        results: list[Any] = []
+        for picture_logits, target_size in zip(logits, target_sizes):
+            height, width = (int(side) for side in target_size)
+            if return_segmentation_scores:
+                resized = resize_maps(picture_logits, height, width)
+                results.append(
+                    SemanticSegmentationPostProcessorOutput(
+                        data={"segmentation": resized.argmax(dim=0), "segmentation_scores": resized.sigmoid()}
+                    )
+                )
+            else:
+                chunks = picture_logits.split(CLASSES_PER_CHUNK)
+                ids, _ = running_max(resize_maps(chunk, height, width) for chunk in chunks)
+                results.append(ids)
+        return results
+
+
+def _read_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
+    """One label map or several, of any accepted kind, as `(height, width)` int64 arrays."""
+    if isinstance(segmentation_maps, (str, Path, Image.Image)):
+        segmentation_maps = [segmentation_maps]
+    elif not isinstance(segmentation_maps, (list, tuple)):
+        segmentation_maps = segmentation_maps[None] if segmentation_maps.ndim == 2 else segmentation_maps
+    return [_read_segmentation_map(segmentation_map) for segmentation_map in segmentation_maps]
+
+
+def _read_segmentation_map(segmentation_map: Any) -> np.ndarray:
+    if isinstance(segmentation_map, (str, Path, Image.Image)):
+        return load_class_ids(segmentation_map)
+    class_ids = np.asarray(segmentation_map.cpu() if isinstance(segmentation_map, torch.Tensor) else segmentation_map)
+    if class_ids.ndim != 2 or class_ids.dtype.kind not in "iub":
+        raise ValueError(
+            f"A segmentation map holds integer class ids (height, width), but got {class_ids.dtype} of shape "
+            f"{class_ids.shape}."
+        )
+    return class_ids.astype(np.int64)
+
+
+def _check_segmentation_maps(class_ids: list[np.ndarray], shapes: list[tuple[int, ...]]) -> None:
+    if len(class_ids) != len(shapes):
+        raise ValueError(f"Got {len(class_ids)} segmentation maps for {len(shapes)} pictures.")
+    for index, (ids, shape) in enumerate(zip(class_ids, shapes)):
+        if ids.shape != shape:
+            raise ValueError(
+                f"Segmentation map {index} has {ids.shape[0]}x{ids.shape[1]} pixels (height x width), but its picture "
+                f"has {shape[0]}x{shape[1]}; a picture is turned upright by its EXIF orientation, its map too."
+            )
+
+
+__all__ = ["ZegClipImageProcessorBase", "ZegClipImageProcessorKwargs"]

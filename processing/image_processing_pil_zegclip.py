@@ -1,0 +1,12 @@
+"""Image processor of ZegCLIP, Pillow backend."""
+
+from transformers.image_processing_backends import PilBackend
+
+from .image_processing_base_zegclip import ZegClipImageProcessorBase
+
+
+class ZegClipImageProcessorPil(ZegClipImageProcessorBase, PilBackend):
+    """ZegCLIP's image processor on Pillow and NumPy, which need no torchvision."""
+
+
+__all__ = ["ZegClipImageProcessorPil"]

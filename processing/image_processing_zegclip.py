@@ -1,0 +1,20 @@
+"""Image processor of ZegCLIP, torchvision backend where torchvision is installed."""
+
+from typing import TYPE_CHECKING
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.utils import is_torchvision_available
+
+from .image_processing_base_zegclip import ZegClipImageProcessorBase
+from .image_processing_pil_zegclip import ZegClipImageProcessorPil
+
+if is_torchvision_available() or TYPE_CHECKING:
+
+    class ZegClipImageProcessor(ZegClipImageProcessorBase, TorchvisionBackend):
+        """ZegCLIP's image processor on torch tensors, on any device."""
+
+else:
+    ZegClipImageProcessor = ZegClipImageProcessorPil
+
+
+__all__ = ["ZegClipImageProcessor"]

@@ -1,0 +1,132 @@
+"""Reading pictures and label maps: every file format, colour mode and broken file meets the program here."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_utils import load_image
+
+# Modes that hold one number per pixel, which a label map may therefore be stored in.
+CLASS_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def load_rgb(picture: str | Path | Image.Image, timeout: float | None = None) -> Image.Image:
+    """
+    Reads a picture into upright 8-bit RGB, whatever it is stored as.
+
+    - An EXIF orientation is applied.
+    - Transparency (`RGBA`, `LA`, `PA`, a transparent palette entry or colour) is composited over white, as
+      transformers' image processors do.
+    - 16-bit grey becomes 8-bit over the full range: `round(value / 257)`.
+    - Mode `I` (32-bit integers) is read as 16-bit if any value exceeds 255, else as 8-bit; mode `F` as 0..1 if no
+      value exceeds 1, else as 0..255. Values outside the range are clipped.
+
+    Args:
+        picture: A path, an `http(s)` address or a PIL image.
+        timeout: Seconds to wait for an address; `None` waits for ever.
+
+    Returns:
+        A PIL image of mode `RGB`.
+
+    Raises:
+        ValueError: One sentence that names the file, where it is missing, empty, truncated, not a picture, in a mode
+            that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
+            anything is decoded).
+    """
+    image = _read_upright(picture, timeout)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{_name(picture)} has colour mode {image.mode}, which cannot be turned into RGB.") from error
+
+
+def load_class_ids(mask: str | Path | Image.Image) -> np.ndarray:
+    """
+    Reads a label map: one class id per pixel. Palette images give their indices, 16-bit images their values.
+
+    Args:
+        mask: A path or a PIL image.
+
+    Returns:
+        `(height, width)` int64.
+
+    Raises:
+        ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]) or holds colours.
+    """
+    image = _read_upright(mask)
+    if image.mode not in CLASS_ID_MODES:
+        raise ValueError(
+            f"{_name(mask)} is not a label map: its mode is {image.mode}, but class ids need a palette or one integer "
+            "channel."
+        )
+    return np.asarray(image).astype(np.int64)
+
+
+def _read_upright(source: str | Path | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Decodes the whole picture and applies its EXIF orientation."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        try:
+            return load_image(source, timeout=timeout)
+        except Exception as error:
+            raise ValueError(f"The picture at {source} could not be fetched: {error}") from error
+    if isinstance(source, (str, Path)):
+        image = _open(source)
+    elif isinstance(source, Image.Image):
+        image = source
+    else:
+        raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
+        raise ValueError(f"{_name(source)} is truncated or damaged: {error}") from error
+
+
+def _open(path: str | Path) -> Image.Image:
+    """Reads the header only."""
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no picture file {path}.")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path} is empty (0 bytes).")
+    try:
+        with warnings.catch_warnings():
+            # PIL only warns between one and two times its limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; "
+            "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture in a known format.") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scales a picture of mode `I;16*`, `I` or `F` to mode `L`."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F":
+        full_scale = 1.0 if values.max(initial=0) <= 1 else 255.0
+    elif image.mode == "I":
+        full_scale = 255.0 if values.max(initial=0) <= 255 else 65535.0
+    else:
+        full_scale = 65535.0
+    grey = np.rint(values.clip(0, full_scale) * (255 / full_scale))
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _name(source: str | Path | Image.Image) -> str:
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "The picture"
+    return str(source)
+
+
+__all__ = ["load_class_ids", "load_rgb"]

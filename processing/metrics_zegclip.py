@@ -1,0 +1,67 @@
+"""Metrics of generalised zero-shot segmentation, from class counts that add up over pictures and processes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .class_split_zegclip import ClassSplit
+
+
+def class_counts(
+    predicted: torch.Tensor, labels: torch.Tensor, num_classes: int, ignore_index: int = 255
+) -> torch.Tensor:
+    """
+    Count pixels per class in one picture; ignored pixels count nowhere, also not as predicted.
+
+    Args:
+        predicted: `(height, width)` int64 ids.
+        labels: `(height, width)` int64 ids or the ignore index.
+        num_classes: Number of classes.
+        ignore_index: Label of pixels without a class.
+
+    Returns:
+        `(3, num_classes)` int64: pixels in the intersection, predicted, and labelled.
+    """
+    valid = labels != ignore_index
+    predicted, labels = predicted[valid], labels[valid]
+    hits = labels[predicted == labels]
+    return torch.stack([torch.bincount(ids, minlength=num_classes) for ids in (hits, predicted, labels)])
+
+
+def class_ious(counts: np.ndarray) -> np.ndarray:
+    """Turn summed counts `(3, classes)` into IoU per class in [0, 1]; `nan` where a class is nowhere."""
+    intersection, predicted, labelled = counts.astype(np.float64)
+    union = predicted + labelled - intersection
+    return np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0)
+
+
+def summarise(counts: np.ndarray, split: ClassSplit) -> dict[str, float]:
+    """
+    Compute the protocol's figures from summed counts.
+
+    Args:
+        counts: `(3, classes)` pixels in the intersection, predicted, labelled.
+        split: The classes.
+
+    Returns:
+        Per cent: `pacc`, and over all classes and each of the split's groups `miou_seen`, `miou_unseen` (nan-means of
+        the IoU) and `hiou`, their harmonic mean (2SU/(S+U), ZegCLIP section 4.1).
+    """
+    ious = class_ious(counts)
+    labelled = counts[2].sum()
+    result = {"pacc": 100 * float(counts[0].sum() / labelled) if labelled else float("nan")}
+    for prefix, group in {"": None, **{f"{name}_": ids for name, ids in split.groups.items()}}.items():
+        seen = _mean(ious, [i for i in split.seen_ids if group is None or i in group])
+        unseen = _mean(ious, [i for i in split.unseen_ids if group is None or i in group])
+        harmonic = 2 * seen * unseen / (seen + unseen) if seen + unseen > 0 else 0.0
+        result |= {f"{prefix}miou_seen": seen, f"{prefix}miou_unseen": unseen, f"{prefix}hiou": harmonic}
+    return result
+
+
+def _mean(ious: np.ndarray, ids: Sequence[int]) -> float:
+    values = ious[list(ids)]
+    return 100 * float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+__all__ = ["class_counts", "class_ious", "summarise"]

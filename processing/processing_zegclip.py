@@ -1,0 +1,142 @@
+"""Processor of ZegCLIP: pictures and class names in, class maps out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+DEFAULT_PROMPT_TEMPLATES = ("a photo of a {}",)
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """
+    Checks a list of class names.
+
+    Args:
+        labels: Class names.
+
+    Returns:
+        The names without surrounding white space, in the given order.
+
+    Raises:
+        ValueError: If `labels` is not a list or tuple, is empty, or has a name that is not a string, is blank or comes
+            twice; the sentence names it.
+    """
+    if not isinstance(labels, (list, tuple)):
+        raise ValueError(f"Class names must be a list of strings, not {labels!r}.")
+    if not labels:
+        raise ValueError("The list of class names is empty; give at least one name.")
+    names: list[str] = []
+    for position, label in enumerate(labels, start=1):
+        if not isinstance(label, str):
+            raise ValueError(f"Class name {position} is not a string: {label!r}.")
+        name = label.strip()
+        if not name:
+            raise ValueError(f"Class name {position} is blank.")
+        if name in names:
+            raise ValueError(f"Class name {name!r} comes twice.")
+        names.append(name)
+    return names
+
+
+class ZegClipProcessor(ProcessorMixin):
+    r"""
+    Wraps ZegCLIP's image processor and CLIP's tokenizer.
+
+    Every class name is put into every template; the model averages the embeddings of a name's templates.
+
+    Args:
+        image_processor ([`ZegClipImageProcessor`] or [`ZegClipImageProcessorPil`]): Pictures and label maps.
+        tokenizer ([`CLIPTokenizer`]): Text.
+        prompt_templates (`list[str]`, *optional*, defaults to `["a photo of a {}"]`):
+            Texts with exactly one `{}` each, where the class name goes. The default, without a full stop, is that of
+            the official single-template models.
+    """
+
+    text_kwargs = {"padding": True}
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        prompt_templates: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.prompt_templates = list(DEFAULT_PROMPT_TEMPLATES if prompt_templates is None else prompt_templates)
+        if not self.prompt_templates:
+            raise ValueError("prompt_templates is empty; give at least one template such as 'a photo of a {}'.")
+        for template in self.prompt_templates:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise ValueError(
+                    f"A prompt template needs exactly one '{{}}' for the class name, unlike {template!r}."
+                )
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: Sequence[str] | None = None,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """
+        Turns pictures and class names into the model's inputs.
+
+        Args:
+            images: One picture or several, as the image processor takes them.
+            text: Class names. They apply to all pictures.
+            segmentation_maps: A label map for each picture.
+            kwargs: For the image processor or the tokenizer, and `return_tensors="pt"` for tensors.
+
+        Returns:
+            With `images`: `pixel_values` `(batch, 3, height, width)`. With `segmentation_maps`: `labels`
+            `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`: all
+            templates of the first name, then all of the second.
+
+        Raises:
+            ValueError: If there is neither picture nor name, a name is not valid (see [`check_labels`]) or too long
+                for the text tower, or the image processor refuses a picture.
+        """
+        if images is None and text is None:
+            raise ValueError("Give images, text or both.")
+        if images is None and segmentation_maps is not None:
+            raise ValueError("segmentation_maps belong to images, but there are none.")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        data: dict[str, Any] = {}
+        if images is not None:
+            data.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
+        if text is not None:
+            data.update(self._tokenize(check_labels(text), **merged["text_kwargs"]))
+        return BatchFeature(data)
+
+    def _tokenize(self, names: list[str], **kwargs: Any) -> dict[str, Any]:
+        # Not str.format: a name may have braces of its own.
+        prompts = [template.replace("{}", name) for name in names for template in self.prompt_templates]
+        limit = kwargs.get("max_length") or self.tokenizer.model_max_length
+        for index, token_ids in enumerate(self.tokenizer(prompts)["input_ids"]):
+            # Cutting a name short would silently look for another class.
+            if len(token_ids) > limit:
+                name = names[index // len(self.prompt_templates)]
+                raise ValueError(
+                    f"Class name {name!r} is too long: with its template it has {len(token_ids)} tokens, but at most "
+                    f"{limit} are allowed."
+                )
+        return self.tokenizer(prompts, **kwargs)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """See [`ZegClipImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes=target_sizes, return_segmentation_scores=return_segmentation_scores
+        )
+
+
+__all__ = ["DEFAULT_PROMPT_TEMPLATES", "ZegClipProcessor", "check_labels"]

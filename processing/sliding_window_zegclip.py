@@ -1,0 +1,237 @@
+"""
+Sliding-window prediction, as in the official ZegCLIP test pipeline. Pure tensor functions that know no model.
+
+A picture is cut into windows of one size, the model predicts each of them, and the scores of overlapping windows are
+averaged. The windows' logits are kept at the model's own low resolution; they are upsampled only a few classes at a
+time, so that `classes x picture` scores need never exist when only the best class of each pixel is asked for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# Classes whose full-resolution scores exist at the same time while only the best class is asked for.
+CLASSES_PER_CHUNK = 8
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class WindowLogits:
+    """
+    What a model predicted for the windows of one picture.
+
+    Attributes:
+        logits: `(windows, names, h, w)`, mask logits at the model's resolution, any floating type.
+        boxes: `(top, left, bottom, right)` of each window in the picture, in pixels, end excluded.
+        height: Rows of the picture that was cut up.
+        width: Columns of it.
+    """
+
+    logits: torch.Tensor
+    boxes: list[Box]
+    height: int
+    width: int
+
+
+def window_boxes(height: int, width: int, window_size: int | None, stride: int | None) -> list[Box]:
+    """
+    Where the windows lie: every `stride` pixels, the last ones shifted back so that they end at the border.
+
+    A side shorter than the window gets one window of its own length, so all windows have the same size.
+
+    Args:
+        height: Rows of the picture, at least 1.
+        width: Columns of it, at least 1.
+        window_size: Side of the square windows; `None` for one window that is the whole picture.
+        stride: Distance between neighbouring windows, at most `window_size`; `None` for `window_size` (no overlap).
+
+    Returns:
+        `(top, left, bottom, right)` of each window, end excluded, row by row.
+
+    Raises:
+        ValueError: If a size is not positive, or the stride would leave gaps.
+    """
+    if window_size is None:
+        return [(0, 0, height, width)]
+    if stride is None:
+        stride = window_size
+    if not 0 < stride <= window_size:
+        raise ValueError(
+            f"window_stride must lie between 1 and window_size, or pixels stay uncovered, but window_stride is "
+            f"{stride} and window_size {window_size}."
+        )
+    return [
+        (top, left, bottom, right)
+        for top, bottom in _intervals(height, window_size, stride)
+        for left, right in _intervals(width, window_size, stride)
+    ]
+
+
+def _intervals(length: int, window_size: int, stride: int) -> list[tuple[int, int]]:
+    count = max(length - window_size + stride - 1, 0) // stride + 1
+    ends = [min(index * stride + window_size, length) for index in range(count)]
+    return [(max(end - window_size, 0), end) for end in ends]
+
+
+def extract_windows(pixel_values: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+    """
+    Cuts windows of one size out of a picture.
+
+    Args:
+        pixel_values: `(1, channels, height, width)`.
+        boxes: From [`window_boxes`].
+
+    Returns:
+        `(windows, channels, window height, window width)`.
+    """
+    return torch.cat([pixel_values[:, :, top:bottom, left:right] for top, left, bottom, right in boxes])
+
+
+def predict_windows(
+    model: Callable[..., Any],
+    pixel_values: torch.Tensor,
+    class_embeds: torch.Tensor,
+    window_size: int | None,
+    stride: int | None,
+    batch_size: int = 8,
+) -> WindowLogits:
+    """
+    Runs a model over all windows of one picture, several at a time.
+
+    Args:
+        model: Called as `model(pixel_values=..., class_embeds=...)`; its result has `.logits (windows, names, h, w)`.
+        pixel_values: `(1, channels, height, width)`, the preprocessed picture.
+        class_embeds: `(names, dim)`, passed on to the model.
+        window_size: Side of the square windows; `None` for the whole picture at once.
+        stride: Distance between neighbouring windows.
+        batch_size: Windows per call of the model, at least 1.
+
+    Returns:
+        The windows' logits and places, for [`merge_scores`] and [`merge_masks`].
+
+    Raises:
+        ValueError: If there is more than one picture, or a size is not positive.
+    """
+    if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
+        raise ValueError(
+            f"Windows are cut from one picture (1, channels, height, width), not {tuple(pixel_values.shape)}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"window_batch_size must be at least 1, not {batch_size}.")
+    height, width = pixel_values.shape[-2:]
+    boxes = window_boxes(height, width, window_size, stride)
+    logits = [
+        model(
+            pixel_values=extract_windows(pixel_values, boxes[start : start + batch_size]), class_embeds=class_embeds
+        ).logits
+        for start in range(0, len(boxes), batch_size)
+    ]
+    return WindowLogits(torch.cat(logits), boxes, height, width)
+
+
+def merge_scores(
+    windows: WindowLogits,
+    target_size: tuple[int, int] | None = None,
+    seen_ids: Sequence[int] = (),
+    seen_offset: float = 0.0,
+) -> torch.Tensor:
+    """
+    Scores of every class for every pixel: per window the sigmoid of the upsampled logits (bilinear), minus
+    `seen_offset` for seen classes; averaged where windows overlap; resized (bilinear) to the target size.
+
+    Args:
+        windows: From [`predict_windows`].
+        target_size: `(height, width)` of the result; `None` for the size of the picture that was cut up.
+        seen_ids: Indices of the classes that were seen in training.
+        seen_offset: Subtracted from their scores, 0.1 in the papers' inductive evaluation.
+
+    Returns:
+        `(names, height, width)` float32 on the logits' device, in [-seen_offset, 1].
+    """
+    return torch.cat(list(_merged_chunks(windows, target_size, seen_ids, seen_offset)))
+
+
+def merge_masks(
+    windows: WindowLogits,
+    target_size: tuple[int, int] | None = None,
+    seen_ids: Sequence[int] = (),
+    seen_offset: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The best class of every pixel: the arg-max of [`merge_scores`], without ever holding all scores at full resolution.
+
+    Args:
+        As [`merge_scores`].
+
+    Returns:
+        The class index, `(height, width)` int64, and its score, `(height, width)` float32. Ties go to the first class.
+    """
+    return running_max(_merged_chunks(windows, target_size, seen_ids, seen_offset))
+
+
+def _merged_chunks(
+    windows: WindowLogits, target_size: tuple[int, int] | None, seen_ids: Sequence[int], seen_offset: float
+) -> Iterator[torch.Tensor]:
+    """[`merge_scores`], a few classes at a time: `(classes, height, width)` float32 each."""
+    num_names = windows.logits.shape[1]
+    offsets = torch.zeros(num_names, 1, 1, device=windows.logits.device)
+    offsets[list(seen_ids)] = seen_offset
+    coverage = torch.zeros(windows.height, windows.width, device=windows.logits.device)
+    for top, left, bottom, right in windows.boxes:
+        coverage[top:bottom, left:right] += 1
+
+    for start in range(0, num_names, CLASSES_PER_CHUNK):
+        classes = slice(start, start + CLASSES_PER_CHUNK)
+        logits = windows.logits[:, classes]
+        scores = torch.zeros(logits.shape[1], windows.height, windows.width, device=logits.device)
+        for window, (top, left, bottom, right) in zip(logits, windows.boxes):
+            scores[:, top:bottom, left:right] += (
+                resize_maps(window, bottom - top, right - left).sigmoid() - offsets[classes]
+            )
+        scores /= coverage
+        yield scores if target_size is None else resize_maps(scores, *target_size)
+
+
+def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Arg-max and maximum over classes that arrive in chunks.
+
+    Args:
+        chunks: `(classes, height, width)` each, in class order; at least one chunk with at least one class.
+
+    Returns:
+        The index, `(height, width)` int64, counted over all chunks, and the value. Ties go to the first class.
+    """
+    iterator = iter(chunks)
+    first = next(iterator)
+    best, ids = first.max(dim=0)
+    num_before = first.shape[0]
+    for chunk in iterator:
+        chunk_best, chunk_ids = chunk.max(dim=0)
+        better = chunk_best > best
+        ids = torch.where(better, chunk_ids + num_before, ids)
+        best = torch.where(better, chunk_best, best)
+        num_before += chunk.shape[0]
+    return ids, best
+
+
+def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bilinear resize (half-pixel centres, no antialiasing) of `(classes, h, w)` to the given size, in float32."""
+    return nn.functional.interpolate(maps[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+
+
+__all__ = [
+    "CLASSES_PER_CHUNK",
+    "WindowLogits",
+    "extract_windows",
+    "merge_masks",
+    "merge_scores",
+    "predict_windows",
+    "resize_maps",
+    "running_max",
+    "window_boxes",
+]

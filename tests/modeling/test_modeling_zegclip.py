@@ -1,0 +1,291 @@
+"""Properties of the model: batches, names, sizes, precisions, saving and loading."""
+
+import copy
+import re
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import CLIPConfig, CLIPModel
+
+from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+
+
+def pictures(count=2, height=32, width=32, seed=0):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def names(count=3, dim=32, seed=1):
+    embeds = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(embeds, dim=-1)
+
+
+@pytest.fixture
+def prompted(model):
+    """A model with an adapter whose values are all away from their initial ones."""
+    model.add_adapter(DeepPromptConfig(num_tokens=3))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (33, 50), (1, 1), (8, 72)])
+def test_any_size(prompted, height, width):
+    logits = prompted(pictures(1, height, width), class_embeds=names()).logits
+    assert logits.shape == (1, 3, -(-height // 8), -(-width // 8))
+    assert logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_pictures(prompted):
+    batch = pictures(3, 40, 24)
+    together = prompted(batch, class_embeds=names()).logits
+    alone = torch.cat([prompted(picture[None], class_embeds=names()).logits for picture in batch])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_permuted_names_permute_the_logits(prompted):
+    order = torch.tensor([2, 0, 1])
+    straight = prompted(pictures(), class_embeds=names()).logits
+    permuted = prompted(pictures(), class_embeds=names()[order]).logits
+    torch.testing.assert_close(permuted, straight[:, order], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_another_name_leaves_the_others_alone(prompted):
+    few = prompted(pictures(), class_embeds=names(3)).logits
+    more = torch.cat([names(3), names(4, seed=9)])
+    torch.testing.assert_close(prompted(pictures(), class_embeds=more).logits[:, :3], few, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_eager_equals_sdpa(prompted, processor):
+    text = processor(text=["cat", "a longer name"], return_tensors="pt")
+    outputs = {}
+    for implementation in ("eager", "sdpa"):
+        prompted.set_attn_implementation(implementation)
+        assert prompted.decode_head.original_module.layers[0].config._attn_implementation == implementation
+        outputs[implementation] = prompted(pictures(), **text).logits
+    torch.testing.assert_close(outputs["eager"], outputs["sdpa"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(prompted, dtype):
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    with torch.no_grad():
+        exact = prompted(pictures(), class_embeds=names(), labels=labels)
+        half = prompted.to(dtype)(pictures().to(dtype), class_embeds=names(), labels=labels)
+    assert half.logits.dtype == dtype
+    assert half.loss.dtype == torch.float32
+    assert (half.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
+
+
+def test_gradient_checkpointing_changes_nothing(prompted):
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
+    reference = copy.deepcopy(prompted)
+    prompted.gradient_checkpointing_enable()
+    gradients = []
+    for model in (reference, prompted):
+        for module in model.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        model.clip.vision_model.encoder.prompt_configs["default"].dropout = 0.0
+        model.train()
+        model.set_adapter("default")
+        model(pictures(), class_embeds=names(), labels=labels).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_only_prompts_and_decode_head_learn(prompted):
+    labels = torch.randint(3, (2, 32, 32))
+    prompted.set_adapter("default")
+    prompted(pictures(), class_embeds=names(), labels=labels).loss.backward()
+    for name, parameter in prompted.named_parameters():
+        trained = "deep_prompt_" in name or "modules_to_save" in name
+        assert parameter.requires_grad == trained, name
+        assert (parameter.grad is not None) == trained, name
+
+
+def test_compiles_with_any_number_of_names(prompted):
+    torch._dynamo.reset()
+    compiled = torch.compile(prompted, backend="aot_eager", dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for count in (2, 5):
+            expected = prompted(pictures(), class_embeds=names(count)).logits
+            actual = compiled(pictures(), class_embeds=names(count)).logits
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_hidden_states_have_the_prompts(prompted):
+    output = prompted(pictures(), class_embeds=names(), output_hidden_states=True)
+    assert [state.shape[1] for state in output.hidden_states[:2]] == [1 + 3 + 16, 1 + 3 + 16]
+
+
+def test_tuple_output(prompted):
+    with torch.no_grad():
+        output = prompted(pictures(), class_embeds=names())
+        assert torch.equal(prompted(pictures(), class_embeds=names(), return_dict=False)[0], output.logits)
+
+
+def test_templates_are_averaged(model, processor):
+    processor.prompt_templates = ["a photo of a {}", "the {}"]
+    tokens = processor(text=["cat", "dog"], return_tensors="pt")
+    both = model.get_class_embeds(**tokens, num_templates=2)
+    alone = []
+    for template in processor.prompt_templates:
+        processor.prompt_templates = [template]
+        alone.append(model.get_class_embeds(**processor(text=["cat", "dog"], return_tensors="pt"), num_templates=1))
+    expected = torch.nn.functional.normalize(alone[0] + alone[1], dim=-1)
+    torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
+
+
+def test_rows_that_are_no_multiple_of_the_templates(model):
+    model.config.prompt_templates = ["{}", "a {}"]
+    with pytest.raises(ValueError, match="3 rows, not a multiple of the 2 prompt templates"):
+        model.get_class_embeds(torch.ones(3, 4, dtype=torch.long))
+
+
+def test_names_are_needed_once(model):
+    with pytest.raises(ValueError, match="either as input_ids or as class_embeds"):
+        model(pictures())
+    with pytest.raises(ValueError, match="either as input_ids or as class_embeds"):
+        model(pictures(), input_ids=torch.ones(1, 4, dtype=torch.long), class_embeds=names())
+
+
+@pytest.mark.parametrize("bad", [3, 254, -1])
+def test_labels_outside_of_the_names(model, bad):
+    labels = torch.full((2, 32, 32), 255)
+    labels[1, 5, 6] = bad
+    with pytest.raises(ValueError, match=rf"the id {bad}, outside of the 3 class names"):
+        model(pictures(), class_embeds=names(), labels=labels)
+
+
+def test_the_loss_ignores_how_the_trainer_counts(model):
+    labels = torch.randint(3, (2, 32, 32))
+    plain = model(pictures(), class_embeds=names(), labels=labels).loss
+    counted = model(pictures(), class_embeds=names(), labels=labels, num_items_in_batch=7).loss
+    assert torch.equal(plain, counted)
+    assert model.accepts_loss_kwargs is False
+
+
+def test_save_and_load_identity(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = model(pictures(), class_embeds=names()).logits
+        assert torch.equal(again(pictures(), class_embeds=names()).logits, expected)
+    assert [path.suffix for path in tmp_path.iterdir() if path.stat().st_size > 20_000] == [".safetensors"]
+
+
+def test_everything_is_initialised_from_a_plain_clip(model, tmp_path):
+    clip = CLIPModel(model.config.clip_config)
+    clip.save_pretrained(tmp_path)
+    torch.manual_seed(3)
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(
+        tmp_path, config=ZegClipConfig(clip_config=clip.config, decoder_attention_heads=2, decoder_ffn_dim=64)
+    )
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(loaded.clip.state_dict()[name], tensor), name
+    torch.manual_seed(3)
+    fresh = ZegClipForSemanticSegmentation(loaded.config)
+    for name, parameter in loaded.decode_head.named_parameters():
+        expected = fresh.decode_head.get_parameter(name)
+        assert parameter.isfinite().all()
+        assert 0.5 < (parameter.std() + 1e-3) / (expected.std() + 1e-3) < 2, name
+    assert torch.equal(loaded.decode_head.layers[0].fc1.weight, loaded.decode_head.layers[1].fc1.weight)
+    position_ids = loaded.clip.vision_model.embeddings.position_ids
+    assert torch.equal(position_ids[0], torch.arange(17))
+
+
+def test_a_plain_clip_folder_is_enough(model, tmp_path):
+    config = copy.deepcopy(model.config.clip_config)
+    config.projection_dim = 64  # the default head has 8 heads
+    CLIPModel(config).save_pretrained(tmp_path)
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.config.clip_config.projection_dim == 64
+    assert loaded.config.model_type == "zegclip"
+
+
+def test_device_map(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    placed = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, device_map="auto").eval()
+    with torch.no_grad():
+        assert torch.equal(
+            placed(pictures(), class_embeds=names()).logits, model(pictures(), class_embeds=names()).logits
+        )
+
+
+def test_layers_start_alike(model):
+    first, last = model.decode_head.layers[0], model.decode_head.mask_scores
+    assert torch.equal(model.decode_head.layers[1].fc1.weight, first.fc1.weight)
+    assert torch.equal(last.q_proj.weight, first.q_proj.weight)
+    assert first.q_proj.weight.abs().max() <= 32**-0.5
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_identity_start_is_the_cosine_classifier(model, layers):
+    config = copy.deepcopy(model.config)
+    config.decode_head_init, config.num_decoder_layers = "identity", layers
+    started = ZegClipForSemanticSegmentation(config).eval()
+    centred = names() - names().mean(dim=-1, keepdim=True)  # what the layers' norms see
+    with torch.no_grad():
+        output = started(pictures(), class_embeds=centred)
+    cosines = torch.einsum(
+        "bhwd,nd->bnhw", output.patch_embeds, torch.nn.functional.normalize(output.class_embeds, dim=-1)
+    )
+    if layers == 1:
+        cosines = cosines * output.class_embeds.norm(dim=-1)[:, None, None]
+    torch.testing.assert_close(output.logits, 10 * cosines, atol=1e-3, rtol=1e-3)
+
+
+def test_similarity_head_has_no_parameters(model):
+    config = copy.deepcopy(model.config)
+    config.decode_head_type = "similarity"
+    baseline = ZegClipForSemanticSegmentation(config).eval()
+    assert not list(baseline.decode_head.parameters())
+    output = baseline(pictures(), class_embeds=names())
+    assert output.logits.abs().max() <= 1
+    expected = output.patch_embeds[1, 2, 3] @ names()[1]
+    torch.testing.assert_close(output.logits[1, 1, 2, 3], expected)
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(10, 8_039_168), (100, 8_868_608)])
+def test_trained_parameters_at_full_size(num_tokens, expected):
+    # What gets a gradient in the official code; its published 13.8 M and 14.6 M count weights that never run or learn.
+    with torch.device("meta"):
+        model = ZegClipForSemanticSegmentation(ZegClipConfig())
+        tuned = get_peft_model(model, DeepPromptConfig(num_tokens=num_tokens))
+    assert sum(p.numel() for p in tuned.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decoder_attention_heads": 7}, "decoder_attention_heads=7 does not divide"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1"),
+        ({"descriptor": ["product", "sum"]}, "descriptor must list"),
+        ({"prompt_templates": []}, "prompt_templates is empty"),
+        ({"prompt_templates": ["a photo"]}, "must contain '{}' exactly once"),
+        ({"decoder_dropout": 1.0}, "decoder_dropout must be in"),
+        ({"decode_head_type": "other"}, "decode_head_type"),
+        ({"decoder_ffn_dim": "wide"}, "decoder_ffn_dim"),
+    ],
+)
+def test_contradictory_configurations(fields, message):
+    with pytest.raises(Exception, match=re.escape(message)):
+        ZegClipConfig(**fields)
+
+
+def test_configuration_round_trip(model, tmp_path):
+    model.config.seen_class_names = ["cat", "dog"]
+    model.config.save_pretrained(tmp_path)
+    again = ZegClipConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == model.config.to_dict()
+    assert isinstance(again.clip_config, CLIPConfig)

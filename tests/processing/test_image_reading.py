@@ -1,0 +1,143 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from zegclip.processing.image_reading import load_class_ids, load_rgb
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def pixel(image):
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+def png_with_header(width, height):
+    """A PNG that claims any size in its header and holds no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 0) + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 255), (77, 77, 77)),
+        ("LA", (77, 0), (255, 255, 255)),
+        ("1", 1, (255, 255, 255)),
+        ("CMYK", (255, 0, 0, 0), (0, 255, 255)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 100, (100, 100, 100)),
+        ("I;16", 257 * 100 + 129, (101, 101, 101)),
+        ("I", 200, (200, 200, 200)),
+        ("I", 65535, (255, 255, 255)),
+        ("F", 0.5, (128, 128, 128)),
+        ("F", 130.0, (130, 130, 130)),
+    ],
+)
+def test_colour_modes(mode, color, expected):
+    assert pixel(load_rgb(Image.new(mode, (3, 2), color))) == expected
+
+
+def test_palette_with_and_without_transparency(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "opaque.png")
+    palette.save(tmp_path / "transparent.png", transparency=1)
+    assert list(load_rgb(tmp_path / "opaque.png").get_flattened_data()) == [(10, 20, 30), (40, 50, 60)]
+    assert list(load_rgb(tmp_path / "transparent.png").get_flattened_data()) == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_16_bit_file_keeps_its_whole_range(tmp_path):
+    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    red = np.asarray(load_rgb(tmp_path / "deep.png"))[..., 0]
+    np.testing.assert_array_equal(red.ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    image = Image.fromarray(NOISE)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = load_rgb(tmp_path / "turned.png")
+    assert upright.size == ((60, 40) if orientation <= 4 else (40, 60))
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+    assert upright.tobytes() == expected.tobytes()
+    assert load_rgb(upright).tobytes() == upright.tobytes()  # and only once
+
+
+def test_a_single_pixel(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
+    assert pixel(load_rgb(str(tmp_path / "dot.png"))) == (1, 2, 3)
+
+
+def write_bad_files(folder):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "bomb.png").write_bytes(png_with_header(20000, 20000))
+    (folder / "bomblet.png").write_bytes(png_with_header(10000, 10000))
+    for suffix in ("png", "jpg"):
+        Image.fromarray(NOISE).save(folder / f"whole.{suffix}")
+        data = (folder / f"whole.{suffix}").read_bytes()
+        (folder / f"truncated.{suffix}").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.png", "no picture file"),
+        ("empty.png", "is empty"),
+        ("text.jpg", "not a picture"),
+        ("bomb.png", "decompression bombs"),
+        ("bomblet.png", "decompression bombs"),
+        ("truncated.png", "truncated or damaged"),
+        ("truncated.jpg", "truncated or damaged"),
+        (".", "no picture file"),
+    ],
+)
+def test_bad_files_raise_one_sentence_that_names_the_file(tmp_path, read, name, reason):
+    write_bad_files(tmp_path)
+    with pytest.raises(ValueError, match=reason) as error:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match="not a int"):
+        load_rgb(3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_class_ids_of_integer_images(tmp_path, dtype):
+    ids = np.array([[0, 1, 255], [7, 0, np.iinfo(dtype).max if dtype != np.int32 else 70000]], dtype=dtype)
+    Image.fromarray(ids).save(tmp_path / "mask.tif")
+    read = load_class_ids(tmp_path / "mask.tif")
+    assert read.dtype == np.int64
+    np.testing.assert_array_equal(read, ids)
+
+
+def test_class_ids_of_a_palette_image_are_its_indices(tmp_path):
+    ids = np.array([[0, 3], [255, 1]], dtype=np.uint8)
+    mask = Image.fromarray(ids)
+    mask.putpalette(list(range(255, -1, -1)) * 3)
+    assert mask.mode == "P"
+    mask.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_class_ids(tmp_path / "mask.png"), ids)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_masks_with_colours_are_refused(tmp_path, mode):
+    with pytest.raises(ValueError, match=f"not a label map: its mode is {mode}"):
+        load_class_ids(Image.new(mode, (2, 2)))

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
+
+LABELS = ["cat", "tree", "b"]
+
+
+@pytest.fixture
+def pipe(model, processor):
+    return ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+
+
+def noise(height=40, width=90, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def same(one, other):
+    return all(
+        a["label"] == b["label"] and a["score"] == b["score"] and a["mask"].tobytes() == b["mask"].tobytes()
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_every_label_comes_back_and_the_masks_tile_the_picture(pipe):
+    results = pipe(noise(), candidate_labels=LABELS)
+    assert [result["label"] for result in results] == LABELS
+    masks = np.stack([np.asarray(result["mask"]) for result in results])
+    assert all((result["mask"].mode, result["mask"].size) == ("L", (90, 40)) for result in results)
+    assert set(np.unique(masks)) <= {0, 255}
+    assert (masks.astype(bool).sum(axis=0) == 1).all()
+    assert masks.any(axis=(1, 2)).sum() > 1
+    for result in results:
+        assert isinstance(result["score"], float)
+        assert 0 <= result["score"] <= 1
+        assert (result["score"] == 0) == (result["mask"].getbbox() is None)
+
+
+def test_it_is_processor_model_and_sliding_windows_in_a_row(pipe, model, processor):
+    picture = noise()
+    with torch.no_grad():
+        inputs = processor(images=picture, text=LABELS, return_tensors="pt")
+        class_embeds = model.get_class_embeds(inputs["input_ids"], inputs["attention_mask"])
+        ids, scores = merge_masks(predict_windows(model, inputs["pixel_values"], class_embeds, 32, 20), (40, 90))
+    for index, result in enumerate(pipe(picture, candidate_labels=LABELS)):
+        inside = ids == index
+        np.testing.assert_array_equal(np.asarray(result["mask"]) == 255, inside.numpy())
+        assert result["score"] == pytest.approx(scores[inside].mean().item() if inside.any() else 0.0, abs=1e-6)
+
+
+def test_paths_lists_tuples_and_generators(pipe, tmp_path):
+    pictures = [noise(seed=1), noise(30, 33, seed=2), noise(1, 1, seed=3)]
+    pictures[0].save(tmp_path / "picture.png")
+    expected = [pipe(picture, candidate_labels=LABELS) for picture in pictures]
+    assert same(pipe(str(tmp_path / "picture.png"), candidate_labels=LABELS), expected[0])
+    assert same(pipe(tmp_path / "picture.png", candidate_labels=LABELS), expected[0])
+    for images in (pictures, tuple(pictures), (picture for picture in pictures)):
+        for one, other in zip(pipe(images, candidate_labels=LABELS), expected, strict=True):
+            assert same(one, other)
+    assert pipe([], candidate_labels=LABELS) == []
+
+
+def test_names_are_encoded_once_per_call(pipe, model, monkeypatch):
+    calls = []
+    encode = model.get_class_embeds
+
+    def count_and_encode(**kwargs):
+        calls.append(kwargs)
+        return encode(**kwargs)
+
+    monkeypatch.setattr(model, "get_class_embeds", count_and_encode)
+    pipe([noise(), noise()], candidate_labels=LABELS)
+    assert len(calls) == 1
+
+
+def test_order_of_the_names_does_not_matter(pipe):
+    results = {result["label"]: result for result in pipe(noise(), candidate_labels=LABELS)}
+    for result in pipe(noise(), candidate_labels=LABELS[::-1]):
+        assert result["mask"].tobytes() == results[result["label"]]["mask"].tobytes()
+
+
+def test_labels_as_a_string_and_as_a_default(pipe, model, processor):
+    expected = pipe(noise(), candidate_labels=LABELS)
+    assert same(pipe(noise(), candidate_labels="cat, tree,b"), expected)
+    with_default = ZeroShotImageSegmentationPipeline(
+        model=model, processor=processor, task=TASK, device="cpu", candidate_labels=LABELS
+    )
+    assert same(with_default(noise()), expected)
+
+
+@pytest.mark.parametrize("labels", [[], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", None])
+def test_bad_labels(pipe, labels):
+    with pytest.raises(ValueError, match=r"[Cc]lass"):
+        pipe(noise(), candidate_labels=labels)
+
+
+def test_threshold_takes_pixels_away(pipe):
+    assert all(result["mask"].getbbox() is None for result in pipe(noise(), candidate_labels=LABELS, threshold=1.0))
+    free, limited = (pipe(noise(), candidate_labels=LABELS, threshold=threshold) for threshold in (0.0, 0.5))
+    for one, other in zip(free, limited):
+        assert not (np.asarray(other["mask"]) & ~np.asarray(one["mask"])).any()
+
+
+def test_window_arguments(pipe, processor):
+    default = pipe(noise(), candidate_labels=LABELS)
+    assert same(pipe(noise(), candidate_labels=LABELS, window_size=32, window_stride=20), default)
+    # Given alone, the size keeps the overlap in proportion: 16 * 20 // 32.
+    assert same(
+        pipe(noise(), candidate_labels=LABELS, window_size=16),
+        pipe(noise(), candidate_labels=LABELS, window_size=16, window_stride=10),
+    )
+    whole = pipe(noise(), candidate_labels=LABELS, window_size=None)
+    assert same(pipe(noise(), candidate_labels=LABELS, window_size=1000), whole)
+    processor.image_processor.window_size = None
+    assert same(pipe(noise(), candidate_labels=LABELS), whole)
+    with pytest.raises(ValueError, match="window_stride"):
+        pipe(noise(), candidate_labels=LABELS, window_size=16, window_stride=17)
+
+
+def test_unknown_arguments_and_batches_are_refused(pipe):
+    with pytest.raises(TypeError, match="'windows'"):
+        pipe(noise(), candidate_labels=LABELS, windows=3)
+    with pytest.raises(ValueError, match="window_batch_size"):
+        pipe([noise()] * 2, candidate_labels=LABELS, batch_size=2)
+
+
+def test_a_bad_file_is_named(pipe, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.png is empty"):
+        pipe(tmp_path / "empty.png", candidate_labels=LABELS)
+
+
+def test_several_templates_of_the_processor_are_averaged(pipe, processor):
+    processor.prompt_templates = ["a {}", "the {} there", "one {}"]
+    assert [result["label"] for result in pipe(noise(), candidate_labels=LABELS)] == LABELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(model, processor, dtype):
+    pipe = ZeroShotImageSegmentationPipeline(model=model.to(dtype), processor=processor, task=TASK, device="cpu")
+    results = pipe(noise(), candidate_labels=LABELS)
+    assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
+
+
+def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
+    model.train()
+    pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_saving_keeps_the_processor_and_the_task(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    # The folder brings its own code, which transformers runs only if it is trusted or a class is given.
+    loaded = pipeline(TASK, model=str(tmp_path), pipeline_class=ZeroShotImageSegmentationPipeline, device="cpu")
+    # No "default": it would be a path on this machine.
+    assert loaded.model.config.custom_pipelines == {
+        TASK: {
+            "impl": "pipeline_zegclip.ZeroShotImageSegmentationPipeline",
+            "pt": ["AutoModelForSemanticSegmentation"],
+            "type": "multimodal",
+        }
+    }
+    assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_a_saved_model_and_processor_are_found_by_the_name_of_the_task(pipe, model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert type(loaded) is ZeroShotImageSegmentationPipeline
+    assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))

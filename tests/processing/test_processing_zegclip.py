@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zegclip.processing.processing_zegclip import ZegClipProcessor, check_labels
+
+
+def test_check_labels_strips_and_keeps_the_order():
+    assert check_labels((" tree", "cat ", "dining table")) == ["tree", "cat", "dining table"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([], "empty"),
+        ((), "empty"),
+        ("cat, tree", "'cat, tree'"),
+        (None, "None"),
+        (["cat", 3], "name 2 is not a string: 3"),
+        (["cat", "  "], "name 2 is blank"),
+        (["cat", "tree", " cat"], "'cat' comes twice"),
+    ],
+)
+def test_check_labels_names_the_offender(labels, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_labels(labels)
+
+
+def test_pictures_names_and_label_maps_together(processor):
+    picture, mask = Image.new("RGB", (20, 10)), Image.new("L", (20, 10), 1)
+    inputs = processor(
+        images=[picture, picture], text=["cat", "tree", "b"], segmentation_maps=[mask] * 2, return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (2, 3, 32, 64)
+    assert inputs["labels"].shape == (2, 32, 64)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape
+    assert len(inputs["input_ids"]) == 3
+
+
+def test_either_alone(processor):
+    assert set(processor(text=["cat"], return_tensors="pt")) == {"input_ids", "attention_mask"}
+    assert set(processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")) == {"pixel_values"}
+    with pytest.raises(ValueError, match="images, text or both"):
+        processor()
+    with pytest.raises(ValueError, match="belong to images"):
+        processor(text=["cat"], segmentation_maps=Image.new("L", (8, 8)))
+
+
+def test_prompts_are_in_order_of_names_then_templates(image_processor, tokenizer):
+    processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=["a {}", "one {} here"])
+    inputs = processor(text=["cat", "b{}d"], return_tensors="pt")
+    expected = ["a cat", "one cat here", "a b{}d", "one b{}d here"]
+    for row, mask, prompt in zip(inputs["input_ids"], inputs["attention_mask"], expected):
+        assert row[mask.bool()].tolist() == tokenizer(prompt)["input_ids"]
+
+
+def test_padding_goes_to_the_longest_and_does_not_change_the_tokens(processor):
+    alone = processor(text=["cat"], return_tensors="pt")
+    both = processor(text=["cat", "elephant"], return_tensors="pt")
+    length = alone["input_ids"].shape[1]
+    assert both["input_ids"].shape[1] > length
+    assert torch.equal(both["input_ids"][0, :length], alone["input_ids"][0])
+    assert both["attention_mask"][0].sum() == length
+    assert processor(text=["cat"], padding="max_length", max_length=20, return_tensors="pt")["input_ids"].shape == (
+        1,
+        20,
+    )
+
+
+def test_a_name_too_long_is_an_error_that_names_it(processor):
+    with pytest.raises(ValueError, match=r"'xxxx.* is too long.*at most 32"):
+        processor(text=["cat", "x" * 40])
+
+
+@pytest.mark.parametrize("templates", [["a photo"], ["{} and {}"], [3], []])
+def test_bad_templates(image_processor, tokenizer, templates):
+    with pytest.raises(ValueError, match="template"):
+        ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
+
+
+@pytest.mark.parametrize("templates", [None, ["a {}", "the {} there"]])
+def test_round_trip(tmp_path, image_processor, tokenizer, templates):
+    saved = ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
+    saved.save_pretrained(tmp_path)
+    loaded = ZegClipProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt_templates == (templates or ["a photo of a {}"])
+    assert json.loads((tmp_path / "processor_config.json").read_text())["prompt_templates"] == loaded.prompt_templates
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    before = saved(images=picture, text=["cat", "tree"], return_tensors="pt")
+    after = loaded(images=picture, text=["cat", "tree"], return_tensors="pt")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_model_takes_what_the_processor_gives(processor, model):
+    picture = Image.new("RGB", (20, 10))
+    inputs = processor(images=picture, text=["cat", "tree", "b"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    (ids,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(10, 20)])
+    assert ids.shape == (10, 20)
+    assert 0 <= ids.min() <= ids.max() < 3
