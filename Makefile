@@ -1,0 +1,62 @@
+# Works from a fresh clone with python3 (3.10 or newer), pip and make; `make` alone lists the targets.
+
+PYTHON = python3
+VENV   = .venv
+BIN    = $(VENV)/bin
+READY  = $(VENV)/.installed
+TYPES  = $(VENV)/types
+
+.PHONY: help demo test test-slow lint format default-model clean
+
+help:
+	@echo "make demo           segment a picture into classes whose masks the model never saw"
+	@echo "make test           fast tests"
+	@echo "make test-slow      the tests that take minutes"
+	@echo "make lint           style and types"
+	@echo "make format         rewrite the code in the project's style"
+	@echo "make default-model  train the embedded default model anew (an hour or two on two cores)"
+	@echo "make clean          remove the environment and everything built"
+
+demo: $(READY)
+	$(BIN)/zegclip demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+# The import package zegclip.modeling lives in the folder modeling/ (package_dir in setup.cfg), which
+# mypy cannot know. It is shown the installed layout instead: a folder of links, made afresh each time.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/zegclip
+	@ln -s "$(CURDIR)"/zegclip/* "$(CURDIR)"/modeling "$(CURDIR)"/processing "$(CURDIR)"/picture_world $(TYPES)/zegclip/
+	@ln -s "$(CURDIR)"/train.py "$(CURDIR)"/eval.py $(TYPES)/
+	cd $(TYPES) && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" \
+		-p zegclip -m train -m eval
+
+format: $(READY)
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+default-model: $(READY)
+	$(BIN)/python -m zegclip.picture_world.pretrain --output zegclip/default_model/clip
+	$(BIN)/python train.py configs/zegclip_picture_world_inductive.yaml
+
+clean:
+	rm -rf $(VENV) build dist zegclip.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Redone only when one of these files changes. The mark is written last, so an interrupted
+# installation is taken up again.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "zegclip needs Python 3.10 or newer as '$(PYTHON)'; another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "'$(PYTHON)' comes without venv; install it first (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install 'pip>=23.1'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,63 @@
+"""The wheel holds the package and nothing else, and the documents suit any machine."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import zegclip
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "zegclip", "modeling", "processing", "picture_world"]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md"), ROOT / "CITATION.cff"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy, so that no build folder is left in the tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", folder, folder], check=True)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_has_one_package(wheel):
+    top_level = {name.split("/")[0] for name in wheel.namelist()}
+    assert top_level == {"zegclip", f"zegclip-{zegclip.__version__}.dist-info"}
+
+
+def test_wheel_has_every_file_of_the_package(wheel):
+    names = set(wheel.namelist())
+    for folder in ("zegclip", "modeling", "processing", "picture_world"):
+        prefix = "zegclip" if folder == "zegclip" else f"zegclip/{folder}"
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        missing = {f"{prefix}/{path.relative_to(ROOT / folder).as_posix()}" for path in files} - names
+        assert not missing
+
+
+def test_wheel_has_the_default_model(wheel):
+    names = {name for name in wheel.namelist() if name.startswith("zegclip/default_model/")}
+    assert any(name.endswith("config.json") for name in names)
+    assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_wheel_metadata(wheel):
+    metadata = wheel.read(f"zegclip-{zegclip.__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {zegclip.__version__}\n" in metadata
+    assert "Apache-2.0" in metadata
+    assert any(name.endswith("/LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_documents_name_no_machine_paths(path):
+    assert re.findall(r"(?:/work/|/root/|/home/|/Users/|file://)\S*", path.read_text(encoding="utf-8")) == []
