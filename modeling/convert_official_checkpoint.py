@@ -3,13 +3,11 @@
 import copy
 import math
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
@@ -56,7 +54,7 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # broken bytes can make the unpickler raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded ({reason}).") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -84,7 +82,7 @@ class _Source:
     def take(self, name: str) -> torch.Tensor:
         if name not in self.left:
             self.missing.append(name)
-            return torch.empty(0)
+            return torch.zeros(1, 1)  # so that all missing keys are found before any is reported
         return self.left.pop(name)
 
     def drop(self, pattern: re.Pattern, prefix: str = "") -> None:
@@ -171,9 +169,8 @@ def _convert_clip(source: _Source, config: ZegClipConfig) -> StateDict:
     vision, text = "vision_model", "text_model"
     class_embedding = source.take("backbone.class_embedding")
     positions = source.take("backbone.positional_embedding")
-    if len(positions):
-        # Quirk Q1: the official forward adds the class embedding a second time, with its position.
-        positions[0] += class_embedding
+    # The official forward adds the class embedding a second time, with its position: folded into the table.
+    positions = torch.cat([positions[:1] + class_embedding, positions[1:]])
     result = {
         f"{vision}.embeddings.class_embedding": class_embedding,
         f"{vision}.embeddings.position_embedding.weight": positions,

@@ -1,0 +1,57 @@
+"""
+Evaluate a model on seen and unseen classes: `python eval.py [CONFIG.yaml] [--model PATH] [--field value ...]`.
+
+Without a configuration it evaluates the embedded default model on the generated picture world, offline.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from zegclip import DEFAULT_MODEL
+from zegclip.arguments import parse_arguments
+from zegclip.data import load_data
+from zegclip.loading import load_base, load_model, load_processor
+from zegclip.trainer import ZegClipTrainer
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Evaluate, print a table, save the figures as JSON in the output folder, and return them."""
+    model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
+    source = model_args.model or DEFAULT_MODEL
+    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
+    _, evaluation_set, split = load_data(data_args, processor)
+    names = processor(text=list(split.names), return_tensors="pt")
+
+    models = {"model": load_model(source)}
+    if data_args.baseline:
+        models["training-free baseline"] = load_base(source, {"decode_head_type": "similarity"}).eval()
+    results = {}
+    for title, model in models.items():
+        with torch.no_grad():
+            class_embeds = model.get_class_embeds(**names, num_templates=len(processor.prompt_templates))
+        trainer = ZegClipTrainer(
+            model=model, args=training_args, processing_class=processor, class_embeds=class_embeds, split=split
+        )
+        metrics = trainer.evaluate(evaluation_set)
+        trainer.save_metrics("eval_" + title.replace(" ", "_"), metrics, combined=False)
+        results[title] = {
+            name.removeprefix("eval_"): value
+            for name, value in metrics.items()
+            if name.removeprefix("eval_").startswith(("pacc", "miou", "hiou")) or "_miou" in name or "_hiou" in name
+        }
+    print(f"\n{len(evaluation_set)} pictures, split {data_args.eval_split!r}, per cent:")
+    print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}"))
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"eval.py: {error}")

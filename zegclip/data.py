@@ -1,0 +1,101 @@
+"""From data arguments to data sets, class split and processor."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from zegclip.arguments import DataArguments
+from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING, class_ids
+from zegclip.picture_world.dataset import Split, load_picture_world
+from zegclip.processing.augmentation_zegclip import random_crop_and_flip
+from zegclip.processing.class_split_zegclip import ClassSplit
+from zegclip.processing.processing_zegclip import ZegClipProcessor
+
+IGNORE_INDEX = 255
+
+
+def picture_world_split(eval_split: str) -> ClassSplit:
+    """
+    Return the classes that a split of the picture world is measured on.
+
+    On the tuning split the classes kept for the test do not exist: neither as names nor as labels. On the test split
+    all names compete; the tuning classes enter neither mean.
+    """
+    unseen = UNSEEN_TUNING if eval_split == "tuning" else UNSEEN_TEST
+    names = tuple(name for name in CLASS_NAMES if eval_split == "test" or name not in UNSEEN_TEST)
+
+    def ids(wanted: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(index for index, name in enumerate(names) if name in wanted)
+
+    return ClassSplit(names=names, seen_ids=ids(SEEN), unseen_ids=ids(unseen), groups={"objects": ids(OBJECT_NAMES)})
+
+
+def label_table(names: tuple[str, ...]) -> np.ndarray:
+    """Return the map from a picture world mask's ids to positions in `names`; other classes are ignored."""
+    table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX)
+    table[class_ids(names)] = np.arange(len(names))
+    return table
+
+
+def load_data(arguments: DataArguments, processor: ZegClipProcessor) -> tuple[Dataset, Dataset, ClassSplit]:
+    """
+    Load the training and evaluation sets with their transforms.
+
+    Args:
+        arguments: Which data.
+        processor: Its image processor normalises; its window size is the default crop.
+
+    Returns:
+        The training set (samples of equal size, labels among seen classes), the evaluation set (samples of any size,
+        labels among all classes) and the classes.
+    """
+    split = picture_world_split(arguments.eval_split)
+    table = label_table(split.names)
+    train = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
+    eval_split = cast(Split, arguments.eval_split)
+    evaluation = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
+    crop_size = arguments.crop_size or processor.image_processor.window_size
+    return (
+        train.with_transform(training_transform(processor, split, table, crop_size)),
+        evaluation.with_transform(evaluation_transform(processor, split, table)),
+        split,
+    )
+
+
+def training_transform(
+    processor: ZegClipProcessor, split: ClassSplit, table: np.ndarray, crop_size: int
+) -> Callable[[dict[str, list]], dict[str, list[torch.Tensor]]]:
+    """Return a transform that crops, flips, normalises and maps labels to the seen classes' queries."""
+
+    def transform(batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
+        result: dict[str, list[torch.Tensor]] = {"pixel_values": [], "labels": []}
+        for image, mask in zip(batch["image"], batch["mask"]):
+            image, mask = random_crop_and_flip(image, mask, crop_size)
+            inputs = processor.image_processor(image, segmentation_maps=mask, do_resize=False, return_tensors="pt")
+            labels = split.training_labels(table[inputs["labels"][0].numpy()])
+            result["pixel_values"].append(inputs["pixel_values"][0])
+            result["labels"].append(torch.from_numpy(labels))
+        return result
+
+    return transform
+
+
+def evaluation_transform(
+    processor: ZegClipProcessor, split: ClassSplit, table: np.ndarray
+) -> Callable[[dict[str, list]], dict[str, list[Any]]]:
+    """Return a transform that resizes and normalises pictures and keeps label maps at their own size."""
+
+    def transform(batch: dict[str, list]) -> dict[str, list[Any]]:
+        result: dict[str, list[Any]] = {"pixel_values": [], "labels": []}
+        for image, mask in zip(batch["image"], batch["mask"]):
+            labels = table[np.asarray(mask)]
+            split.check(labels)
+            inputs = processor.image_processor(image, return_tensors="pt")
+            result["pixel_values"].append(inputs["pixel_values"][0])
+            result["labels"].append(torch.from_numpy(labels))
+        return result
+
+    return transform
