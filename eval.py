@@ -4,6 +4,7 @@ Evaluate a model on seen and unseen classes: `python eval.py [CONFIG.yaml] [--mo
 Without a configuration it evaluates the embedded default model on the generated picture world, offline.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import parse_arguments
-from zegclip.data import load_data
+from zegclip.data import load_evaluation_data, picture_world_split
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.trainer import ZegClipTrainer
 
@@ -21,11 +22,12 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_indu
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Evaluate, print a table, save the figures as JSON in the output folder, and return them."""
+    """Evaluate, print a table, save the figures if a file is named, and return them."""
     model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
     source = model_args.model or DEFAULT_MODEL
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
-    _, evaluation_set, split = load_data(data_args, processor)
+    split = picture_world_split(data_args.eval_split)
+    evaluation_set = load_evaluation_data(data_args, processor, split)
     names = processor(text=list(split.names), return_tensors="pt")
 
     models = {"model": load_model(source)}
@@ -39,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             model=model, args=training_args, processing_class=processor, class_embeds=class_embeds, split=split
         )
         metrics = trainer.evaluate(evaluation_set)
-        trainer.save_metrics("eval_" + title.replace(" ", "_"), metrics, combined=False)
         results[title] = {
             name.removeprefix("eval_"): value
             for name, value in metrics.items()
-            if name.removeprefix("eval_").startswith(("pacc", "miou", "hiou")) or "_miou" in name or "_hiou" in name
+            if name.endswith(("pacc", "miou_seen", "miou_unseen", "hiou"))
         }
+    if data_args.results_file:
+        Path(data_args.results_file).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"\n{len(evaluation_set)} pictures, split {data_args.eval_split!r}, per cent:")
     print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}"))
     return results

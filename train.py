@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import parse_arguments
-from zegclip.data import load_data
+from zegclip.data import load_evaluation_data, load_training_data, picture_world_split
 from zegclip.loading import load_base, load_processor
 from zegclip.modeling.tuner_zegclip import DeepPromptConfig
 from zegclip.trainer import ZegClipTrainer
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     set_seed(training_args.seed)
     source = model_args.model or DEFAULT_MODEL
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
-    train_set, evaluation_set, split = load_data(data_args, processor)
+    split = picture_world_split(data_args.eval_split)
 
     model = load_base(source, model_args.config_overrides() | {"seen_class_names": split.seen_names})
     model.config.id2label = dict(enumerate(split.names))
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer = ZegClipTrainer(
         model=model,
         args=training_args,
-        train_dataset=train_set,
-        eval_dataset=evaluation_set,
+        train_dataset=load_training_data(data_args, processor, split),
+        eval_dataset=load_evaluation_data(data_args, processor, split),
         processing_class=processor,
         class_embeds=class_embeds,
         split=split,

@@ -90,6 +90,9 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         """
         if config is None and not model_args:
             config = read_adapter_model_config(cls.config_class, pretrained_model_name_or_path, **kwargs)
+            if config is not None:
+                # The base may hold a decode head of another shape; the adapter's replaces it.
+                kwargs.setdefault("ignore_mismatched_sizes", True)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Random changes of picture and mask together, drawn from torch's generator so that a resumed run repeats them."""
+"""Random changes of picture and mask together, drawn from torch's generator."""
 
 import torch
 from PIL import Image, ImageOps

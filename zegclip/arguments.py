@@ -68,6 +68,7 @@ class DataArguments:
     baseline: bool = field(
         default=True, metadata={"help": "eval.py: also evaluate the training-free baseline in the same windows."}
     )
+    results_file: str | None = field(default=None, metadata={"help": "eval.py: write the figures there as JSON."})
 
     def image_processor_fields(self) -> dict[str, Any]:
         """The given fields of the image processor."""

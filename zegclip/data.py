@@ -40,29 +40,25 @@ def label_table(names: tuple[str, ...]) -> np.ndarray:
     return table
 
 
-def load_data(arguments: DataArguments, processor: ZegClipProcessor) -> tuple[Dataset, Dataset, ClassSplit]:
+def load_training_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
     """
-    Load the training and evaluation sets with their transforms.
+    Load the training pictures: random crops of one size, labels among the seen classes.
 
     Args:
         arguments: Which data.
         processor: Its image processor normalises; its window size is the default crop.
-
-    Returns:
-        The training set (samples of equal size, labels among seen classes), the evaluation set (samples of any size,
-        labels among all classes) and the classes.
+        split: The classes.
     """
-    split = picture_world_split(arguments.eval_split)
-    table = label_table(split.names)
-    train = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
-    eval_split = cast(Split, arguments.eval_split)
-    evaluation = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
+    data = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
     crop_size = arguments.crop_size or processor.image_processor.window_size
-    return (
-        train.with_transform(training_transform(processor, split, table, crop_size)),
-        evaluation.with_transform(evaluation_transform(processor, split, table)),
-        split,
-    )
+    return data.with_transform(training_transform(processor, split, label_table(split.names), crop_size))
+
+
+def load_evaluation_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
+    """Load the evaluation pictures, of any sizes, labels among all classes; arguments as for training."""
+    eval_split = cast(Split, arguments.eval_split)
+    data = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
+    return data.with_transform(evaluation_transform(processor, split, label_table(split.names)))
 
 
 def training_transform(

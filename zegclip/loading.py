@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, find_adapter_config_file
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
@@ -75,9 +75,11 @@ def load_processor(
         **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
     """
     model = check_model_path(model)
-    try:
+    stored = cached_file(model, PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
+    if stored is not None and "ZegClipProcessor" in Path(stored).read_text(encoding="utf-8"):
         processor = ZegClipProcessor.from_pretrained(model)
-    except (OSError, ValueError, TypeError):
+    else:
+        # A plain CLIP's own picture settings (CLIP's statistics, a square crop) are not ZegCLIP's.
         processor = ZegClipProcessor(ZegClipImageProcessor(), AutoTokenizer.from_pretrained(model))
     if prompt_templates:
         processor.prompt_templates = prompt_templates

@@ -150,7 +150,9 @@ def test_a_pickle_is_never_executed(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("name", "content"), [("empty.pth", b""), ("text.pth", b"hello"), ("bad.safetensors", b"x" * 64)])
+@pytest.mark.parametrize(
+    ("name", "content"), [("empty.pth", b""), ("text.pth", b"hello"), ("bad.safetensors", b"x" * 64)]
+)
 def test_unreadable_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: not a checkpoint"):

@@ -8,8 +8,8 @@ from zegclip.processing.augmentation_zegclip import random_crop_and_flip
 
 
 def pair(height=20, width=30):
-    ids = np.arange(height * width).reshape(height, width) % 251
-    return Image.fromarray(np.repeat(ids[..., None], 3, axis=2).astype(np.uint8)), Image.fromarray(ids.astype(np.uint8))
+    ids = (np.arange(height * width).reshape(height, width) % 251).astype(np.uint8)
+    return Image.fromarray(np.repeat(ids[..., None], 3, axis=2)), Image.fromarray(ids)
 
 
 def test_picture_and_mask_stay_aligned_and_all_places_occur():

@@ -19,7 +19,7 @@ def test_every_configuration_parses(path, tmp_path):
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("learning_rate: 3e-4\nnum_prompt_tokens: 7\nfocal_weight: 20\noutput_dir: somewhere\nuse_cpu: true")
+    path.write_text("learning_rate: 3e-4\nnum_prompt_tokens: 7\nfocal_weight: 20\noutput_dir: here\nuse_cpu: true")
     model_args, data_args, training_args = parse_arguments([str(path), "--num_prompt_tokens", "9"])
     assert training_args.learning_rate == 3e-4
     assert model_args.num_prompt_tokens == 9
@@ -53,5 +53,5 @@ def test_wrong_files(tmp_path, content, message):
 def test_wrong_command_lines(tmp_path):
     with pytest.raises(ValueError, match=r"none\.yaml: there is no such configuration file"):
         parse_arguments([str(tmp_path / "none.yaml")])
-    with pytest.raises(ValueError, match="unknown field 'learning_rat'. Did you mean 'learning_rate'"):
+    with pytest.raises(ValueError, match=r"unknown field 'learning_rat'\. Did you mean 'learning_rate'"):
         parse_arguments(["--learning_rat", "1"])

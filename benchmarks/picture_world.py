@@ -1,0 +1,90 @@
+"""
+Train configurations over several seeds on the picture world and print their test figures as one Markdown table.
+
+    python benchmarks/picture_world.py configs/zegclip_picture_world_inductive.yaml --seeds 0 1 2
+
+A run whose adapter is already in the output folder is not trained again. The seed changes the adapter's training; the
+evaluated scenes are the same for all. Figures are mean and standard deviation over seeds; they are also written as
+JSON with hardware, date and versions.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import peft
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = "training-free baseline"
+
+
+def run(script: str, *words: str) -> None:
+    """Run one of the repository's scripts and stop if it fails."""
+    subprocess.run([sys.executable, str(ROOT / script), *words], check=True)
+
+
+def figures(config: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Train unless done, evaluate unless done, and return the figures of the model and of the baseline."""
+    folder = arguments.output / config.stem / f"seed{seed}"
+    source = ["--model", str(arguments.model)] if arguments.model else []
+    common = ["--seed", str(seed), "--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu)]
+    if not (folder / "adapter_model.safetensors").is_file():
+        # What training reports at its end is of the tuning split; the test split is left to eval.py.
+        run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:])
+    results = folder / f"{arguments.eval_split}.json"
+    if not results.is_file():
+        size = ["--num_eval_pictures", str(arguments.num_pictures)]
+        evaluation = ["--output_dir", str(folder / "eval"), "--results_file", str(results)]
+        run("eval.py", str(config), "--model", str(folder), *common, *size, *evaluation)
+    return json.loads(results.read_text())
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, print and save the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path, help="YAML configurations")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
+    parser.add_argument("--num_pictures", type=int, default=500, help="scenes of the evaluation")
+    parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
+    parser.add_argument("--output", type=Path, default=Path("outputs/picture_world"))
+    parser.add_argument("--use_cpu", action="store_true")
+    arguments = parser.parse_args()
+
+    rows, record = {}, {}
+    for config in arguments.configs:
+        runs = [figures(config, seed, arguments) for seed in arguments.seeds]
+        record[config.stem] = dict(zip(map(str, arguments.seeds), runs))
+        rows[BASELINE] = {name: f"{value:.1f}" for name, value in runs[0][BASELINE].items()}
+        table = pd.DataFrame([seed_figures["model"] for seed_figures in runs])
+        rows[config.stem] = {
+            name: f"{mean:.1f} ± {deviation:.1f}" if len(runs) > 1 else f"{mean:.1f}"
+            for name, mean, deviation in zip(table.columns, table.mean(), table.std())
+        }
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+        "eval_split": arguments.eval_split,
+        "num_pictures": arguments.num_pictures,
+        "figures": record,
+    }
+    path = arguments.output / f"{arguments.eval_split}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    columns = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {title} | " + " | ".join(row[name] for name in columns) + " |" for title, row in rows.items()]
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
