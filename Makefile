@@ -42,8 +42,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 default-model: $(READY)
-	$(BIN)/python -m zegclip.picture_world.pretrain --output zegclip/default_model/clip
-	$(BIN)/python train.py configs/zegclip_picture_world_inductive.yaml
+	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/torchrun --nproc_per_node 2 \
+		-m zegclip.picture_world.pretrain --output outputs/picture_world_clip
+	$(BIN)/python train.py configs/zegclip_picture_world_inductive.yaml --model outputs/picture_world_clip
+	rm -rf zegclip/default_model
+	$(BIN)/zegclip bundle outputs/zegclip_picture_world_inductive zegclip/default_model
 
 clean:
 	rm -rf $(VENV) build dist zegclip.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -78,7 +78,8 @@ class ZegClipConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ZegClipConfig":
         """As the parent's, and wraps the dictionary of a plain CLIP configuration."""
         if config_dict.get("model_type") == "clip":
-            config_dict = {"clip_config": config_dict, "vocabulary": config_dict.get("vocabulary")}
+            clip_config = dict(config_dict)
+            config_dict = {"vocabulary": clip_config.pop("vocabulary", None), "clip_config": clip_config}
         return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:

@@ -1,11 +1,12 @@
 """From data arguments to data sets, class split and processor."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 
 from zegclip.arguments import DataArguments
 from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING, class_ids
@@ -33,11 +34,23 @@ def picture_world_split(eval_split: str) -> ClassSplit:
     return ClassSplit(names=names, seen_ids=ids(SEEN), unseen_ids=ids(unseen), groups={"objects": ids(OBJECT_NAMES)})
 
 
-def label_table(names: tuple[str, ...]) -> np.ndarray:
-    """Return the map from a picture world mask's ids to positions in `names`; other classes are ignored."""
+def read_labels(image: Image.Image, mask: Image.Image, names: Sequence[str]) -> np.ndarray:
+    """
+    Turn a picture world mask into positions in `names`; classes that are not among them are ignored.
+
+    Returns:
+        `(height, width)` int64.
+
+    Raises:
+        ValueError: If the mask has another size than its picture, or holds an id that is no class.
+    """
+    if mask.size != image.size:
+        raise ValueError(f"A mask is {mask.width}x{mask.height} pixels, but its picture {image.width}x{image.height}.")
+    ids = np.asarray(mask).astype(np.int64)
+    ClassSplit(names=CLASS_NAMES, seen_ids=()).check(ids)
     table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX)
-    table[class_ids(names)] = np.arange(len(names))
-    return table
+    table[class_ids(tuple(names))] = np.arange(len(names))
+    return table[ids]
 
 
 def load_training_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
@@ -49,49 +62,32 @@ def load_training_data(arguments: DataArguments, processor: ZegClipProcessor, sp
         processor: Its image processor normalises; its window size is the default crop.
         split: The classes.
     """
-    data = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
     crop_size = arguments.crop_size or processor.image_processor.window_size
-    return data.with_transform(training_transform(processor, split, label_table(split.names), crop_size))
-
-
-def load_evaluation_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
-    """Load the evaluation pictures, of any sizes, labels among all classes; arguments as for training."""
-    eval_split = cast(Split, arguments.eval_split)
-    data = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
-    return data.with_transform(evaluation_transform(processor, split, label_table(split.names)))
-
-
-def training_transform(
-    processor: ZegClipProcessor, split: ClassSplit, table: np.ndarray, crop_size: int
-) -> Callable[[dict[str, list]], dict[str, list[torch.Tensor]]]:
-    """Return a transform that crops, flips, normalises and maps labels to the seen classes' queries."""
 
     def transform(batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
         result: dict[str, list[torch.Tensor]] = {"pixel_values": [], "labels": []}
         for image, mask in zip(batch["image"], batch["mask"]):
-            image, mask = random_crop_and_flip(image, mask, crop_size)
+            labels = split.training_labels(read_labels(image, mask, split.names))
+            image, mask = random_crop_and_flip(image, Image.fromarray(labels.astype(np.uint8)), crop_size)
             inputs = processor.image_processor(image, segmentation_maps=mask, do_resize=False, return_tensors="pt")
-            labels = split.training_labels(table[inputs["labels"][0].numpy()])
             result["pixel_values"].append(inputs["pixel_values"][0])
-            result["labels"].append(torch.from_numpy(labels))
+            result["labels"].append(inputs["labels"][0])
         return result
 
-    return transform
+    data = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
+    return data.with_transform(transform)
 
 
-def evaluation_transform(
-    processor: ZegClipProcessor, split: ClassSplit, table: np.ndarray
-) -> Callable[[dict[str, list]], dict[str, list[Any]]]:
-    """Return a transform that resizes and normalises pictures and keeps label maps at their own size."""
+def load_evaluation_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
+    """Load the evaluation pictures, of any sizes, labels among all classes; arguments as for training."""
 
-    def transform(batch: dict[str, list]) -> dict[str, list[Any]]:
-        result: dict[str, list[Any]] = {"pixel_values": [], "labels": []}
+    def transform(batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
+        result: dict[str, list[torch.Tensor]] = {"pixel_values": [], "labels": []}
         for image, mask in zip(batch["image"], batch["mask"]):
-            labels = table[np.asarray(mask)]
-            split.check(labels)
-            inputs = processor.image_processor(image, return_tensors="pt")
-            result["pixel_values"].append(inputs["pixel_values"][0])
-            result["labels"].append(torch.from_numpy(labels))
+            result["pixel_values"].append(processor.image_processor(image, return_tensors="pt")["pixel_values"][0])
+            result["labels"].append(torch.from_numpy(read_labels(image, mask, split.names)))
         return result
 
-    return transform
+    eval_split = cast(Split, arguments.eval_split)
+    data = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
+    return data.with_transform(transform)

@@ -1,0 +1,160 @@
+"""The picture world as a data set of Hugging Face Datasets, in memory, as a stream, or as a folder of files."""
+
+import argparse
+import colorsys
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from datasets import Dataset, Features, Image, IterableDataset, Value
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from .captions import caption
+from .classes import CLASS_NAMES
+from .drawing import draw_scene
+from .pools import PoolName
+
+Split = Literal["train", "tuning", "test"]
+
+FEATURES = Features({"image": Image(), "mask": Image(), "caption": Value("string")})
+
+# Each split has a pool of drawing parameters and its own range of seeds; pretraining draws from yet another.
+_POOLS: dict[Split, PoolName] = {"train": "train", "tuning": "train", "test": "test"}
+_FIRST_SEEDS: dict[Split, int] = {"train": 0, "tuning": 1 << 62, "test": 0}
+_SCENES_PER_SEED = 1 << 40
+_MOST_SEEDS = 1 << 20
+# Enough for the workers and processes of one machine; a stream cannot be shared out more finely.
+_SHARDS = 16
+
+
+def scene_seeds(split: Split, seed: int = 0) -> range:
+    """Return the seeds of all scenes that a split has under a data set's seed; no two overlap within a pool."""
+    if split not in get_args(Split):
+        raise ValueError(f"Unknown split {split!r}: choose from {', '.join(get_args(Split))}.")
+    if not 0 <= seed < _MOST_SEEDS:
+        raise ValueError(f"The seed of a picture world must lie between 0 and {_MOST_SEEDS - 1}, not be {seed}.")
+    first = _FIRST_SEEDS[split] + seed * _SCENES_PER_SEED
+    return range(first, first + _SCENES_PER_SEED)
+
+
+def draw_example(split: Split, scene_seed: int) -> dict[str, Any]:
+    """Draw one row: `image` (RGB), `mask` (mode L, class ids), `caption`."""
+    scene = draw_scene(scene_seed, _POOLS[split])
+    return {
+        "image": scene.image,
+        "mask": scene.mask,
+        "caption": caption(scene, np.random.default_rng([scene_seed, 1])),
+    }
+
+
+def load_picture_world(
+    split: Split, num_scenes: int | None, seed: int = 0, streaming: bool = False
+) -> Dataset | IterableDataset:
+    """Load scenes of the picture world, drawn on the spot.
+
+    Masks hold the ids of all classes: hiding the unseen ones in training is up to the trainer.
+
+    Args:
+        split: "train" and "tuning" share drawing parameters but no scene; "test" has parameters of its own.
+        num_scenes: number of scenes; None, only for a stream, for no end.
+        seed: chooses other scenes of the same split, below 2**20.
+        streaming: whether to draw while iterating. A finite stream yields what the data set in memory holds, in the
+            same order; an endless one has 16 shards with different scenes, for workers and processes.
+
+    Returns:
+        A data set with the columns `image`, `mask` and `caption`.
+    """
+    seeds = scene_seeds(split, seed)
+    if num_scenes is None:
+        if not streaming:
+            raise ValueError("A picture world without end does not fit into memory: give num_scenes or stream it.")
+        shards = [(seeds.start + shard, seeds.stop, _SHARDS) for shard in range(_SHARDS)]
+    elif num_scenes < 1:
+        raise ValueError(f"A picture world needs at least one scene, not {num_scenes}.")
+    else:
+        bounds = np.linspace(0, num_scenes, min(_SHARDS, num_scenes) + 1).astype(int).tolist()
+        shards = [(seeds.start + start, seeds.start + stop, 1) for start, stop in itertools.pairwise(bounds)]
+    if streaming:
+        return IterableDataset.from_generator(
+            _stream, features=FEATURES, gen_kwargs={"split": split, "shards": shards}
+        )
+    rows: Iterable[dict[str, Any]] = _stream(split, shards)
+    rows = list(tqdm(rows, total=num_scenes, desc="drawing", unit="scene", delay=2))
+    # From a dictionary and not from a generator, whose result a cache would keep beyond a change of the drawing.
+    return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
+
+
+def _stream(split: Split, shards: list[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
+    """Draw the rows of shards, each the start, stop and step of its seeds."""
+    for shard in shards:
+        for scene_seed in range(*shard):
+            yield draw_example(split, scene_seed)
+
+
+def mask_palette() -> list[int]:
+    """Return a palette, 3 numbers a class id, in which neighbouring ids look different."""
+    colours = (
+        colorsys.hsv_to_rgb(0.618 * index % 1, 0.55 + 0.4 * (index % 2), 0.95 - 0.2 * (index % 3))
+        for index in range(len(CLASS_NAMES))
+    )
+    return [round(255 * channel) for colour in colours for channel in colour]
+
+
+def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed: int = 0) -> None:
+    """Write scenes to a folder that `load_dataset("imagefolder", data_dir=folder)` reads back.
+
+    Args:
+        folder: receives `images/*.png`, `masks/*.png` (palette pictures whose values are class ids),
+            `metadata.jsonl` (`file_name`, `mask_file_name`, `caption`) and `classes.txt` (a name a line, by id).
+        split: as in `load_picture_world`.
+        num_scenes: as there.
+        seed: as there.
+    """
+    folder = Path(folder)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    palette, lines = mask_palette(), []
+    seeds = scene_seeds(split, seed)[:num_scenes]
+    for index, scene_seed in enumerate(tqdm(seeds, desc="exporting", unit="scene")):
+        row = draw_example(split, scene_seed)
+        row["mask"].putpalette(palette)
+        files = {"file_name": f"images/{index:06d}.png", "mask_file_name": f"masks/{index:06d}.png"}
+        _save_png(row["image"], folder / files["file_name"])
+        _save_png(row["mask"], folder / files["mask_file_name"])
+        lines.append(json.dumps({**files, "caption": row["caption"]}))
+    _save_lines(lines, folder / "metadata.jsonl")
+    _save_lines(CLASS_NAMES, folder / "classes.txt")
+
+
+def _save_png(image: PILImage.Image, path: Path) -> None:
+    """Write a PNG file completely or not at all."""
+    part = path.with_suffix(".part")
+    image.save(part, format="PNG")
+    os.replace(part, path)
+
+
+def _save_lines(lines: Iterable[str], path: Path) -> None:
+    """Write a text file completely or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(part, path)
+
+
+def main() -> None:
+    """Export scenes from the command line."""
+    parser = argparse.ArgumentParser(description="Write scenes of the picture world to a folder.")
+    parser.add_argument("folder", help="where to write; made if missing")
+    parser.add_argument("--split", choices=get_args(Split), default="train", help="default: train")
+    parser.add_argument("--num-scenes", type=int, default=100, help="default: 100")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments = parser.parse_args()
+    export_picture_world(arguments.folder, arguments.split, arguments.num_scenes, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Pretrains the tiny CLIP of the picture world on pictures and captions alone.
+
+On a CPU one process a core is fastest; each step then sees one batch of every process. The embedded model comes from
+
+    OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m zegclip.picture_world.pretrain \
+        --output outputs/picture_world_clip
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
+
+from .crops import captioned_windows, draw_scenes
+from .dataset import scene_seeds
+from .drawing import draw_scene
+from .evaluation import report
+from .tiny_clip import WINDOW_SIDE, CaptionTraining, build_model, normalise
+from .tokenizer import build_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Far from the seeds of the data sets: scenes of pretraining are in none of their splits.
+_FIRST_SEED = 1 << 61
+_GAIN = 0.15
+
+
+@dataclass
+class PretrainArguments:
+    """Settings of the pretraining."""
+
+    output: str = field(metadata={"help": "folder for the model and its tokenizer"})
+    steps: int = field(default=4500, metadata={"help": "number of optimiser steps"})
+    batch_size: int = field(default=48, metadata={"help": "pictures a step and process"})
+    scenes: int = field(default=24_000, metadata={"help": "scenes drawn beforehand, shared out to the processes"})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "peak of the cosine schedule"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of AdamW"})
+    patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
+    width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
+    layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
+    precision: str = field(default="bf16", metadata={"help": "of the matrix products: bf16 or no"})
+    eval_every: int = field(default=1000, metadata={"help": "steps between evaluations and saves"})
+    eval_scenes: int = field(default=64, metadata={"help": "scenes an evaluation"})
+    seed: int = field(default=0, metadata={"help": "of weights, scenes, windows and captions"})
+    quick: bool = field(default=False, metadata={"help": "a smaller run of at most 15 minutes on 2 cores"})
+
+    def __post_init__(self) -> None:
+        if self.quick:
+            self.steps, self.scenes = min(self.steps, 1200), min(self.scenes, 8000)
+        if self.patch_size < 1 or WINDOW_SIDE % self.patch_size:
+            raise ValueError(f"patch_size must divide {WINDOW_SIDE}, not be {self.patch_size}.")
+        if self.width < 32 or self.width % 32:
+            raise ValueError(f"width must be a multiple of 32, not {self.width}.")
+
+
+def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
+    """Write the model and its tokenizer to a folder, each file complete or not at all."""
+    part = output.with_name(output.name + ".part")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in part.iterdir():
+        os.replace(file, output / file.name)
+    part.rmdir()
+
+
+def pretrain(arguments: PretrainArguments) -> CLIPModel:
+    """Pretrain a tiny CLIP, logging and saving as it goes.
+
+    Args:
+        arguments: the settings.
+
+    Returns:
+        The trained model in evaluation mode.
+    """
+    accelerator = Accelerator(mixed_precision=arguments.precision)
+    rank, main = accelerator.process_index, accelerator.is_main_process
+    set_seed(arguments.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, patch_size=arguments.patch_size, width=arguments.width, layers=arguments.layers)
+    # At these sizes plain matrix products are faster than the fused attention of a CPU.
+    model.set_attn_implementation("eager")
+    share = arguments.scenes // accelerator.num_processes
+    first = _FIRST_SEED + arguments.seed * arguments.scenes + rank * share
+    scenes = draw_scenes(range(first, first + share), progress=main)
+    rng = np.random.default_rng([arguments.seed, rank])
+    batches = captioned_windows(scenes, WINDOW_SIDE, arguments.batch_size, rng)
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=arguments.weight_decay
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, max(arguments.steps // 20, 1), arguments.steps)
+    training, optimizer = accelerator.prepare(CaptionTraining(model), optimizer)
+    tuning = scene_seeds("tuning")
+    judged = [draw_scene(seed, "train") for seed in tuning[: arguments.eval_scenes]] if main else []
+    close_ups = tuning[arguments.eval_scenes : arguments.eval_scenes + 240]
+    if main:
+        size = sum(weight.numel() for weight in model.parameters()) / 1e6
+        logger.info("%.2f M parameters, %d processes, %s", size, accelerator.num_processes, arguments)
+
+    start = time.perf_counter()
+    for step in tqdm(range(1, arguments.steps + 1), desc="pretraining", unit="step", disable=not main, mininterval=5):
+        batch = next(batches)
+        gains = torch.from_numpy(rng.uniform(1 - _GAIN, 1 + _GAIN, (len(batch.captions), 3)).astype(np.float32))
+        tokens = tokenizer(batch.captions, padding=True, truncation=True, return_tensors="pt")
+        whole, dense = training(
+            normalise(batch.pictures.to(accelerator.device), gains.to(accelerator.device)),
+            dict(tokens.to(accelerator.device)),
+            batch.matches.to(accelerator.device),
+        )
+        accelerator.backward(whole + dense)
+        accelerator.clip_grad_norm_(training.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if main and (step % arguments.eval_every == 0 or step == arguments.steps):
+            figures = {
+                "step": step,
+                "minutes": round((time.perf_counter() - start) / 60, 1),
+                "loss_whole": round(whole.item(), 3),
+                "loss_dense": round(dense.item(), 3),
+                **report(model, tokenizer, judged, close_ups),
+            }
+            logger.info(json.dumps(figures))
+            save(model, tokenizer, Path(arguments.output).absolute())
+    accelerator.end_training()
+    return model.eval()
+
+
+def main() -> None:
+    """Parse the command line and pretrain."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    (arguments,) = HfArgumentParser(PretrainArguments).parse_args_into_dataclasses()
+    pretrain(arguments)
+
+
+if __name__ == "__main__":
+    main()
