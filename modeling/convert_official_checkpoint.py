@@ -55,8 +55,8 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes can make the unpickler raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded ({reason}).") from error
+        # PyTorch's own message advises to load it unsafely.
+        raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded.") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError(f"{path}: holds no state dict of tensors.")

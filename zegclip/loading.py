@@ -1,13 +1,22 @@
-"""Finding and loading models and processors, local paths first, with errors that say what is wrong."""
+"""Finding and loading models and processors, with errors that say what is wrong."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
-from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
+from transformers.utils import (
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+    logging,
+)
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
@@ -30,14 +39,57 @@ def check_model_path(model: str | os.PathLike) -> str:
             raise ValueError(f"{path}: this folder holds no model (neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}).")
     elif path.exists():
         raise ValueError(f"{path}: a model is a folder, not a file; see `zegclip convert` for official checkpoints.")
-    elif path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+    elif len(path.parts) != 2 or str(model).startswith((".", "~", os.sep)) or path.parent.is_dir():
+        # A Hub id is `owner/name`; if a folder `owner` lies here, a folder was meant.
         raise ValueError(f"{path}: there is no such model folder.")
     return str(model)
 
 
-def load_model(model: str | os.PathLike, **kwargs: Any) -> ZegClipForSemanticSegmentation:
-    """Load a model with its adapter, in eval mode; `kwargs` are `from_pretrained`'s."""
-    return ZegClipForSemanticSegmentation.from_pretrained(check_model_path(model), **kwargs).eval()
+def base_of(model: str) -> tuple[str, bool]:
+    """Return where the base of a checked model lies, and whether an adapter lies beside it in the same folder."""
+    adapter_config = find_adapter_config_file(model)
+    if adapter_config is None:
+        return model, False
+    if os.path.isfile(os.path.join(os.path.dirname(adapter_config), CONFIG_NAME)):
+        return model, True
+    base = json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return check_model_path(base), False
+
+
+def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
+    """
+    Load a model in eval mode, with its adapter if it has one, and make sure that nothing of it is left untrained.
+
+    Raises:
+        ValueError: One sentence, for a path without a model, a broken or contradictory one, or weights that lack
+            something, such as those of a plain CLIP, or if the Hub cannot be reached.
+    """
+    name = check_model_path(model)
+    verbosity = logging.get_verbosity()
+    # All that transformers would say about missing and mismatched weights becomes an error below.
+    logging.set_verbosity_error()
+    try:
+        loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
+    except (SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
+        raise ValueError(f"{name}: this model cannot be loaded: {reason}") from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "" if os.path.isdir(name) else " no folder, and no model that can be had from the Hub:"
+        raise ValueError(f"{name}:{where} {reason}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{name}: this model's weights do not have the sizes that its configuration says.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(info["missing_keys"])
+    if hasattr(loaded, "peft_config"):
+        missing = [key for key in missing if not key.startswith("decode_head.")]  # the adapter brings its own
+    if missing:
+        raise ValueError(
+            f"{name}: this is no trained segmentation model; it has no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} other parts." if len(missing) > 1 else ".")
+        )
+    return loaded.eval()
 
 
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
@@ -48,41 +100,54 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         model: Folder or Hub id.
         overrides: Fields of the configuration to replace.
     """
-    model = check_model_path(model)
-    adapter_config = find_adapter_config_file(model)
-    beside_base = os.path.isfile(os.path.join(model, CONFIG_NAME))
-    if adapter_config is not None and not beside_base:
-        model = json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    config = ZegClipConfig.from_pretrained(model)
-    config = ZegClipConfig.from_dict(config.to_dict() | overrides)
-    if adapter_config is not None and beside_base:
+    base, beside_adapter = base_of(check_model_path(model))
+    config = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(base).to_dict() | overrides)
+    if beside_adapter:
         # `from_pretrained` would load the adapter too.
-        state_dict = load_file(os.path.join(model, SAFE_WEIGHTS_NAME))
+        state_dict = load_file(os.path.join(base, SAFE_WEIGHTS_NAME))
         clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
-        return ZegClipForSemanticSegmentation.from_pretrained(None, config=config, state_dict=clip_only)
-    return ZegClipForSemanticSegmentation.from_pretrained(model, config=config)
+        loaded = ZegClipForSemanticSegmentation.from_pretrained(None, config=config, state_dict=clip_only)
+        loaded.config._name_or_path = loaded.name_or_path = base
+        return loaded
+    return ZegClipForSemanticSegmentation.from_pretrained(base, config=config)
 
 
 def load_processor(
     model: str | os.PathLike, prompt_templates: list[str] | None = None, **image_processor_kwargs: Any
 ) -> ZegClipProcessor:
     """
-    Load a model's processor, or make one for a plain CLIP.
+    Load a model's processor, that of an adapter's base where it has none, or make one for a plain CLIP.
 
     Args:
         model: Folder or Hub id with a tokenizer.
         prompt_templates: Instead of the stored ones.
         **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
+
+    Raises:
+        ValueError: One sentence, if there is neither processor nor tokenizer.
     """
-    model = check_model_path(model)
-    stored = cached_file(model, PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
-    if stored is not None and "ZegClipProcessor" in Path(stored).read_text(encoding="utf-8"):
-        processor = ZegClipProcessor.from_pretrained(model)
-    else:
+    name = check_model_path(model)
+    processor = _stored_processor(name) or _stored_processor(base_of(name)[0])
+    if processor is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base_of(name)[0])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: the model has no processor, and no tokenizer to make one with.") from error
         # A plain CLIP's own picture settings (CLIP's statistics, a square crop) are not ZegCLIP's.
-        processor = ZegClipProcessor(ZegClipImageProcessor(), AutoTokenizer.from_pretrained(model))
+        processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
     if prompt_templates:
         processor.prompt_templates = prompt_templates
-    for name, value in image_processor_kwargs.items():
-        setattr(processor.image_processor, name, value)
+    for attribute, value in image_processor_kwargs.items():
+        setattr(processor.image_processor, attribute, value)
     return processor
+
+
+def _stored_processor(place: str) -> ZegClipProcessor | None:
+    """Load the processor of a folder or Hub id if it has a whole one, tokenizer included."""
+    stored = cached_file(place, PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
+    if stored is None or "ZegClipProcessor" not in Path(stored).read_text(encoding="utf-8"):
+        return None
+    try:
+        return ZegClipProcessor.from_pretrained(place)
+    except (OSError, ValueError):  # such as an adapter folder that holds no tokenizer
+        return None

@@ -1,0 +1,368 @@
+"""The command `zegclip`: segment pictures, see a demo, convert official checkpoints, bundle an adapter."""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zegclip
+
+# What needs time to import is imported by the commands that need it.
+if TYPE_CHECKING:
+    from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+
+CLIP_TOKENIZER = "openai/clip-vit-base-patch16"
+"""All of OpenAI's CLIP models share its tokenizer, and the official checkpoints with them."""
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit status: 0, 1 if something failed (one sentence on stderr says what), 130 after Ctrl-C. Wrong usage
+        raises `SystemExit(2)`, as argparse does.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name or label that the terminal cannot show is no reason to stop.
+            stream.reconfigure(errors="backslashreplace")
+    arguments = build_parser().parse_args(argv)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted.")
+        return 130
+    except (ValueError, OSError) as error:
+        _complain(_one_sentence(error))
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; each command's function is its `run`."""
+    parser = argparse.ArgumentParser(prog="zegclip", description="Zero-shot semantic segmentation with CLIP.")
+    parser.add_argument("--version", action="version", version=f"zegclip {zegclip.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    segment = commands.add_parser(
+        "segment",
+        help="segment pictures into classes given by name",
+        description="Segment pictures into classes given by name. For each picture STEM.* it writes STEM_overlay.png "
+        "(classes in colour, with a legend), STEM_mask.png (index of the label in every pixel, 255 for none, with a "
+        "palette; 16 bit and 65535 for none where there are more than 255 labels) and STEM.json (share of pixels and "
+        "mean score of each label). Of pictures with the same stem, the second's results are called STEM_2*, and so "
+        "on.",
+    )
+    segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
+    names = segment.add_mutually_exclusive_group(required=True)
+    names.add_argument("--labels", help='class names with commas between them, such as "cat, tree"')
+    names.add_argument("--labels-file", type=Path, metavar="FILE", help="text file with one class name a line")
+    segment.add_argument("--model", help="model folder or Hub id (default: the embedded model of a generated world)")
+    segment.add_argument(
+        "--output", type=Path, default=Path("zegclip-output"), metavar="DIR", help="folder (default: %(default)s)"
+    )
+    segment.add_argument(
+        "--threshold",
+        type=_share,
+        metavar="SCORE",
+        help="pixels with a lower score, 0 to 1, get no label (default: 0)",
+    )
+    segment.add_argument(
+        "--window-size",
+        type=_positive,
+        metavar="PIXELS",
+        help="side of the windows that the resized picture is segmented in (default: the model's)",
+    )
+    segment.add_argument(
+        "--window-stride", type=_positive, metavar="PIXELS", help="distance between windows (default: the model's)"
+    )
+    segment.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    segment.set_defaults(run=run_segment)
+
+    demo = commands.add_parser(
+        "demo",
+        help="segment generated pictures with the embedded model",
+        description="Draw two pictures and segment them with the embedded model into classes of which it has seen "
+        "masks in training and classes of which it has not.",
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("zegclip-demo"), metavar="DIR", help="folder (default: %(default)s)"
+    )
+    demo.add_argument("--seed", type=_not_negative, default=0, help="another number, other pictures")
+    demo.set_defaults(run=run_demo)
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn an official checkpoint into a model folder",
+        description="Turn an official checkpoint into a model folder. No code in the checkpoint is ever run.",
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth or .safetensors file")
+    convert.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
+    convert.add_argument("--method", choices=("zegclip",), default="zegclip", help="the paper (default: %(default)s)")
+    convert.add_argument(
+        "--tokenizer",
+        metavar="PATH_OR_HUB_ID",
+        help=f"CLIP's tokenizer (default: {CLIP_TOKENIZER} where it has been downloaded before)",
+    )
+    convert.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    convert.set_defaults(run=run_convert)
+
+    bundle = commands.add_parser(
+        "bundle",
+        help="put an adapter and its base into one folder",
+        description="Put an adapter, the CLIP it was trained on and the processor into one self-contained folder.",
+    )
+    bundle.add_argument("adapter", metavar="ADAPTER", help="adapter folder or Hub id")
+    bundle.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
+    bundle.set_defaults(run=run_bundle)
+    return parser
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Run `zegclip segment`."""
+    from zegclip.segment import find_pictures, find_unknown_words, load_segmenter, name_results, segment_pictures
+
+    labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
+    pictures = find_pictures(arguments.pictures)
+    _check_results_folder(arguments.output, arguments.pictures)
+    settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if arguments.model is None:
+        print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
+    segmenter = load_segmenter(arguments.model or zegclip.DEFAULT_MODEL, arguments.device)
+    vocabulary = segmenter.model.config.vocabulary
+    unknown = find_unknown_words(labels, vocabulary)
+    if unknown:
+        _complain(
+            f"warning: {'the embedded' if arguments.model is None else 'this'} model cannot know "
+            f"{', '.join(map(repr, unknown))}, so its answer there means nothing; it was trained on these words "
+            f"alone: {', '.join(vocabulary)}. Give another model with --model."
+        )
+
+    model_name = arguments.model or "embedded default model"
+    names = name_results(pictures)
+    outcome = segment_pictures(segmenter, names, labels, arguments.output, model_name, **settings)
+    if len(pictures) == 1:
+        for path, summary in outcome.results.items():
+            _print_summary(summary)
+            print(f"{path}: see {arguments.output / names[path]}_overlay.png; mask and JSON file lie beside it.")
+    elif outcome.results:
+        print(f"{_count(len(outcome.results))} segmented: overlays, masks and JSON files are in {arguments.output}.")
+    if outcome.failures and len(pictures) > 1:
+        _complain(f"{len(outcome.failures)} of {_count(len(pictures))} could not be segmented:")
+    for failure in outcome.failures:
+        _complain(failure)
+    return 1 if outcome.failures else 0
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Run `zegclip demo`."""
+    from zegclip import demo
+
+    _check_results_folder(arguments.output, [])
+    demo.run_demo(arguments.output, arguments.seed)
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Run `zegclip convert`."""
+    import torch
+
+    from zegclip import ZegClipImageProcessor, ZegClipProcessor
+    from zegclip.modeling.convert_official_checkpoint import convert
+
+    _check_model_folder(arguments.output)
+    try:
+        model = convert(arguments.checkpoint, method=arguments.method)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{arguments.checkpoint}: its tensors do not fit each other: {reason}") from error
+    except ValueError as error:
+        named = str(arguments.checkpoint) in str(error)
+        raise error if named else ValueError(f"{arguments.checkpoint}: {error}") from error
+    model.to(getattr(torch, arguments.dtype))
+    tokenizer = _load_tokenizer(arguments.tokenizer, model)
+    image_processor = ZegClipImageProcessor()
+    processor = image_processor if tokenizer is None else ZegClipProcessor(image_processor, tokenizer)
+    with _new_folder(arguments.output) as folder:
+        model.save_with_base(str(folder))
+        processor.save_pretrained(folder)
+    print(f"{arguments.checkpoint}: converted to {arguments.output}.")
+    if tokenizer is None:
+        print(
+            f"{arguments.output} still needs a CLIP tokenizer: put one there with AutoTokenizer.from_pretrained"
+            f"({CLIP_TOKENIZER!r}).save_pretrained({str(arguments.output)!r}), or convert with --tokenizer."
+        )
+    return 0
+
+
+def run_bundle(arguments: argparse.Namespace) -> int:
+    """Run `zegclip bundle`."""
+    from zegclip.loading import load_model, load_processor
+
+    _check_model_folder(arguments.output)
+    model = load_model(arguments.adapter)
+    if not hasattr(model, "peft_config"):
+        raise ValueError(f"{arguments.adapter}: there is no adapter to bundle; the model is complete as it is.")
+    processor = load_processor(arguments.adapter)
+    with _new_folder(arguments.output) as folder:
+        model.save_with_base(str(folder))
+        processor.save_pretrained(folder)
+    print(f"{arguments.adapter}: bundled with its base and processor in {arguments.output}.")
+    return 0
+
+
+def split_labels(text: str) -> list[str]:
+    """
+    Split class names at commas.
+
+    Raises:
+        ValueError: If there is none, one is blank or comes twice, or the text is not UTF-8; one sentence.
+    """
+    from zegclip.processing.processing_zegclip import check_labels
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("--labels is not valid UTF-8 text.") from error
+    return check_labels(text.split(",") if text.strip() else [])
+
+
+def read_labels(path: Path) -> list[str]:
+    """
+    Read class names from a UTF-8 text file, one a line; blank lines don't count.
+
+    Raises:
+        ValueError: As [`split_labels`], with the file's name.
+        OSError: If the file cannot be read.
+    """
+    from zegclip.processing.processing_zegclip import check_labels
+
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: this file is not UTF-8 text.") from error
+    try:
+        return check_labels([line for line in lines if line.strip()])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_results_folder(output: Path, sources: Sequence[str]) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: the output must be a folder, but this is a file.")
+    if any(Path(source).is_dir() and Path(source).resolve() == output.resolve() for source in sources):
+        raise ValueError(
+            f"{output}: the output must be another folder than the pictures', or overlays would be taken for pictures "
+            "the next time."
+        )
+
+
+def _check_model_folder(output: Path) -> None:
+    """Refuse to replace anything, before work is done for nothing."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: this exists already; choose another name or remove it first.")
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder that becomes `output` at the end, if all went well: it is never there in part."""
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+        folder = Path(place) / output.name
+        yield folder
+        if output.is_dir():
+            output.rmdir()  # Empty, but not every system lets it be replaced.
+        os.replace(folder, output)
+
+
+def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -> Any:
+    """Load a tokenizer that fits a model, or CLIP's own where it is on this machine; `None` if it is not."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoTokenizer
+
+    place = name
+    if place is None:
+        # `local_files_only` would still ask the Hub a question; a folder does not.
+        cached = try_to_load_from_cache(CLIP_TOKENIZER, "tokenizer_config.json")
+        if not isinstance(cached, str):
+            return None
+        place = os.path.dirname(cached)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        if name is None:
+            return None
+        raise ValueError(f"{name}: there is no tokenizer of this name ({_one_sentence(error)})") from error
+    text_config = model.config.clip_config.text_config
+    if len(tokenizer) > text_config.vocab_size or tokenizer.eos_token_id != text_config.eos_token_id:
+        if name is None:
+            return None
+        raise ValueError(
+            f"{name}: this tokenizer does not fit; it has {len(tokenizer)} tokens and ends texts with number "
+            f"{tokenizer.eos_token_id}, the model has {text_config.vocab_size} and number {text_config.eos_token_id}."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
+    return tokenizer
+
+
+def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
+    width = max(len(row["label"]) for row in summary)
+    for row in summary:
+        score = f"score {row['score']:.2f}" if row["share"] else ""
+        print(f"  {row['label']:<{width}}{100 * row['share']:>7.1f} %  {score}".rstrip())
+
+
+def _count(number: int) -> str:
+    return f"{number} picture{'' if number == 1 else 's'}"
+
+
+def _complain(text: str) -> None:
+    print(f"zegclip: {text}", file=sys.stderr)
+
+
+def _one_sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, at_least=1)
+
+
+def _not_negative(text: str) -> int:
+    return _whole_number(text, at_least=0)
+
+
+def _whole_number(text: str, at_least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = at_least - 1
+    if number < at_least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {at_least}, not {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return number
