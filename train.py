@@ -4,7 +4,6 @@ Train a zero-shot segmentation adapter: `python train.py [CONFIG.yaml] [--field 
 Also `accelerate launch train.py ...`. Without a configuration it trains on the generated picture world, offline.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import parse_arguments
+from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.data import load_evaluation_data, load_training_data, picture_world_split
 from zegclip.loading import load_base, load_processor
 from zegclip.modeling.tuner_zegclip import DeepPromptConfig
@@ -55,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         class_embeds=class_embeds,
         split=split,
     )
-    checkpoint = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and Path(training_args.output_dir).is_dir():
+        checkpoint = get_last_checkpoint(training_args.output_dir)
+    if checkpoint is not None:
+        print(f"Resuming from {checkpoint}.")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
+    model.config.save_pretrained(training_args.output_dir)
     trainer.save_state()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
@@ -66,7 +71,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with complaints_of("train.py"):
         main()
-    except ValueError as error:
-        sys.exit(f"train.py: {error}")

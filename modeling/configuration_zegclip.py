@@ -1,5 +1,7 @@
 """Configuration of ZegCLIP-family models."""
 
+import difflib
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -72,15 +74,26 @@ class ZegClipConfig(PreTrainedConfig):
             self.clip_config = CLIPConfig(vision_config={"image_size": 512, "patch_size": 16})
         self.descriptor = list(self.descriptor)
         self.prompt_templates = list(self.prompt_templates)
+        for name in kwargs:
+            # transformers stores what it does not know; a misspelt field would silently do nothing.
+            close = difflib.get_close_matches(name, [item.name for item in fields(ZegClipConfig)], n=1, cutoff=0.7)
+            if close:
+                raise ValueError(f"ZegClipConfig has no field {name!r}. Did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ZegClipConfig":
-        """As the parent's, and wraps the dictionary of a plain CLIP configuration."""
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the parent's, and wraps the configuration of a plain CLIP."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         if config_dict.get("model_type") == "clip":
-            clip_config = dict(config_dict)
-            config_dict = {"vocabulary": clip_config.pop("vocabulary", None), "clip_config": clip_config}
-        return super().from_dict(config_dict, **kwargs)
+            vocabulary = config_dict.pop("vocabulary", None)
+            config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}
+        return config_dict, kwargs
+
+    def describe_head(self) -> dict[str, Any]:
+        """Return all fields of this class but the CLIP's, and the class names: what an adapter brings along."""
+        names = [name for name in ZegClipConfig.__annotations__ if name != "clip_config"]
+        return {name: getattr(self, name) for name in names} | {"id2label": self.id2label}
 
     def validate_architecture(self) -> None:
         """Check that the fields agree with each other; raises `ValueError` with one sentence."""
@@ -100,8 +113,17 @@ class ZegClipConfig(PreTrainedConfig):
         for template in self.prompt_templates:
             if template.count("{}") != 1:
                 raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
+        if self.decode_head_init == "identity" and "text" not in terms:
+            raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
+        if self.decoder_ffn_dim < 1:
+            raise ValueError(f"decoder_ffn_dim must be at least 1, not {self.decoder_ffn_dim}.")
         if not 0 <= self.decoder_dropout < 1:
             raise ValueError(f"decoder_dropout must be in [0, 1), not {self.decoder_dropout}.")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
+        for name in ("focal_weight", "focal_gamma", "dice_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
 
 
 __all__ = ["ZegClipConfig"]

@@ -11,13 +11,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_zegclip import ZegClipDecodeHead
 from .loss_zegclip import count_present_masks, dice_loss, focal_loss
-from .tuner_zegclip import enable_saved_modules, read_adapter_model_config
+from .tuner_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter, enable_saved_modules
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {"zegclip": ZegClipDecodeHead, "similarity": SimilarityDecodeHead}
 
@@ -81,19 +81,52 @@ class ZegClipPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info=False, **kwargs
+    ):
         """
         Load a full model, a base with its adapter, an adapter alone (its base is found by name), or a plain CLIP.
 
         As `PreTrainedModel.from_pretrained`. An adapter folder describes the decode head it was trained with, so it
-        also loads onto a plain CLIP.
+        also loads onto a plain CLIP, and onto a base that has another adapter beside it.
         """
-        if config is None and not model_args:
-            config = read_adapter_model_config(cls.config_class, pretrained_model_name_or_path, **kwargs)
-            if config is not None:
-                # The base may hold a decode head of another shape; the adapter's replaces it.
-                kwargs.setdefault("ignore_mismatched_sizes", True)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
+        path = adapter_kwargs.get("_adapter_model_path", pretrained_model_name_or_path)
+        adapter = StoredAdapter.find(path, **kwargs) if path is not None else None
+        if adapter is None:
+            return super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                config=config,
+                output_loading_info=output_loading_info,
+                adapter_kwargs=adapter_kwargs,
+                **kwargs,
+            )
+        if config is None:
+            download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
+            config = cls.config_class.from_pretrained(adapter.base, **download)
+        own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
+        overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
+        config = cls.config_class.from_dict(config.to_dict() | overrides)
+        verbosity = logging.get_verbosity()
+        # The report would list the decode head as missing, which the adapter brings. What matters is checked below.
+        logging.set_verbosity_error()
+        try:
+            model, info = super().from_pretrained(
+                adapter.base,
+                *model_args,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
+                **kwargs,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        wrong = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if "decode_head." not in str(key)]
+        if wrong:
+            raise ValueError(f"{adapter.base}: the base model of {path} does not fit its configuration: {wrong[0]}.")
+        return (model, info) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For classes outside of transformers the parent skips modules without parameters of their own, and with them
@@ -117,25 +150,45 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             else:
                 _init_layers_alike(module)
 
-    def save_with_base(self, save_directory: str) -> None:
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """
-        Save base and adapter side by side in one folder, which loads without looking for the base elsewhere.
+        As `PreTrainedModel.save_pretrained`: with an adapter loaded, the adapter alone.
 
-        `save_pretrained` writes an adapter alone, as everywhere in transformers.
+        An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
         """
-        state_dict = self.state_dict()
+        if self._hf_peft_config_loaded and not all(
+            peft_config.base_model_name_or_path for peft_config in self.peft_config.values()
+        ):
+            self.save_with_base(save_directory)
+        else:
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_with_base(self, save_directory) -> None:
+        """
+        Save base and active adapter side by side in one folder, which loads without looking for the base elsewhere.
+
+        Raises:
+            ValueError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
+        """
+        if not self._hf_peft_config_loaded:
+            raise ValueError("There is no adapter to save beside the base: load one with from_pretrained first.")
         base = type(self)(self.config)
         base.load_state_dict(
             {
                 name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-                for name, tensor in state_dict.items()
+                for name, tensor in self.state_dict().items()
                 if ".deep_prompt_" not in name and ".modules_to_save." not in name
             }
         )
         base.to(self.dtype).save_pretrained(save_directory)
-        for peft_config in self.peft_config.values():
-            peft_config.base_model_name_or_path = None
-        self.save_pretrained(save_directory)
+        named = {name: peft_config.base_model_name_or_path for name, peft_config in self.peft_config.items()}
+        try:
+            for peft_config in self.peft_config.values():
+                peft_config.base_model_name_or_path = None  # it lies beside
+            super().save_pretrained(save_directory)
+        finally:
+            for name, base_name in named.items():
+                self.peft_config[name].base_model_name_or_path = base_name
 
     def enable_adapters(self) -> None:
         """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
@@ -153,24 +206,36 @@ def _init_layers_alike(head: ZegClipDecodeHead) -> None:
             init.copy_(parameter, first[name])
 
 
+# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine of
+# about 0.7, a patch and another name one of 0.0 to 0.25.
+IDENTITY_SLOPE = 14.0
+IDENTITY_THRESHOLD = 0.4
+
+
 def _init_as_cosine_classifier(head: ZegClipDecodeHead) -> None:
-    """Let the head start as ten times the cosine of patch and class embedding; residual branches start closed."""
+    """Let the head start as a classifier by the cosine of patch and class embedding; residual branches start closed."""
     dim = head.query_proj.out_features
     weight = torch.zeros_like(head.query_proj.weight)
-    weight[:, -dim:] = torch.eye(dim)
+    text = head.descriptor.index("text")
+    weight[:, text * dim : (text + 1) * dim] = torch.eye(dim)
     init.copy_(head.query_proj.weight, weight)
     init.zeros_(head.query_proj.bias)
     for layer in head.layers:
         for branch in (layer.out_proj, layer.fc2):
             init.zeros_(branch.weight)
             init.zeros_(branch.bias)
-    # The layers' norms bring the queries to length sqrt(dim); the rest of the scale is undone here.
-    query_norm = math.sqrt(dim) if len(head.layers) else 1.0
     scores = head.mask_scores
-    gain = math.sqrt(10.0 * scores.num_heads / scores.scaling / query_norm)
-    for projection in (scores.q_proj, scores.k_proj):
-        init.copy_(projection.weight, gain * torch.eye(dim))
-        init.zeros_(projection.bias)
+    unit = scores.num_heads / scores.scaling  # product of query and key that makes a logit of 1
+    # The layers' norms bring queries to length sqrt(dim) and mean 0. So the constant direction is free to carry the
+    # threshold: both biases point along it, and both weights leave it out.
+    constant = torch.full((dim,), dim**-0.5)
+    query_norm = math.sqrt(dim) if len(head.layers) else 1.0
+    projection = torch.eye(dim) - torch.outer(constant, constant)
+    gain = math.sqrt(IDENTITY_SLOPE * unit / query_norm)
+    offset = math.sqrt(IDENTITY_SLOPE * IDENTITY_THRESHOLD * unit)
+    for linear, sign in ((scores.q_proj, 1.0), (scores.k_proj, -1.0)):
+        init.copy_(linear.weight, gain * projection)
+        init.copy_(linear.bias, sign * offset * constant)
 
 
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
@@ -251,8 +316,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         config = self.config
         num_classes = logits.shape[1]
         ignore_index = config.semantic_loss_ignore_index
-        if labels.ndim != 3:
-            raise ValueError(f"labels must be (batch, height, width), not {tuple(labels.shape)}.")
+        if labels.ndim != 3 or len(labels) != len(logits):
+            raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
+        labels = labels.long()
         if not torch.compiler.is_compiling():
             unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
             if unknown.any():
@@ -275,6 +341,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         class_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        num_templates: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
         r"""
@@ -286,10 +353,11 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             attention_mask (`torch.Tensor`, *optional*): For `input_ids`.
             class_embeds (`torch.Tensor` of shape `(names, dim)`, *optional*):
                 From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
-            labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): int64 ids into the names.
+            labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Ids into the names.
+            num_templates (`int`, *optional*): Rows of `input_ids` per name; defaults to the configuration's.
         """
         if input_ids is not None and class_embeds is None:
-            class_embeds = self.get_class_embeds(input_ids, attention_mask)
+            class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
             raise ValueError("Give the class names either as input_ids or as class_embeds.")
         image_embeds, patch_embeds, vision_outputs = self.get_image_embeds(pixel_values, **kwargs)

@@ -14,10 +14,22 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import CONFIG_NAME, find_adapter_config_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+)
 
+# What decides the shape and the meaning of a decode head's weights.
+HEAD_FIELDS = (
+    "decode_head_type",
+    "descriptor",
+    "num_decoder_layers",
+    "decoder_attention_heads",
+    "decoder_ffn_dim",
+)
 DOWNLOAD_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
 
@@ -39,7 +51,7 @@ class DeepPromptConfig(PeftConfig):
             first layer's prompts are carried through all layers ("shallow"; no final norm). `-n`: only the last `n`
             layers have prompts.
         dropout: Dropout on the projected tokens, drawn for each picture.
-        target_modules: The encoder to wrap: a name or a regular expression. Defaults to the vision tower's.
+        target_modules: The vision encoder to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
     """
@@ -113,7 +125,9 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         self.deep_prompt_proj[adapter_name] = projection
         if config.num_deep_layers != 0:
             self.deep_prompt_norm[adapter_name] = nn.LayerNorm(width, eps=1e-6)
-        self._move_adapter_to_device_of_base_layer(adapter_name, next(self.base_layer.parameters()).device)
+        devices = [parameter.device for parameter in self.base_layer.parameters() if parameter.device.type != "meta"]
+        if devices:  # none where all weights are still to be loaded, or lie on the disk
+            self._move_adapter_to_device_of_base_layer(adapter_name, devices[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
@@ -141,7 +155,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         states, count = inputs_embeds, 0
         for index, layer in enumerate(layers):
             if index in prompted:
-                prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states.dtype)
+                prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states)
                 prompt = F.dropout(prompt, config.dropout, self.training)
                 states = torch.cat([states[:, :1], prompt, states[:, 1 + count :]], dim=1)
                 count = config.num_tokens
@@ -151,7 +165,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         states = torch.cat([states[:, :1], states[:, 1 + count :]], dim=1)
         if name in self.deep_prompt_norm:
             norm: Any = self.deep_prompt_norm[name]
-            states = norm(states.to(norm.weight.dtype)).to(states.dtype)
+            states = norm(states.to(norm.weight)).to(states)
         return BaseModelOutput(last_hidden_state=states)
 
 
@@ -179,10 +193,17 @@ class DeepPromptModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         model_config = getattr(model, "config", None)
-        if isinstance(model_config, PreTrainedConfig) and model_config.model_type == "zegclip":
-            described = json.loads(model_config.to_json_string(use_diff=True))
-            described.pop("clip_config", None)
-            config.model_config = described
+        if getattr(model_config, "model_type", None) != "zegclip":
+            return
+        described = model_config.describe_head()
+        stored = config.model_config
+        for name in HEAD_FIELDS if stored is not None else ():
+            if stored.get(name) != described[name]:
+                raise ValueError(
+                    f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
+                    f"{described[name]!r}; ZegClipForSemanticSegmentation.from_pretrained(ADAPTER) builds the right one."
+                )
+        config.model_config = stored or described
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The parent's version copies `.weight`, which an encoder does not have.
@@ -200,32 +221,52 @@ def register_tuner() -> None:
     peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = DeepPromptModel.prefix
 
 
-def read_adapter_model_config(
-    config_class: type[PreTrainedConfig], path: Any, **kwargs: Any
-) -> PreTrainedConfig | None:
+@dataclass
+class StoredAdapter:
     """
-    Build the configuration that an adapter without its base asks for.
+    An adapter folder or Hub repository, before it is loaded.
 
-    Args:
-        config_class: Class of the configuration.
-        path: What `from_pretrained` was given: a folder or a Hub id.
-        **kwargs: `from_pretrained`'s own; those that say where to find files are used.
-
-    Returns:
-        The base's configuration with the adapter's fields, or `None` if `path` is no such adapter.
+    Attributes:
+        path: What `from_pretrained` was given.
+        base: Where the weights of its base are: the same place, or where it was trained.
+        model_config: The decode head's configuration and the class names it was trained with, if it says so.
     """
-    download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
-    adapter_config = find_adapter_config_file(path, **download)
-    if adapter_config is None or os.path.isfile(os.path.join(os.path.dirname(adapter_config), CONFIG_NAME)):
-        return None
-    with open(adapter_config, encoding="utf-8") as file:
-        described = json.load(file)
-    if described.get("model_config") is None:
-        return None
-    config = config_class.from_pretrained(described["base_model_name_or_path"])
-    for name, value in described["model_config"].items():
-        setattr(config, name, value)
-    return config
+
+    path: str
+    base: str
+    model_config: dict[str, Any]
+
+    @classmethod
+    def find(cls, path: str | os.PathLike, **kwargs: Any) -> "StoredAdapter | None":
+        """
+        Look for an adapter.
+
+        Args:
+            path: A folder or a Hub id.
+            **kwargs: `from_pretrained`'s own; those that say where to find files are used.
+
+        Raises:
+            ValueError: If there is one, but its base is nowhere.
+        """
+        download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
+        file_name = find_adapter_config_file(str(path), **download)
+        if file_name is None:
+            return None
+        with open(file_name, encoding="utf-8") as file:
+            described = json.load(file)
+        base = described.get("base_model_name_or_path")
+        quietly = {"_raise_exceptions_for_missing_entries": False, **download}
+        if any(cached_file(str(path), name, **quietly) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            base = str(path)
+        elif not base:
+            raise ValueError(f"{path}: this adapter neither holds its base model nor names it.")
+        elif os.path.isdir(path) and not os.path.isdir(base):
+            beside = os.path.join(path, base)
+            if os.path.isdir(beside):
+                base = beside
+            elif os.path.isabs(base) or base.count("/") != 1 or os.path.isdir(os.path.dirname(base)):
+                raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
+        return cls(path=str(path), base=base, model_config=described.get("model_config") or {})
 
 
 def enable_saved_modules(model: nn.Module) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation
 from transformers.pipelines.base import Pipeline
 
 from .image_reading import load_rgb
@@ -155,13 +154,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return results
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model and pipeline as the base class does, and the processor, which that one leaves out."""
-        # What the base class writes into the model's configuration. The registry's own entry would write the default
-        # model's path too, and does not exist where this class was loaded from the Hub.
-        self._registered_impl = {
-            TASK: {"impl": type(self), "pt": (AutoModelForSemanticSegmentation,), "type": "multimodal"}
-        }
-        super().save_pretrained(save_directory, **kwargs)
+        """
+        Save model and processor, which `pipeline("zero-shot-image-segmentation", model=save_directory)` finds again.
+
+        Unlike the base class it writes no code: transformers would from then on ask to trust the folder's code, even
+        where this package is installed.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
 

@@ -1,13 +1,16 @@
 """What a YAML configuration or the command line of `train.py` and `eval.py` can say."""
 
+import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
@@ -87,6 +90,23 @@ class DataArguments:
         }.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        for name in (
+            "num_train_pictures",
+            "num_eval_pictures",
+            "crop_size",
+            "image_size",
+            "window_size",
+            "window_stride",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose complaints are exceptions, so that they come out as one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def parse_arguments(
@@ -101,28 +121,26 @@ def parse_arguments(
 
     Raises:
         ValueError: One sentence that names the file or field, for a missing file, YAML that is no mapping, an unknown
-            field, or values that contradict each other.
+            field, a value of a wrong type, or values that contradict each other.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser([ModelArguments, DataArguments, ZegClipTrainingArguments])
-    known = {action.dest for action in parser._actions}
+    parser = _Parser([ModelArguments, DataArguments, ZegClipTrainingArguments])
+    actions = {action.dest: action for action in parser._actions}
     path = default_config
     if words and not words[0].startswith("-"):
         path = Path(words.pop(0))
     elif path is not None and not {"-h", "--help"} & set(words):
         print(f"No configuration given: using {path.name} (the generated picture world, offline).")
     if path is not None:
-        parser.set_defaults(**_read_yaml(path, known))
+        parser.set_defaults(**_read_yaml(path, actions))
     for word in words:
-        if word.startswith("--") and (name := word[2:].split("=")[0].replace("-", "_")) not in known:
-            raise ValueError(f"The command line names the unknown field {name!r}.{_suggest(name, known)}")
-    try:
-        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        if word.startswith("--") and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
+            raise ValueError(f"The command line names the unknown field {name!r}.{_suggest(name, actions)}")
+    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
 
 
-def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, Any]:
+    """Read the fields of a file, with scalars as text, which argparse then turns into each field's type."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such configuration file.")
     try:
@@ -131,13 +149,31 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a configuration is a mapping of fields to values.")
-    for name in content:
-        if name not in known:
-            raise ValueError(f"{path}: unknown field {name!r}.{_suggest(str(name), known)}")
-    # YAML 1.1 reads 2e-4 as text; argparse turns text defaults into the field's type.
+    for name, value in content.items():
+        if name not in actions:
+            raise ValueError(f"{path}: unknown field {name!r}.{_suggest(str(name), actions)}")
+        takes_list = actions[name].nargs in ("+", "*")
+        if takes_list != isinstance(value, list) and not (takes_list and value is None):
+            raise ValueError(f"{path}: {name} must {'' if takes_list else 'not '}be a list, as it is {value!r}.")
+        if value is None and actions[name].default is not None:
+            raise ValueError(f"{path}: {name} has no value.")
+        if isinstance(value, (bool, int, float)):
+            content[name] = str(value)
     return content
 
 
-def _suggest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def complaints_of(script: str) -> Iterator[None]:
+    """End the program with one sentence instead of a traceback where the user can mend what is wrong."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        sys.exit(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: {str(error).strip().splitlines()[0]}")

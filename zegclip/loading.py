@@ -1,6 +1,5 @@
 """Finding and loading models and processors, with errors that say what is wrong."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from transformers.utils import (
     PROCESSOR_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
-    find_adapter_config_file,
     logging,
 )
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+from zegclip.modeling.tuner_zegclip import StoredAdapter
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
@@ -45,15 +44,10 @@ def check_model_path(model: str | os.PathLike) -> str:
     return str(model)
 
 
-def base_of(model: str) -> tuple[str, bool]:
-    """Return where the base of a checked model lies, and whether an adapter lies beside it in the same folder."""
-    adapter_config = find_adapter_config_file(model)
-    if adapter_config is None:
-        return model, False
-    if os.path.isfile(os.path.join(os.path.dirname(adapter_config), CONFIG_NAME)):
-        return model, True
-    base = json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return check_model_path(base), False
+def base_of(model: str) -> str:
+    """Return where the base of a checked model lies: in the same folder, or where its adapter says."""
+    adapter = StoredAdapter.find(model)
+    return model if adapter is None else adapter.base
 
 
 def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
@@ -100,10 +94,10 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         model: Folder or Hub id.
         overrides: Fields of the configuration to replace.
     """
-    base, beside_adapter = base_of(check_model_path(model))
+    base = base_of(check_model_path(model))
     config = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(base).to_dict() | overrides)
-    if beside_adapter:
-        # `from_pretrained` would load the adapter too.
+    if StoredAdapter.find(base) is not None:
+        # `from_pretrained` would load the adapter beside it too.
         state_dict = load_file(os.path.join(base, SAFE_WEIGHTS_NAME))
         clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
         loaded = ZegClipForSemanticSegmentation.from_pretrained(None, config=config, state_dict=clip_only)
@@ -127,10 +121,10 @@ def load_processor(
         ValueError: One sentence, if there is neither processor nor tokenizer.
     """
     name = check_model_path(model)
-    processor = _stored_processor(name) or _stored_processor(base_of(name)[0])
+    processor = _stored_processor(name) or _stored_processor(base_of(name))
     if processor is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(base_of(name)[0])
+            tokenizer = AutoTokenizer.from_pretrained(base_of(name))
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: the model has no processor, and no tokenizer to make one with.") from error
         # A plain CLIP's own picture settings (CLIP's statistics, a square crop) are not ZegCLIP's.

@@ -27,6 +27,10 @@ class ZegClipTrainingArguments(TrainingArguments):
         default_factory=lambda: {"power": 0.9, "lr_end": 1e-6},
         metadata={"help": "Of the polynomial schedule: power, and lr_end, the absolute floor."},
     )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; the papers have none."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: every trained tensor is used in every step."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: transforms need every column."})
     decode_head_lr_multiplier: float = field(
         default=1.0, metadata={"help": "Learning rate of the decode head relative to the prompts'."}
@@ -86,10 +90,13 @@ class ZegClipTrainer(Trainer):
 
     def __init__(self, *args: Any, class_embeds: torch.Tensor, split: ClassSplit, **kwargs: Any):
         super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
+        # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
+        self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
         self.class_embeds = class_embeds.to(self.args.device)
         self.train_class_embeds = self.class_embeds[list(split.seen_ids)]
-        self._loss_terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._loss_sums: dict[str, torch.Tensor] = {}
+        self._loss_steps = 0
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build AdamW with prompts and decode head in groups of their own."""
@@ -132,14 +139,16 @@ class ZegClipTrainer(Trainer):
         """Run the model on the seen classes' names and remember each loss term for the log."""
         outputs = model(**inputs, class_embeds=self.train_class_embeds)
         for name, term in outputs.loss_dict.items():
-            self._loss_terms[name].append(term.detach())
+            self._loss_sums[name] = self._loss_sums.get(name, 0) + term.detach()
+        self._loss_steps += 1
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the parent, with the mean of each loss term since the last time."""
         if "loss" in logs:
-            logs |= {name: torch.stack(terms).mean().item() for name, terms in self._loss_terms.items()}
-            self._loss_terms.clear()
+            for name, total in self._loss_sums.items():
+                logs[name] = self.accelerator.gather(total / self._loss_steps).mean().item()
+            self._loss_sums, self._loss_steps = {}, 0
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

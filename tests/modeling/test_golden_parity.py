@@ -18,6 +18,7 @@ from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores,
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
 FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")
 FORWARD_TOLERANCE = 1e-5
+ELSEWHERE = {"scores", "target", "pred_masks"}  # compared by tests of their own
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5
 
@@ -66,7 +67,7 @@ def assert_close(ours: torch.Tensor, official: torch.Tensor) -> None:
 
 
 def recorded(golden: Golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run the model on the golden's pictures and return intermediates under the golden's names."""
+    """Run the model on the golden's pictures and return what happens inside under the golden's names."""
     seen: dict[str, torch.Tensor] = {}
     model, handles = golden.model, []
     head = model.decode_head.modules_to_save["default"]
@@ -102,40 +103,46 @@ def recorded(golden: Golden, class_embeds: torch.Tensor) -> dict[str, torch.Tens
     return seen
 
 
-def test_goldens_are_found():
-    assert len(FILES) >= 4
-
-
-@torch.no_grad()
-def test_forward(golden):
-    golden.model.eval()
-    ours = recorded(golden, golden.text)
+def check_intermediates(golden: Golden, ours: dict[str, torch.Tensor], prefix: str) -> set[str]:
+    """Compare all stored intermediates of one run, and return which those were."""
+    last = golden.model.config.num_decoder_layers - 1
+    # What the official decoder also computes and nobody reads: earlier layers' scores, the last layer's queries.
+    unread = re.compile(rf"dec(?!{last})\d+_mask_logits|dec{last}_query")
     compared = set()
-    for name in [name for name in golden.tensors if name.startswith("eval.")]:
-        official, key = golden[name], name.removeprefix("eval.")
-        if key == "scores":
-            offset = torch.zeros(len(golden.text))
-            offset[golden.seen] = golden.meta["eval_seen_offset"]
-            mine = F.interpolate(
-                ours["pred_masks_upsampled"].sigmoid() - offset[:, None, None],
-                size=golden["input.image"].shape[-2:],
-                mode="bilinear",
-                align_corners=False,
+    for name in golden.tensors:
+        key = name.removeprefix(prefix)
+        if key == name or key not in ours:
+            assert key == name or unread.fullmatch(key) or key in ELSEWHERE or key.startswith(("loss_", "decode.")), (
+                key
             )
-        elif key in ours:
-            mine = ours[key]
-        else:
-            # What the official decoder also computes and nobody reads: earlier layers' scores, last layer's queries.
-            last = golden.model.config.num_decoder_layers - 1
-            assert re.fullmatch(rf"dec(?!{last})\d+_mask_logits|dec{last}_query", key), key
             continue
+        mine, official = ours[key].detach(), golden[name]
         if key in ("prompt_norm_final", "ln_post") and mine.shape != official.shape:
             # We drop the prompts before the last norms: nothing reads them.
             count = official.shape[1] - mine.shape[1]
             official = torch.cat([official[:, :1], official[:, 1 + count :]], dim=1)
         assert_close(mine, official)
         compared.add(key)
-    assert {"scores", "global_feature", "patch_features", "relation_queries"} <= compared
+    return compared
+
+
+def test_goldens_are_found():
+    assert FILES
+
+
+@torch.no_grad()
+def test_forward(golden):
+    golden.model.eval()
+    ours = recorded(golden, golden.text)
+    compared = check_intermediates(golden, ours, "eval.")
+    assert {"global_feature", "patch_features", "relation_queries", "prompt_norm_final", "block0_in"} - compared <= {
+        "prompt_norm_final"  # shallow prompts have none
+    }
+    offset = torch.zeros(len(golden.text))
+    offset[golden.seen] = golden.meta["eval_seen_offset"]
+    scores = ours["pred_masks_upsampled"].sigmoid() - offset[:, None, None]
+    size = golden["input.image"].shape[-2:]
+    assert_close(F.interpolate(scores, size=size, mode="bilinear", align_corners=False), golden["eval.scores"])
 
 
 @torch.no_grad()
@@ -147,8 +154,7 @@ def test_text_tower(golden):
 @torch.no_grad()
 def test_sliding_window(golden):
     if "slide.image" not in golden:
-        assert golden.meta["name"] == "c_fully_shallow"
-        return
+        pytest.skip("this file has no sliding window")
     golden.model.eval()
     image = golden["slide.image"]
     crop, stride = (golden.meta["config"]["test_cfg"][key][0] for key in ("crop_size", "stride"))
@@ -171,11 +177,14 @@ def training_labels(golden: Golden, labels: torch.Tensor) -> torch.Tensor:
     return table[labels[:, 0].long()]
 
 
+def train_class_embeds(golden: Golden) -> torch.Tensor:
+    return golden.text if golden.self_training else golden.text[golden.seen]
+
+
 def train_step(golden: Golden, labels: torch.Tensor):
     """Return logits, targets and loss terms in train mode (dropout is zero)."""
     golden.model.train()
-    class_embeds = golden.text if golden.self_training else golden.text[golden.seen]
-    output = golden.model(pixel_values=golden["input.image"], class_embeds=class_embeds)
+    output = golden.model(pixel_values=golden["input.image"], class_embeds=train_class_embeds(golden))
     targets = training_labels(golden, labels)
     if golden.self_training:
         targets = fill_pseudo_labels(output.logits, targets, golden.seen)
@@ -188,6 +197,8 @@ def test_train_forward(golden):
     assert_close(upsampled.detach(), golden["train.pred_masks"])
     torch.testing.assert_close(targets, golden["train.target"][:, 0].long(), atol=0, rtol=0)
     check_losses(golden, losses, "train")
+    compared = check_intermediates(golden, recorded(golden, train_class_embeds(golden)), "train.")
+    assert {"global_feature", "relation_queries"} <= compared
 
 
 def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -> None:
@@ -201,16 +212,12 @@ def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -
         torch.testing.assert_close(value.detach(), expected[name], rtol=LOSS_TOLERANCE, atol=0)
     total = sum(losses.values()).detach()
     torch.testing.assert_close(total, golden[f"{prefix}.loss_total"][0], rtol=LOSS_TOLERANCE, atol=0)
-    torch.testing.assert_close(
-        losses["loss_focal"].detach(), golden[f"{prefix}.decode.loss_mask"][0], rtol=1e-5, atol=0
-    )
 
 
 @pytest.mark.parametrize("edge", ["edge_one_empty", "edge_all_ignore"])
 def test_edge_labels(golden, edge):
     if f"{edge}.label" not in golden:
-        assert golden.meta["name"] != "a_inductive"
-        return
+        pytest.skip("this file has no such labels")
     _, targets, losses = train_step(golden, golden[f"{edge}.label"])
     torch.testing.assert_close(targets, golden[f"{edge}.target"][:, 0].long(), atol=0, rtol=0)
     check_losses(golden, losses, edge)
@@ -233,9 +240,11 @@ def our_gradients(golden: Golden) -> dict[str, torch.Tensor]:
     for name, parameter in trainable.items():
         name = name.replace(".default", "").split("modules_to_save.")[-1]
         if "deep_prompt_tokens" in name:
-            result["backbone.prompt_embeddings"] = parameter.grad[:1]
-            if len(parameter) > 1:
-                result["backbone.deep_prompt_embeddings"] = parameter.grad[1:]
+            first = int(golden.encoder.prompt_configs["default"].num_deep_layers >= 0)
+            if first:
+                result["backbone.prompt_embeddings"] = parameter.grad[:1]
+            if len(parameter) > first:
+                result["backbone.deep_prompt_embeddings"] = parameter.grad[first:]
         elif match := re.search(r"deep_prompt_(proj|norm)\.(.*)", name):
             result[f"backbone.prompt_{match[1]}.{match[2]}"] = parameter.grad
         elif match := re.search(r"query_proj\.(.*)", name):

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.modeling.modeling_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
 
 
 def pictures(count=2, height=32, width=32, seed=0):
@@ -242,7 +243,8 @@ def test_identity_start_is_the_cosine_classifier(model, layers):
     )
     if layers == 1:
         cosines = cosines * output.class_embeds.norm(dim=-1)[:, None, None]
-    torch.testing.assert_close(output.logits, 10 * cosines, atol=1e-3, rtol=1e-3)
+    expected = IDENTITY_SLOPE * (cosines - IDENTITY_THRESHOLD)
+    torch.testing.assert_close(output.logits, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_similarity_head_has_no_parameters(model):

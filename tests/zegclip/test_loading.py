@@ -40,7 +40,9 @@ def test_the_base_of_every_kind_of_folder(model, processor, tmp_path):
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "full")
     model.save_pretrained(tmp_path / "adapter")
     model.save_with_base(tmp_path / "both")
-    for name in ("clip", "full", "adapter", "both"):
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "both")
+    model.save_pretrained(tmp_path / "adapter of both")
+    for name in ("clip", "full", "adapter", "both", "adapter of both"):
         base = load_base(tmp_path / name, {"decode_head_type": "similarity"})
         assert not hasattr(base, "peft_config"), name
         assert base.config.decode_head_type == "similarity"
