@@ -31,15 +31,26 @@ def run(script: str, *words: str) -> None:
     subprocess.run([sys.executable, str(ROOT / script), *words], check=True)
 
 
+def check_settings(folder: Path, settings: dict[str, str]) -> None:
+    """Remember what a run was made with, and refuse to take another one's results for it."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        sys.exit(f"{folder} holds a run with another configuration or model: remove it, or choose another --output.")
+
+
 def figures(config: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Train unless done, evaluate unless done, and return the figures of the model and of the baseline."""
     folder = arguments.output / config.stem / f"seed{seed}"
+    check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": str(arguments.model)})
     source = ["--model", str(arguments.model)] if arguments.model else []
     common = ["--seed", str(seed), "--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu)]
     if not (folder / "adapter_model.safetensors").is_file():
         # What training reports at its end is of the tuning split; the test split is left to eval.py.
         run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:])
-    results = folder / f"{arguments.eval_split}.json"
+    results = folder / f"{arguments.eval_split}_{arguments.num_pictures}.json"
     if not results.is_file():
         size = ["--num_eval_pictures", str(arguments.num_pictures)]
         evaluation = ["--output_dir", str(folder / "eval"), "--results_file", str(results)]

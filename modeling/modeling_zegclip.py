@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
@@ -17,7 +17,7 @@ from .configuration_zegclip import ZegClipConfig
 from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_zegclip import ZegClipDecodeHead
 from .loss_zegclip import count_present_masks, dice_loss, focal_loss
-from .tuner_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter, enable_saved_modules
+from .tuner_zegclip import DOWNLOAD_ARGUMENTS, HEAD_FIELDS, StoredAdapter, enable_saved_modules
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {"zegclip": ZegClipDecodeHead, "similarity": SimilarityDecodeHead}
 
@@ -102,31 +102,29 @@ class ZegClipPreTrainedModel(PreTrainedModel):
                 adapter_kwargs=adapter_kwargs,
                 **kwargs,
             )
-        if config is None:
-            download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
-            config = cls.config_class.from_pretrained(adapter.base, **download)
+        download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
+        base_config = cls.config_class.from_pretrained(adapter.base, **download)
         own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
         overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
-        config = cls.config_class.from_dict(config.to_dict() | overrides)
+        config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
         verbosity = logging.get_verbosity()
-        # The report would list the decode head as missing, which the adapter brings. What matters is checked below.
-        logging.set_verbosity_error()
+        if PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip":
+            # The load report would list the decode head as missing, which the adapter brings.
+            logging.set_verbosity_error()
+        elif any(getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS):
+            # The base's decode head is of another kind; the adapter's takes its place.
+            kwargs.setdefault("ignore_mismatched_sizes", True)
         try:
-            model, info = super().from_pretrained(
+            return super().from_pretrained(
                 adapter.base,
                 *model_args,
                 config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
+                output_loading_info=output_loading_info,
                 adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
                 **kwargs,
             )
         finally:
             logging.set_verbosity(verbosity)
-        wrong = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if "decode_head." not in str(key)]
-        if wrong:
-            raise ValueError(f"{adapter.base}: the base model of {path} does not fit its configuration: {wrong[0]}.")
-        return (model, info) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For classes outside of transformers the parent skips modules without parameters of their own, and with them
@@ -206,14 +204,14 @@ def _init_layers_alike(head: ZegClipDecodeHead) -> None:
             init.copy_(parameter, first[name])
 
 
-# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine of
-# about 0.7, a patch and another name one of 0.0 to 0.25.
+# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
+# of about 0.7, a patch and another name one of 0.0 to 0.25.
 IDENTITY_SLOPE = 14.0
 IDENTITY_THRESHOLD = 0.4
 
 
 def _init_as_cosine_classifier(head: ZegClipDecodeHead) -> None:
-    """Let the head start as a classifier by the cosine of patch and class embedding; residual branches start closed."""
+    """Let the head start as a classifier by the cosine of patch and class embedding, with residual branches closed."""
     dim = head.query_proj.out_features
     weight = torch.zeros_like(head.query_proj.weight)
     text = head.descriptor.index("text")

@@ -201,7 +201,7 @@ class DeepPromptModel(BaseTuner):
             if stored.get(name) != described[name]:
                 raise ValueError(
                     f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
-                    f"{described[name]!r}; ZegClipForSemanticSegmentation.from_pretrained(ADAPTER) builds the right one."
+                    f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
                 )
         config.model_config = stored or described
 

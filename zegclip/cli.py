@@ -116,6 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_HUB_ID",
         help=f"CLIP's tokenizer (default: {CLIP_TOKENIZER} where it has been downloaded before)",
     )
+    convert.add_argument(
+        "--templates-file",
+        type=Path,
+        metavar="FILE",
+        help="text file with one prompt template a line, such as the 15 of the COCO models (default: a photo of a {})",
+    )
     convert.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     convert.set_defaults(run=run_convert)
 
@@ -180,12 +186,15 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Run `zegclip convert`."""
     import torch
 
-    from zegclip import ZegClipImageProcessor, ZegClipProcessor
+    from zegclip import ZegClipConfig, ZegClipImageProcessor, ZegClipProcessor
     from zegclip.modeling.convert_official_checkpoint import convert
 
     _check_model_folder(arguments.output)
+    config = ZegClipConfig()
+    if arguments.templates_file is not None:
+        config.prompt_templates = read_labels(arguments.templates_file)
     try:
-        model = convert(arguments.checkpoint, method=arguments.method)
+        model = convert(arguments.checkpoint, method=arguments.method, config=config)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{arguments.checkpoint}: its tensors do not fit each other: {reason}") from error
@@ -195,7 +204,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
     model.to(getattr(torch, arguments.dtype))
     tokenizer = _load_tokenizer(arguments.tokenizer, model)
     image_processor = ZegClipImageProcessor()
-    processor = image_processor if tokenizer is None else ZegClipProcessor(image_processor, tokenizer)
+    processor = image_processor
+    if tokenizer is not None:
+        processor = ZegClipProcessor(image_processor, tokenizer, model.config.prompt_templates)
     with _new_folder(arguments.output) as folder:
         model.save_with_base(str(folder))
         processor.save_pretrained(folder)

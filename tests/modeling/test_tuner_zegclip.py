@@ -1,6 +1,8 @@
 """The deep prompt tuner through PEFT's and transformers' own interfaces."""
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 
@@ -151,6 +154,100 @@ def test_base_and_adapter_in_one_folder(base_folder, inputs, tmp_path):
         assert str(tmp_path) not in (tmp_path / "both" / name).read_text()
     again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "both").eval()
     assert torch.equal(logits(again, inputs), logits(injected, inputs))
+
+
+@pytest.mark.parametrize("kind", ["full", "both", "adapter", "adapter of both"])
+def test_every_kind_of_folder_opens_everywhere(model, processor, inputs, tmp_path, kind):
+    """Full model, base and adapter, adapter alone, and an adapter whose base has another adapter beside it."""
+    folders = {name: tmp_path / name for name in ("full", "both", "adapter", "adapter of both")}
+    model.save_pretrained(folders["full"])
+    expected = logits(model, inputs)
+    if kind != "full":
+        tuned = trained(folders["full"])
+        tuned.save_pretrained(folders["adapter"])
+        tuned.config.save_pretrained(folders["adapter"])
+        if kind != "adapter":
+            load_base(folders["adapter"]).save_with_base(folders["both"])
+        if kind == "adapter of both":
+            tuned = trained(folders["full"], num_tokens=2)
+            tuned.peft_config["default"].base_model_name_or_path = str(folders["both"])
+            tuned.save_pretrained(folders[kind])
+            tuned.config.save_pretrained(folders[kind])
+        expected = logits(tuned if kind != "both" else load_base(folders["adapter"]), inputs)
+    processor.save_pretrained(folders[kind])
+    loaded = {
+        "class": ZegClipForSemanticSegmentation.from_pretrained(folders[kind]),
+        "AutoModelForSemanticSegmentation": AutoModelForSemanticSegmentation.from_pretrained(folders[kind]),
+        "pipeline": pipeline("zero-shot-image-segmentation", model=str(folders[kind])).model,
+    }
+    for name, other in loaded.items():
+        torch.testing.assert_close(logits(other.eval(), inputs), expected, atol=1e-6, rtol=0, msg=f"{kind}, {name}")
+    assert AutoProcessor.from_pretrained(folders[kind]).prompt_templates == processor.prompt_templates
+
+
+def test_an_adapter_on_another_head_is_refused(model, base_folder, tmp_path):
+    trained(base_folder).save_pretrained(tmp_path / "adapter")
+    config = copy.deepcopy(model.config)
+    config.decoder_attention_heads = 4
+    other = ZegClipForSemanticSegmentation(config)
+    with pytest.raises(ValueError, match="trained with decoder_attention_heads=2, but this model has 4"):
+        PeftModel.from_pretrained(other, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="trained with decoder_attention_heads=2, but this model has 4"):
+        other.load_adapter(tmp_path / "adapter")
+
+
+def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tmp_path):
+    config = copy.deepcopy(model.config)
+    config.descriptor, config.num_decoder_layers = ["text"], 2
+    other = ZegClipForSemanticSegmentation(config)
+    other.clip.load_state_dict(model.clip.state_dict())
+    tuned = get_peft_model(other, DeepPromptConfig(num_tokens=2)).eval()
+    tuned.peft_config["default"].base_model_name_or_path = str(base_folder)  # whose head has descriptor and 3 layers
+    tuned.save_pretrained(tmp_path / "adapter")
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded, inputs), logits(tuned, inputs), atol=1e-6, rtol=0)
+
+
+def test_fields_can_be_given_with_an_adapter(base_folder, tmp_path):
+    tuned = trained(base_folder)
+    tuned.config.id2label = {0: "cat", 1: "dog"}
+    tuned.base_model.peft_config["default"].model_config["id2label"] = {0: "cat", 1: "dog"}
+    tuned.save_pretrained(tmp_path / "adapter")
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter", focal_weight=7.0)
+    assert loaded.config.focal_weight == 7.0
+    assert loaded.config.id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_missing_base_is_named(base_folder, tmp_path):
+    trained(base_folder).save_pretrained(tmp_path / "adapter")
+    shutil.rmtree(base_folder)
+    with pytest.raises(ValueError, match=f"the base model of this adapter, {base_folder}, is not there"):
+        ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_base_with_other_sizes_is_refused(model, base_folder, tmp_path):
+    trained(base_folder).save_pretrained(tmp_path / "adapter")
+    config = copy.deepcopy(model.config)
+    config.clip_config.vision_config.image_size = 48
+    config.save_pretrained(base_folder)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # as transformers does for any model
+        ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter")
+
+
+def test_what_came_from_one_folder_is_saved_to_one_folder(base_folder, inputs, tmp_path):
+    trained(base_folder).save_pretrained(tmp_path / "adapter")
+    load_base(tmp_path / "adapter").save_with_base(tmp_path / "both")
+    both = load_base(tmp_path / "both")
+    both.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(load_base(tmp_path / "again"), inputs), logits(both, inputs))
+    # An adapter whose base is elsewhere stays an adapter.
+    load_base(tmp_path / "adapter").save_pretrained(tmp_path / "alone")
+    assert not (tmp_path / "alone" / "model.safetensors").exists()
+
+
+def test_a_peft_model_does_not_save_half_of_itself(base_folder, tmp_path):
+    with pytest.raises(ValueError, match="There is no adapter to save beside the base"):
+        trained(base_folder).save_with_base(tmp_path / "both")
 
 
 def test_disabled_adapter_is_the_base(base_folder, inputs):

@@ -1,5 +1,8 @@
 """Configurations: files, command-line overrides, and what is wrong with a wrong one."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,12 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("setting: other", "setting must be one of"),
         ("- a\n- b", r"own\.yaml: a configuration is a mapping"),
         ("a: [", r"own\.yaml: not valid YAML"),
+        ("num_prompt_tokens: 2.5", "num_prompt_tokens.*invalid int value: '2.5'"),
+        ("num_eval_pictures: many", "num_eval_pictures.*invalid int value: 'many'"),
+        ("descriptor: product", r"own\.yaml: descriptor must be a list"),
+        ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
+        ("scene_seed:", r"own\.yaml: scene_seed has no value"),
+        ("crop_size: 0", "crop_size must be at least 1, not 0"),
     ],
 )
 def test_wrong_files(tmp_path, content, message):
@@ -48,6 +57,30 @@ def test_wrong_files(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         parse_arguments([str(path), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--descriptor", "foo"], "descriptor must list"),
+        (["--decoder_attention_heads", "7"], "decoder_attention_heads=7 does not divide"),
+        (["--decode_head_type", "other"], "decode_head_type"),
+        (["--prompt_templates", "a photo"], "exactly"),
+        (["--model", "outputs/none"], "there is no such model folder"),
+        (["--num_prompt_tokens", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_scripts_end_with_one_sentence(tmp_path, monkeypatch, words, message):
+    """What only shows when the model is built is no traceback either."""
+    script = Path(__file__).parents[2] / "train.py"
+    (tmp_path / "outputs").mkdir()
+    command = [sys.executable, str(script), "--use_cpu", "--output_dir", "run", "--num_train_pictures", "2", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert re.search(message, last)
 
 
 def test_wrong_command_lines(tmp_path):
