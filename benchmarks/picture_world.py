@@ -41,8 +41,8 @@ def check_settings(folder: Path, settings: dict[str, str]) -> None:
         sys.exit(f"{folder} holds a run with another configuration or model: remove it, or choose another --output.")
 
 
-def figures(config: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Train unless done, evaluate unless done, and return the figures of the model and of the baseline."""
+def figures(config: Path, seed: int, arguments: argparse.Namespace, *, baseline: bool) -> dict[str, dict[str, float]]:
+    """Train unless done, evaluate unless done, and return the figures of the model and, if asked, of the baseline."""
     folder = arguments.output / config.stem / f"seed{seed}"
     check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": str(arguments.model)})
     source = ["--model", str(arguments.model)] if arguments.model else []
@@ -52,7 +52,7 @@ def figures(config: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:])
     results = folder / f"{arguments.eval_split}_{arguments.num_pictures}.json"
     if not results.is_file():
-        size = ["--num_eval_pictures", str(arguments.num_pictures)]
+        size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
         evaluation = ["--output_dir", str(folder / "eval"), "--results_file", str(results)]
         run("eval.py", str(config), "--model", str(folder), *common, *size, *evaluation)
     return json.loads(results.read_text())
@@ -72,9 +72,13 @@ def main() -> None:
 
     rows, record = {}, {}
     for config in arguments.configs:
-        runs = [figures(config, seed, arguments) for seed in arguments.seeds]
+        # The baseline is the same for all: nothing of it is trained.
+        runs = [
+            figures(config, seed, arguments, baseline=not rows and not i) for i, seed in enumerate(arguments.seeds)
+        ]
         record[config.stem] = dict(zip(map(str, arguments.seeds), runs))
-        rows[BASELINE] = {name: f"{value:.1f}" for name, value in runs[0][BASELINE].items()}
+        if BASELINE in runs[0]:
+            rows[BASELINE] = {name: f"{value:.1f}" for name, value in runs[0][BASELINE].items()}
         table = pd.DataFrame([seed_figures["model"] for seed_figures in runs])
         rows[config.stem] = {
             name: f"{mean:.1f} ± {deviation:.1f}" if len(runs) > 1 else f"{mean:.1f}"

@@ -39,9 +39,7 @@ class PretrainArguments:
     """Settings of the pretraining."""
 
     output: str = field(metadata={"help": "folder for the model and its tokenizer"})
-    # Enough to name every object. Several times as many steps also make each patch look like its class's name, so that
-    # nothing is left for segmentation training to do; a real CLIP is not like that.
-    steps: int = field(default=1600, metadata={"help": "number of optimiser steps"})
+    steps: int = field(default=4500, metadata={"help": "number of optimiser steps"})
     batch_size: int = field(default=48, metadata={"help": "pictures a step and process"})
     scenes: int = field(default=24_000, metadata={"help": "scenes drawn beforehand, shared out to the processes"})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "peak of the cosine schedule"})
@@ -50,7 +48,7 @@ class PretrainArguments:
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
     precision: str = field(default="bf16", metadata={"help": "of the matrix products: bf16 or no"})
-    eval_every: int = field(default=800, metadata={"help": "steps between evaluations and saves"})
+    eval_every: int = field(default=1000, metadata={"help": "steps between evaluations and saves"})
     eval_scenes: int = field(default=64, metadata={"help": "scenes an evaluation"})
     seed: int = field(default=0, metadata={"help": "of weights, scenes, windows and captions"})
     quick: bool = field(default=False, metadata={"help": "a smaller run of at most 15 minutes on 2 cores"})
