@@ -260,7 +260,7 @@ def convert(
     model.clip.load_state_dict(clip)
     model.add_adapter(prompt_config)
     # Into the adapter's head only: without the adapter, the model is a CLIP with an untrained one.
-    model.decode_head.modules_to_save["default"].load_state_dict(decode_head)
+    model.decode_head.get_submodule("modules_to_save.default").load_state_dict(decode_head)
     encoder = model.clip.vision_model.encoder
     encoder.load_state_dict(prompts | {f"base_layer.{k}": v for k, v in encoder.base_layer.state_dict().items()})
     return model.eval()
