@@ -1,8 +1,20 @@
 """Which classes a data set has, which of them training sees, and how label maps follow from that."""
 
+import difflib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
+
+Setting = Literal["inductive", "transductive", "fully_supervised"]
+"""What training sees of the unseen classes: nothing, their names and where their pixels are, or everything."""
+
+UNLABELLED = -1
+"""Label in transductive training of pixels whose class has no mask there; pseudo labels fill it."""
+
+_UNKNOWN = -2
 
 
 @dataclass(frozen=True)
@@ -16,7 +28,12 @@ class ClassSplit:
         unseen_ids: Ids whose masks are held out, and which mIoU(U) is the mean over. Ids in neither list compete for
             pixels but enter neither mean.
         groups: Further sets of ids to report the same means over, such as objects without grounds.
-        ignore_index: Label of pixels without a class.
+        ignore_index: Label of pixels without a class; larger than every id.
+        mask_values: The value that mask files use for each class; `None`: the id.
+        ignored_values: Values in mask files of pixels without a class.
+
+    Raises:
+        ValueError: If any of these contradict each other; one sentence.
     """
 
     names: tuple[str, ...]
@@ -24,33 +41,110 @@ class ClassSplit:
     unseen_ids: tuple[int, ...] = ()
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignore_index: int = 255
+    mask_values: tuple[int, ...] | None = None
+    ignored_values: tuple[int, ...] = (255,)
 
     def __post_init__(self) -> None:
-        both = set(self.seen_ids) & set(self.unseen_ids)
-        if both:
-            raise ValueError(f"Class {self.names[min(both)]!r} is listed as seen and as unseen.")
+        repeated = _first_repeated(self.names)
+        if repeated is not None:
+            raise ValueError(f"Class name {repeated!r} comes twice.")
         outside = [i for i in (*self.seen_ids, *self.unseen_ids) if not 0 <= i < len(self.names)]
         if outside:
             raise ValueError(f"The split names the id {outside[0]}, but there are {len(self.names)} classes.")
+        both = set(self.seen_ids) & set(self.unseen_ids)
+        if both:
+            raise ValueError(f"Class {self.names[min(both)]!r} is listed as seen and as unseen.")
+        if self.ignore_index < len(self.names):
+            raise ValueError(
+                f"The ignore index must be larger than every id, but it is {self.ignore_index} and there are "
+                f"{len(self.names)} classes: give ignore_index={255 if len(self.names) <= 255 else 65535}."
+            )
+        self._check_mask_values()
+
+    def _check_mask_values(self) -> None:
+        values = self._values
+        if len(values) != len(self.names):
+            raise ValueError(f"There are {len(self.names)} classes, but {len(values)} mask values.")
+        repeated = _first_repeated(values)
+        if repeated is not None:
+            first, second = (name for name, value in zip(self.names, values) if value == repeated)
+            raise ValueError(f"The mask value {repeated} belongs to two classes, {first!r} and {second!r}.")
+        for name, value in zip(self.names, values):
+            if value in self.ignored_values:
+                raise ValueError(f"The mask value {value} is that of class {name!r} and is also to be ignored.")
+        outside = [value for value in (*values, *self.ignored_values) if not 0 <= value <= 65535]
+        if outside:
+            raise ValueError(f"A mask value must lie between 0 and 65535, not be {outside[0]}.")
 
     @property
     def seen_names(self) -> list[str]:
         """Names of the seen classes, in the order of `seen_ids`."""
         return [self.names[index] for index in self.seen_ids]
 
-    def training_labels(self, labels: np.ndarray) -> np.ndarray:
+    @property
+    def _values(self) -> tuple[int, ...]:
+        return tuple(range(len(self.names))) if self.mask_values is None else self.mask_values
+
+    @cached_property
+    def _labels_by_value(self) -> np.ndarray:
+        """The label of each mask value, up to the largest one in use."""
+        table = np.full(max(0, *self._values, *self.ignored_values) + 1, _UNKNOWN)
+        table[list(self.ignored_values)] = self.ignore_index
+        table[list(self._values)] = np.arange(len(self.names))
+        return table
+
+    def labels_of(self, mask_values: np.ndarray) -> np.ndarray:
         """
-        Map ids to the queries of inductive training: positions in `seen_ids`; everything else is ignored.
+        Map the values of a mask file to ids.
 
         Args:
-            labels: int64 ids of any shape.
+            mask_values: Integers of any shape.
+
+        Returns:
+            int64 ids or the ignore index, the same shape.
+
+        Raises:
+            ValueError: If a value is neither a class's nor ignored; one sentence that names it.
+        """
+        table = self._labels_by_value
+        if mask_values.size == 0:
+            return np.zeros(mask_values.shape, dtype=np.int64)
+        if mask_values.min() >= 0 and mask_values.max() < len(table):
+            labels = table[mask_values]
+            if labels.min() != _UNKNOWN:
+                return labels
+        unknown = np.setdiff1d(mask_values, [*self._values, *self.ignored_values])
+        raise ValueError(
+            f"A mask holds the value {unknown[0]}, which is neither a class nor ignored: classes have "
+            f"{_ranges(self._values)}, ignored {_ranges(self.ignored_values)}."
+        )
+
+    def training_ids(self, setting: Setting) -> tuple[int, ...]:
+        """Return the ids that training has queries for: the seen ones if inductive, else all (ZegCLIP section 4.1)."""
+        return self.seen_ids if setting == "inductive" else tuple(range(len(self.names)))
+
+    def training_labels(self, labels: np.ndarray, setting: Setting = "inductive") -> np.ndarray:
+        """
+        Map ids to what training sees of them: positions in `training_ids`.
+
+        Args:
+            labels: int64 ids or the ignore index, of any shape.
+            setting: Inductive: classes that are not seen are ignored. Transductive: they are `UNLABELLED`. Fully
+                supervised: nothing changes.
 
         Returns:
             int64, the same shape.
+
+        Raises:
+            ValueError: As [`ClassSplit.check`].
         """
         self.check(labels)
-        table = np.full(max(len(self.names), self.ignore_index + 1), self.ignore_index)
-        table[list(self.seen_ids)] = np.arange(len(self.seen_ids))
+        if setting == "fully_supervised":
+            return labels
+        not_seen = self.ignore_index if setting == "inductive" else UNLABELLED
+        table = np.full(self.ignore_index + 1, not_seen)
+        table[self.ignore_index] = self.ignore_index
+        table[list(self.seen_ids)] = np.arange(len(self.seen_ids)) if setting == "inductive" else self.seen_ids
         return table[labels]
 
     def check(self, labels: np.ndarray) -> None:
@@ -63,4 +157,81 @@ class ClassSplit:
             )
 
 
-__all__ = ["ClassSplit"]
+def split_classes(
+    names: Sequence[str],
+    *,
+    seen: Collection[str] | None = None,
+    unseen: Collection[str] | None = None,
+    ignored: Collection[str] = (),
+    mask_values: Sequence[int] | None = None,
+    ignored_values: Sequence[int] | None = None,
+) -> ClassSplit:
+    """
+    Split classes by name.
+
+    Args:
+        names: All class names.
+        seen: Names of the seen ones; `None`: all but the unseen.
+        unseen: Names of the unseen ones; `None`: all but the seen, and none where `seen` is not given either.
+        ignored: Names that are taken out of the list. Pixels of these classes belong to no class.
+        mask_values: The value that mask files use for each name; `None`: its position.
+        ignored_values: Values in mask files of pixels without a class; `None`: 255, or 65535 where 255 is a class.
+
+    Returns:
+        The split; ids are positions among the names that remain. The ignore index is 255, or 65535 where more than
+        255 remain.
+
+    Raises:
+        ValueError: If a name is unknown, is in two of the lists or comes twice, all are ignored, or mask values
+            contradict each other; one sentence.
+    """
+    values = tuple(range(len(names))) if mask_values is None else tuple(mask_values)
+    if ignored_values is None:
+        ignored_values = (65535,) if 255 in values else (255,)
+    # Checks names and values as they were given, before some are taken out.
+    ClassSplit(tuple(names), (), ignore_index=65535, mask_values=values, ignored_values=tuple(ignored_values))
+    for role, group in {"seen": seen, "unseen": unseen, "ignored": ignored}.items():
+        for name in group or ():
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise ValueError(f"The class {name!r}, listed as {role}, is not among the {len(names)} classes{hint}")
+            if role != "ignored" and name in ignored:
+                raise ValueError(f"Class {name!r} is listed as {role} and as ignored.")
+    kept = [(name, value) for name, value in zip(names, values) if name not in ignored]
+    if not kept:
+        raise ValueError("No class remains: all are ignored." if names else "The list of class names is empty.")
+    if seen is None:
+        seen = [name for name, _ in kept if name not in (unseen or ())]
+    if unseen is None:
+        unseen = [name for name, _ in kept if name not in seen]
+    extra = [value for name, value in zip(names, values) if name in ignored]
+    return ClassSplit(
+        names=tuple(name for name, _ in kept),
+        seen_ids=tuple(index for index, (name, _) in enumerate(kept) if name in seen),
+        unseen_ids=tuple(index for index, (name, _) in enumerate(kept) if name in unseen),
+        ignore_index=255 if len(kept) <= 255 else 65535,
+        mask_values=tuple(value for _, value in kept),
+        ignored_values=(*ignored_values, *extra),
+    )
+
+
+def _first_repeated(items: Sequence) -> object | None:
+    known = set()
+    for item in items:
+        if item in known:
+            return item
+        known.add(item)
+    return None
+
+
+def _ranges(values: Collection[int]) -> str:
+    """Write numbers as in "0 to 4 and 7"."""
+    ordered = sorted(values)
+    starts = [value for value in ordered if value - 1 not in values]
+    ends = [value for value in ordered if value + 1 not in values]
+    texts = [str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends)]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) or "none"
+
+
+__all__ = ["UNLABELLED", "ClassSplit", "Setting", "split_classes"]

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from transformers.image_utils import load_image
 CLASS_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def load_rgb(picture: str | Path | Image.Image, timeout: float | None = None) -> Image.Image:
+Source = str | Path | bytes | Image.Image
+
+
+def load_rgb(picture: Source, timeout: float | None = None, name: str | None = None) -> Image.Image:
     """
     Reads a picture into upright 8-bit RGB, whatever it is stored as.
 
@@ -24,8 +28,9 @@ def load_rgb(picture: str | Path | Image.Image, timeout: float | None = None) ->
       value exceeds 1, else as 0..255. Values outside the range are clipped.
 
     Args:
-        picture: A path, an `http(s)` address or a PIL image.
+        picture: A path, an `http(s)` address, the bytes of a file or a PIL image.
         timeout: Seconds to wait for an address; `None` waits for ever.
+        name: What errors call a picture that comes as bytes.
 
     Returns:
         A PIL image of mode `RGB`.
@@ -35,7 +40,8 @@ def load_rgb(picture: str | Path | Image.Image, timeout: float | None = None) ->
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
     """
-    image = _read_upright(picture, timeout)
+    name = name or _name(picture)
+    image = _read_upright(picture, name, timeout)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     try:
@@ -44,15 +50,16 @@ def load_rgb(picture: str | Path | Image.Image, timeout: float | None = None) ->
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{_name(picture)} has colour mode {image.mode}, which cannot be turned into RGB.") from error
+        raise ValueError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
 
 
-def load_class_ids(mask: str | Path | Image.Image) -> np.ndarray:
+def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
     """
     Reads a label map: one class id per pixel. Palette images give their indices, 16-bit images their values.
 
     Args:
-        mask: A path or a PIL image.
+        mask: A path, the bytes of a file or a PIL image.
+        name: What errors call a mask that comes as bytes.
 
     Returns:
         `(height, width)` int64.
@@ -60,24 +67,25 @@ def load_class_ids(mask: str | Path | Image.Image) -> np.ndarray:
     Raises:
         ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]) or holds colours.
     """
-    image = _read_upright(mask)
+    name = name or _name(mask)
+    image = _read_upright(mask, name)
     if image.mode not in CLASS_ID_MODES:
         raise ValueError(
-            f"{_name(mask)} is not a label map: its mode is {image.mode}, but class ids need a palette or one integer "
+            f"{name} is not a label map: its mode is {image.mode}, but class ids need a palette or one integer "
             "channel."
         )
     return np.asarray(image).astype(np.int64)
 
 
-def _read_upright(source: str | Path | Image.Image, timeout: float | None = None) -> Image.Image:
+def _read_upright(source: Source, name: str, timeout: float | None = None) -> Image.Image:
     """Decodes the whole picture and applies its EXIF orientation."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
             return load_image(source, timeout=timeout)
         except Exception as error:
             raise ValueError(f"The picture at {source} could not be fetched: {error}") from error
-    if isinstance(source, (str, Path)):
-        image = _open(source)
+    if isinstance(source, (str, Path, bytes)):
+        image = _open(source, name)
     elif isinstance(source, Image.Image):
         image = source
     else:
@@ -85,29 +93,29 @@ def _read_upright(source: str | Path | Image.Image, timeout: float | None = None
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
-        raise ValueError(f"{_name(source)} is truncated or damaged: {error}") from error
+        raise ValueError(f"{name} is truncated or damaged: {error}") from error
 
 
-def _open(path: str | Path) -> Image.Image:
+def _open(file: str | Path | bytes, name: str) -> Image.Image:
     """Reads the header only."""
-    if not os.path.isfile(path):
-        raise ValueError(f"There is no picture file {path}.")
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"{path} is empty (0 bytes).")
+    if not isinstance(file, bytes) and not os.path.isfile(file):
+        raise ValueError(f"There is no picture file {name}.")
+    if (len(file) if isinstance(file, bytes) else os.path.getsize(file)) == 0:
+        raise ValueError(f"{name} is empty (0 bytes).")
     try:
         with warnings.catch_warnings():
             # PIL only warns between one and two times its limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; "
+            f"{name} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; "
             "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture in a known format.") from error
+        raise ValueError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -123,8 +131,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _name(source: str | Path | Image.Image) -> str:
-    if isinstance(source, Image.Image):
+def _name(source: Source) -> str:
+    if isinstance(source, (bytes, Image.Image)):
         return getattr(source, "filename", "") or "The picture"
     return str(source)
 

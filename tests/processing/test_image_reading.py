@@ -114,6 +114,32 @@ def test_bad_files_raise_one_sentence_that_names_the_file(tmp_path, read, name, 
     assert str(tmp_path / name) in str(error.value)
 
 
+def test_bytes_are_read_as_the_file_they_come_from(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(NOISE).save(tmp_path / "turned.jpg", exif=exif)
+    content = (tmp_path / "turned.jpg").read_bytes()
+    assert load_rgb(content).tobytes() == load_rgb(tmp_path / "turned.jpg").tobytes()
+    Image.fromarray(NOISE[..., 0]).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_class_ids((tmp_path / "mask.png").read_bytes()), NOISE[..., 0])
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("empty.png", r"picture 17 is empty \(0 bytes\)\."),
+        ("text.jpg", "picture 17 is not a picture in a known format"),
+        ("bomb.png", "picture 17 claims to have more than"),
+        ("truncated.jpg", "picture 17 is truncated or damaged"),
+    ],
+)
+def test_errors_call_bytes_by_the_name_given(tmp_path, read, name, sentence):
+    write_bad_files(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        read((tmp_path / name).read_bytes(), name="picture 17")
+
+
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match="not a int"):
         load_rgb(3)
@@ -141,3 +167,7 @@ def test_class_ids_of_a_palette_image_are_its_indices(tmp_path):
 def test_masks_with_colours_are_refused(tmp_path, mode):
     with pytest.raises(ValueError, match=f"not a label map: its mode is {mode}"):
         load_class_ids(Image.new(mode, (2, 2)))
+    if mode not in ("CMYK", "F"):
+        Image.new(mode, (2, 2)).save(tmp_path / "mask.png")
+        with pytest.raises(ValueError, match=f"mask 3 is not a label map: its mode is {mode}"):
+            load_class_ids((tmp_path / "mask.png").read_bytes(), name="mask 3")
