@@ -33,6 +33,9 @@ __version__ = "0.1.0"
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 """A tiny CLIP pretrained on the generated picture world, with a ZegCLIP adapter trained on its seen classes."""
 
+METRIC = str(Path(__file__).parent / "gzs_iou.py")
+"""pAcc, mIoU of seen and unseen classes and hIoU for the `evaluate` library: `evaluate.load(zegclip.METRIC)`."""
+
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation)
 AutoModelForSemanticSegmentation.register(ZegClipConfig, ZegClipForSemanticSegmentation)
@@ -50,6 +53,7 @@ PIPELINE_REGISTRY.register_pipeline(
 
 __all__ = [
     "DEFAULT_MODEL",
+    "METRIC",
     "DeepPromptConfig",
     "DeepPromptModel",
     "ZegClipConfig",

@@ -103,11 +103,8 @@ def overlay(
     factor = max(math.ceil(_SMALLEST_SIDE / max(picture.size)), 1)
     enlarged = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     large_ids = ids.repeat(factor, axis=0).repeat(factor, axis=1)
-    # The picture's own colours would be taken for classes.
-    faded = ImageEnhance.Color(enlarged).enhance(0.3)
-    tinted = Image.blend(faded, Image.fromarray(colours[large_ids]), alpha)
-    tinted.paste(enlarged, mask=Image.fromarray(large_ids < 0))
-    tinted.paste("white", mask=Image.fromarray(_boundaries(large_ids, width=max(round(max(tinted.size) / 600), 1))))
+    line_width = max(round(max(enlarged.size) / 600), 1)
+    tinted = tint(enlarged, large_ids, colours, alpha, unlabelled=enlarged, line_width=line_width)
 
     legend = _draw_legend(_legend_entries(ids, labels, colours), max(tinted.size), tinted.height)
     result = Image.new("RGB", (tinted.width + legend.width, max(tinted.height, legend.height)), "white")
@@ -116,7 +113,34 @@ def overlay(
     return result
 
 
-def _boundaries(ids: np.ndarray, width: int) -> np.ndarray:
+def tint(
+    picture: Image.Image,
+    ids: np.ndarray,
+    colours: np.ndarray,
+    alpha: float,
+    *,
+    unlabelled: Image.Image,
+    line_width: int = 1,
+) -> Image.Image:
+    """
+    Blend a picture with the colours of its classes and draw white boundaries between them.
+
+    Args:
+        picture: RGB.
+        ids: `(height, width)` integers of the picture's size, indices into `colours` or -1.
+        colours: `(classes, 3)` uint8.
+        alpha: Share of the class colour, in [0, 1].
+        unlabelled: RGB of the picture's size; shown where the id is -1.
+        line_width: Of the boundaries, in pixels.
+    """
+    # The picture's own colours would be taken for classes.
+    tinted = Image.blend(ImageEnhance.Color(picture).enhance(0.3), Image.fromarray(colours[ids]), alpha)
+    tinted.paste(unlabelled, mask=Image.fromarray(ids < 0))
+    tinted.paste("white", mask=Image.fromarray(find_boundaries(ids, width=line_width)))
+    return tinted
+
+
+def find_boundaries(ids: np.ndarray, width: int) -> np.ndarray:
     """Mark the pixels, `(height, width)` bool, up to `width` pixels before another class begins."""
     marked = np.zeros(ids.shape, dtype=bool)
     for step in range(1, width + 1):
@@ -146,8 +170,8 @@ def _draw_legend(entries: Sequence[Entry], longer_side: int, height: int) -> Ima
     """Draw swatches, labels and shares, in as many columns as `height` pixels ask for."""
     size = max(longer_side // 36, 13)
     line, gap = round(1.6 * size), size // 2
-    font = _load_font(size)
-    texts = [_shorten(label, font, _LONGEST_LABEL * size) for _, label, _ in entries]
+    font = load_font(size)
+    texts = [shorten(label, font, _LONGEST_LABEL * size) for _, label, _ in entries]
     label_width = math.ceil(max(font.getlength(text) for text in texts))
     share_width = math.ceil(font.getlength("100.0 %"))
     column = size + label_width + share_width + 4 * gap
@@ -167,12 +191,12 @@ def _draw_legend(entries: Sequence[Entry], longer_side: int, height: int) -> Ima
     return legend
 
 
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Load the font that matplotlib brings along: it has more scripts than Pillow's own."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Put a text on one line and cut it, with an ellipsis, until it is at most `width` pixels wide."""
     text = " ".join(text.split())
     short = text[:100]
