@@ -2,10 +2,11 @@
 
 import argparse
 import io
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import zegclip
 # What needs time to import is imported by the commands that need it.
 if TYPE_CHECKING:
     from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+    from zegclip.segment import Outcome
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch16"
 """All of OpenAI's CLIP models share its tokenizer, and the official checkpoints with them."""
@@ -63,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         "(classes in colour, with a legend), STEM_mask.png (index of the label in every pixel, 255 for none, with a "
         "palette; 16 bit and 65535 for none where there are more than 255 labels) and STEM.json (share of pixels and "
         "mean score of each label). Of pictures with the same stem, the second's results are called STEM_2*, and so "
-        "on.",
+        "on. Pictures whose results are there already, from the same model, labels and settings, are skipped: run the "
+        "same command again to go on after an interruption. Under torchrun or accelerate launch (-m zegclip segment "
+        "...), the processes share the pictures, each on its own device.",
     )
     segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = segment.add_mutually_exclusive_group(required=True)
@@ -89,7 +93,46 @@ def build_parser() -> argparse.ArgumentParser:
         "--window-stride", type=_positive, metavar="PIXELS", help="distance between windows (default: the model's)"
     )
     segment.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    segment.add_argument("--overwrite", action="store_true", help="do pictures again that have results already")
     segment.set_defaults(run=run_segment)
+
+    check = commands.add_parser(
+        "check",
+        help="read a data set through before training on it",
+        description="Read every picture and mask of a data set, count pictures, classes and pixels, list what is "
+        "broken, and draw a contact sheet. The status is 1 if something is broken.",
+    )
+    check.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="voc, coco_stuff, pascal_context_59, pascal_context_60, a folder, or a Hub id such as owner/name",
+    )
+    check.add_argument("--data-dir", metavar="DIR", help="where one of the first four lies, in its standard layout")
+    check.add_argument(
+        "--classes-file",
+        metavar="FILE",
+        help="class names of a folder or Hub id: a text file, one a line by mask value from 0, or JSON from mask "
+        "values to names (default: its own classes.txt or id2label.json)",
+    )
+    check.add_argument(
+        "--unseen-classes", nargs="+", metavar="NAME", help="classes held out from training (default: the papers')"
+    )
+    check.add_argument(
+        "--ignored-classes", nargs="+", metavar="NAME", default=(), help="classes that count as no class"
+    )
+    check.add_argument("--image-column", metavar="NAME", help="column of the pictures, where that is not clear")
+    check.add_argument("--mask-column", metavar="NAME", help="column of the masks, where that is not clear")
+    check.add_argument(
+        "--output", type=Path, default=Path("zegclip-check"), metavar="DIR", help="folder (default: %(default)s)"
+    )
+    check.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that read; 0: only one (default: %(default)s)",
+    )
+    check.set_defaults(run=run_check)
 
     demo = commands.add_parser(
         "demo",
@@ -137,40 +180,64 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_segment(arguments: argparse.Namespace) -> int:
-    """Run `zegclip segment`."""
-    from zegclip.segment import find_pictures, find_unknown_words, load_segmenter, name_results, segment_pictures
+    """Run `zegclip segment`, in one process or as one of several."""
+    from zegclip import segment
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
-    pictures = find_pictures(arguments.pictures)
-    _check_results_folder(arguments.output, arguments.pictures)
+    output = arguments.output
+    _check_results_folder(output, arguments.pictures)
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    if arguments.model is None:
-        print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
-    segmenter = load_segmenter(arguments.model or zegclip.DEFAULT_MODEL, arguments.device)
-    vocabulary = segmenter.model.config.vocabulary
-    unknown = find_unknown_words(labels, vocabulary)
-    if unknown:
-        _complain(
-            f"warning: {'the embedded' if arguments.model is None else 'this'} model cannot know "
-            f"{', '.join(map(repr, unknown))}, so its answer there means nothing; it was trained on these words "
-            f"alone: {', '.join(vocabulary)}. Give another model with --model."
-        )
+    model = arguments.model or str(zegclip.DEFAULT_MODEL)
+    model_name = "embedded default model" if arguments.model is None else model
+    if arguments.model is not None and os.path.isdir(model):
+        model_name = os.path.abspath(model)
 
-    model_name = arguments.model or "embedded default model"
-    names = name_results(pictures)
-    outcome = segment_pictures(segmenter, names, labels, arguments.output, model_name, **settings)
-    if len(pictures) == 1:
-        for path, summary in outcome.results.items():
-            _print_summary(summary)
-            print(f"{path}: see {arguments.output / names[path]}_overlay.png; mask and JSON file lie beside it.")
-    elif outcome.results:
-        print(f"{_count(len(outcome.results))} segmented: overlays, masks and JSON files are in {arguments.output}.")
-    if outcome.failures and len(pictures) > 1:
-        _complain(f"{len(outcome.failures)} of {_count(len(pictures))} could not be segmented:")
-    for failure in outcome.failures:
-        _complain(failure)
-    return 1 if outcome.failures else 0
+    processes = segment.Processes()
+    pictures = segment.find_pictures(arguments.pictures)
+    total = len(pictures)
+    names = segment.take_share(pictures, processes)
+    del pictures  # There may be a million, most of them the other processes'.
+    if processes.is_main and arguments.model is None:
+        print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
+    if processes.local_rank == 0:
+        segment.remove_leftovers(output)
+    todo = names
+    if not arguments.overwrite:
+        todo = segment.find_unfinished(
+            names,
+            labels,
+            output,
+            model_name,
+            newer_than=segment.newest_file(model),
+            show_progress=processes.is_main,
+            **settings,
+        )
+    outcome = segment.Outcome()
+    if todo:
+        with segment.exiting_on_sigterm():
+            segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device))
+            if processes.is_main:
+                _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
+            outcome = segment.segment_pictures(
+                segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
+            )
+    outcome.done_before = len(names) - len(todo)
+
+    # As soon as one process has failed, a launcher ends the others. So none leaves before all are ready, and it is the
+    # main process, when it has told what became of all pictures, that fails.
+    outcomes = processes.gather(outcome)
+    if not processes.is_main:
+        return 0
+    _print_outcomes(outcomes, total, names, output)
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run `zegclip check`."""
+    from zegclip import check
+
+    return check.run_check(arguments)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -328,6 +395,38 @@ def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     return tokenizer
+
+
+def _warn_of_unknown_words(labels: Sequence[str], vocabulary: Sequence[str] | None, embedded: bool) -> None:
+    from zegclip.segment import find_unknown_words
+
+    unknown = find_unknown_words(labels, vocabulary)
+    if unknown and vocabulary is not None:
+        _complain(
+            f"warning: {'the embedded' if embedded else 'this'} model cannot know {', '.join(map(repr, unknown))}, so "
+            "its answer there means nothing; it was trained on these words alone: "
+            f"{', '.join(vocabulary)}. Give another model with --model."
+        )
+
+
+def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[str, str], output: Path) -> None:
+    """Print what became of `total` pictures; `names` has the result's name of the first."""
+    segmented = sum(outcome.segmented for outcome in outcomes)
+    done_before = sum(outcome.done_before for outcome in outcomes)
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    if total == 1 and not failures:
+        [(path, name)] = names.items()
+        _print_summary(json.loads((output / f"{name}.json").read_text(encoding="utf-8"))["labels"])
+        print(f"{path}: see {output / name}_overlay.png; mask and JSON file lie beside it.")
+    elif segmented:
+        print(f"{_count(segmented)} segmented: overlays, masks and JSON files are in {output}.")
+    if done_before:
+        were, them = ("was", "it") if total == 1 else ("were", "them")
+        print(f"{done_before} of {_count(total)} {were} done before; --overwrite does {them} again.")
+    if failures and total > 1:
+        _complain(f"{len(failures)} of {_count(total)} could not be segmented:")
+    for failure in failures:
+        _complain(failure)
 
 
 def _print_summary(summary: Sequence[dict[str, Any]]) -> None:

@@ -1,17 +1,28 @@
 """`zegclip segment`: pictures and class names in; an overlay, an index mask and a JSON file for each picture out."""
 
+import hashlib
 import json
 import os
+import platform
 import re
+import shutil
+import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, get_cpu_distributed_information
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,6 +35,10 @@ PICTURE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
 }  # fmt: skip
 """Files of a folder that are taken for pictures; a file that is named itself may be called anything."""
+
+_TEMPORARY = ".zegclip-"
+_ABANDONED_AFTER = 24 * 3600  # Seconds; a result is written in some seconds.
+_LONGEST_STEM = 200  # Bytes; with what is put behind it, a name stays under the 255 that file systems allow.
 
 
 class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
@@ -43,15 +58,85 @@ class Outcome:
     What became of some pictures.
 
     Attributes:
-        results: For each picture that was segmented, what its JSON file says about the labels.
+        segmented: How many were segmented.
+        done_before: How many had results already.
         failures: For each that could not be read, one sentence that names it.
     """
 
-    results: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    segmented: int = 0
+    done_before: int = 0
     failures: list[str] = field(default_factory=list)
 
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
+class Processes:
+    """
+    The processes that torchrun or `accelerate launch` started for one command; without them, this one alone.
+
+    Attributes:
+        count: How many there are.
+        rank: Number of this one.
+        local_rank: Its number among those on the same machine.
+    """
+
+    def __init__(self) -> None:
+        """
+        Meet the others, if there are any.
+
+        Raises:
+            OSError: If they cannot be reached.
+            ValueError: If the launcher's environment variables lack something.
+        """
+        self.count = get_cpu_distributed_information().world_size
+        self.rank = self.local_rank = 0
+        if self.count > 1:
+            try:
+                # Through gloo, whatever the device: only texts are exchanged, and NCCL refuses two processes on one
+                # GPU. The first that is ready waits for the last, however long that takes.
+                state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
+            except RuntimeError as error:
+                raise OSError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
+            self.rank, self.local_rank = state.process_index, state.local_process_index
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def choose_device(self, device: str | None) -> str | None:
+        """
+        Return this process's own device: of the kind that is named, or an accelerator where there is one.
+
+        A device with a number (`cuda:1`) is for all processes, as is the CPU. A process that is alone gets `device`.
+        """
+        if self.count == 1 or device == "cpu" or ":" in (device or ""):
+            return device
+        if device is None:
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            if accelerator is None:
+                return "cpu"
+            device = accelerator.type
+        return f"{device}:{self.local_rank % max(torch.accelerator.device_count(), 1)}"
+
+    def gather(self, item: Any) -> list[Any]:
+        """
+        Wait for all processes and return what each one gives, by rank.
+
+        Raises:
+            OSError: If another process has ended.
+        """
+        if self.count == 1:
+            return [item]
+        try:
+            barrier = torch.distributed.barrier(async_op=True)
+            while not barrier.is_completed():  # Within `wait`, no signal would be noticed.
+                time.sleep(0.05)
+            barrier.wait()
+            return gather_object([item])
+        except RuntimeError as error:
+            raise OSError("Another process has ended early; run the same command again to do what is left.") from error
+
+
+def find_pictures(sources: Iterable[str | Path]) -> list[str]:
     """
     List pictures: files as they are, and the picture files that lie directly in folders, by name.
 
@@ -60,38 +145,127 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
     Raises:
         ValueError: If a folder has no picture.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, str] = {}
     for source in map(Path, sources):
-        pictures = [source]
-        if source.is_dir():
-            pictures = sorted(
-                path
-                for path in source.iterdir()
-                if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-            )
-            if not pictures:
-                raise ValueError(f"{source}: there is no picture in this folder.")
-        for path in pictures:
-            found.setdefault(path.resolve(), path)
+        if not source.is_dir():
+            found.setdefault(os.path.realpath(source), str(source))
+            continue
+        with os.scandir(source) as entries:
+            # What the folder itself says of its entries spares a question about each.
+            pictures = [
+                (entry.name, entry.is_symlink())
+                for entry in entries
+                if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            ]
+        if not pictures:
+            raise ValueError(f"{source}: there is no picture in this folder.")
+        place, real_place = str(source / "_")[:-1], os.path.join(os.path.realpath(source), "")
+        for name, is_link in sorted(pictures):
+            path = place + name
+            found.setdefault(os.path.realpath(path) if is_link else real_place + name, path)
     return list(found.values())
 
 
-def name_results(pictures: Sequence[Path]) -> dict[Path, str]:
+def name_results(pictures: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
     Give each picture the stem of its results' names: its own, or `stem_2`, `stem_3`, ... where that is taken already.
 
-    Upper and lower case count as the same, as they do in some file systems.
+    Upper and lower case count as the same, as they do in some file systems. Very long stems are cut.
+
+    Yields:
+        A picture and its results' stem.
     """
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
+    taken: dict[str, int] = {}  # With the last number that was tried: there may be a folder for each video.
     for path in pictures:
-        name, number = path.stem, 1
+        stem = Path(path).stem
+        if len(os.fsencode(stem)) > _LONGEST_STEM:
+            stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
+        name, number = stem, taken.get(stem.lower(), 1)
         while name.lower() in taken:
             number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name.lower())
-        names[path] = name
-    return names
+            name = f"{stem}_{number}"
+        taken[stem.lower()] = number
+        taken.setdefault(name.lower(), 1)
+        yield path, name
+
+
+def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
+    """
+    Return the pictures that are this process's own, every N-th, with the stems of their results' names.
+
+    Raises:
+        ValueError: If the processes do not see the same pictures.
+        OSError: As [`Processes.gather`].
+    """
+    if processes.count > 1:
+        digest = hashlib.blake2b()
+        for path in pictures:
+            digest.update(os.fsencode(path) + b"\0")
+        if len(set(processes.gather(digest.digest()))) > 1:
+            raise ValueError("The processes see different lists of pictures; did the folders change just now?")
+    return dict(islice(name_results(pictures), processes.rank, None, processes.count))
+
+
+def describe(path: str, model_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a picture's results depend on beside the labels, as its JSON file says it."""
+    return {"image": os.path.abspath(path), "model": model_name, "settings": dict(settings)}
+
+
+def newest_file(folder: str | os.PathLike) -> int:
+    """Return when a folder's newest file was changed, in nanoseconds; 0 where there is none, or no such folder."""
+    if not os.path.isdir(folder):
+        return 0
+    with os.scandir(str(folder)) as entries:
+        return max((entry.stat().st_mtime_ns for entry in entries if entry.is_file()), default=0)
+
+
+def find_unfinished(
+    pictures: Mapping[str, str],
+    labels: Sequence[str],
+    output: Path,
+    model_name: str,
+    newer_than: int = 0,
+    show_progress: bool = True,
+    **settings: Any,
+) -> dict[str, str]:
+    """
+    Return those of some pictures that lack results as [`segment_pictures`] would write them now.
+
+    Args:
+        pictures: As for [`segment_pictures`], which has the other arguments too.
+        newer_than: When the model was changed, see [`newest_file`]. Results must be no older than that, nor than their
+            picture.
+        show_progress: Whether to show a bar after some seconds.
+    """
+    names = list(labels)
+
+    def is_finished(path: str, name: str) -> bool:
+        stem = os.path.join(output, name)
+        try:
+            with open(f"{stem}.json", "rb") as file:
+                record = json.loads(file.read())
+                written = os.fstat(file.fileno()).st_mtime_ns
+            return (
+                written >= max(newer_than, os.stat(path).st_mtime_ns)
+                and describe(path, model_name, settings).items() <= record.items()
+                and [row["label"] for row in record["labels"]] == names
+                and os.path.getsize(f"{stem}_overlay.png") > 0
+                and os.path.getsize(f"{stem}_mask.png") > 0
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # There is none, or it is not one of ours.
+            return False
+
+    progress = tqdm(
+        pictures.items(),
+        desc="Looking for earlier results",
+        unit="picture",
+        delay=3,
+        leave=False,
+        disable=None if show_progress else True,
+    )
+    return {path: name for path, name in progress if not is_finished(path, name)}
 
 
 def find_unknown_words(labels: Sequence[str], vocabulary: Sequence[str] | None) -> list[str]:
@@ -118,7 +292,11 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None) -> Class
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"There is no device {device!r} that PyTorch could use here.") from error
-    return ClassMapPipeline(model=load_model(model), processor=load_processor(model), task=TASK, device=device)
+    loaded = load_model(model)
+    if device is not None:
+        # With several processes, a pipeline ignores its argument `device` and stays where the model is.
+        loaded.to(device)
+    return ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
 
 
 def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -140,12 +318,88 @@ def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> lis
 
 @contextmanager
 def writing_to(output: Path) -> Iterator[Path]:
-    """Give a folder whose files move into `output` at the end, if all went well: none is ever there in part."""
+    """
+    Give a folder whose files move into `output` at the end, if all went well: none is ever there in part.
+
+    A JSON file moves last, and the one that it replaces goes first: where it lies, the others lie beside it.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".zegclip-") as folder:
+    with tempfile.TemporaryDirectory(dir=output, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-") as folder:
         yield Path(folder)
-        for path in Path(folder).iterdir():
-            os.replace(path, output / path.name)
+        files = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".json")
+        held_back: list[int] = []
+        try:
+            with _receiving(lambda number, frame: held_back.append(number), signal.SIGINT, signal.SIGTERM):
+                for path in files:
+                    if path.suffix == ".json":
+                        (output / path.name).unlink(missing_ok=True)
+                for path in files:
+                    os.replace(path, output / path.name)
+        finally:
+            for number in held_back:
+                signal.raise_signal(number)
+
+
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exit like any other, with status 143, so that nothing temporary is left."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with _receiving(leave, signal.SIGTERM):
+        yield
+
+
+def remove_leftovers(output: Path) -> None:
+    """
+    Remove the temporary folders of runs that were killed.
+
+    Those are the ones whose process, on this machine, is no more; another machine's are, when a day old.
+    """
+    if not output.is_dir():
+        return
+    with os.scandir(output) as entries:
+        folders = [entry for entry in entries if entry.name.startswith(_TEMPORARY) and entry.is_dir()]
+    for folder in folders:
+        owner, _, _ = folder.name.removeprefix(_TEMPORARY).rpartition("-")
+        machine, _, process = owner.rpartition("-")
+        killed = machine == _machine() and process.isdecimal() and not _is_running(int(process))
+        try:
+            if killed or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # Its owner has finished.
+            continue
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w.-]", "_", platform.node())[:64]
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # Where signal 0 is no question, but Ctrl-C.
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # It is another user's.
+        return True
+    return True
+
+
+@contextmanager
+def _receiving(handler: Callable[[int, FrameType | None], Any], *signals: signal.Signals) -> Iterator[None]:
+    """Let a function receive signals for a while; only a program's main thread ever does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, usual in previous.items():
+            signal.signal(number, signal.SIG_DFL if usual is None else usual)
 
 
 def write_results(
@@ -166,15 +420,18 @@ def write_results(
     with writing_to(output) as folder:
         overlay(picture, ids, labels, colours).save(folder / f"{name}_overlay.png")
         index_mask(ids, colours).save(folder / f"{name}_mask.png")
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name need not be valid text; its other bytes become escapes of JSON.
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def segment_pictures(
     segmenter: ClassMapPipeline,
-    pictures: Mapping[Path, str],
+    pictures: Mapping[str, str],
     labels: Sequence[str],
     output: Path,
     model_name: str,
+    show_progress: bool = True,
     **settings: Any,
 ) -> Outcome:
     """
@@ -186,6 +443,7 @@ def segment_pictures(
         labels: Class names.
         output: Folder for the results, made with the first of them.
         model_name: For the JSON files.
+        show_progress: Whether to show a bar for several pictures, on a terminal.
         **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
     Raises:
@@ -193,8 +451,8 @@ def segment_pictures(
         OSError: If results cannot be written.
     """
     outcome = Outcome()
-    taken: list[tuple[Path, Image.Image]] = []
-    progress = tqdm(total=len(pictures), unit="picture", disable=True if len(pictures) == 1 else None)
+    taken: list[tuple[str, Image.Image]] = []
+    progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
 
     def readable() -> Iterator[Image.Image]:
         for path in pictures:
@@ -211,8 +469,8 @@ def segment_pictures(
         # As a generator, the pictures are read one at a time and the labels are encoded once for all.
         for ids, scores in segmenter(readable(), candidate_labels=list(labels), **settings):
             path, picture = taken.pop(0)
-            outcome.results[path] = summarise(ids, scores, labels)
-            record = {"image": str(path), "model": model_name, "labels": outcome.results[path]}
+            record = describe(path, model_name, settings) | {"labels": summarise(ids, scores, labels)}
             write_results(output, pictures[path], picture, ids, labels, record)
+            outcome.segmented += 1
             progress.update()
     return outcome

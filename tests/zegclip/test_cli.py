@@ -107,6 +107,44 @@ def test_one_picture(model_folder, tmp_path, capsys):
     assert {path.name for path in results.iterdir()} == {"street_overlay.png", "street_mask.png", "street.json"}
 
 
+def test_the_same_command_again(model_folder, tmp_path, capsys):
+    folder, results = tmp_path / "pictures", tmp_path / "results"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    command = ["segment", folder, "--labels", "cat, tree", "--model", model_folder, "--output", results]
+    succeeds(capsys, *command)
+
+    def done_again(*more):
+        before = {path: path.stat().st_ino for path in results.iterdir()}
+        output = succeeds(capsys, *command, *more)
+        now = {path: path.stat().st_ino for path in results.iterdir()}
+        assert before.keys() == now.keys()
+        return {path.name[0] for path in now if now[path] != before[path]}, output
+
+    with open(model_folder / "config.json", "ab") as config:
+        config.write(b"\n")
+    assert done_again()[0] == {"a", "b"}
+    assert done_again("--overwrite")[0] == {"a", "b"}
+    assert done_again("--threshold", "0.5")[0] == {"a", "b"}
+    assert done_again()[0] == {"a", "b"}
+    (results / "b_mask.png").write_bytes(b"")
+    again, output = done_again()
+    assert again == {"b"}
+    assert output.splitlines()[1] == "1 of 2 pictures were done before; --overwrite does them again."
+    # Where nothing is left to do, the model is not even loaded.
+    (model_folder / "model.safetensors").unlink()
+    assert done_again() == (set(), "2 of 2 pictures were done before; --overwrite does them again.\n")
+
+
+def test_the_same_picture_again(model_folder, tmp_path, capsys):
+    picture(tmp_path / "street.png")
+    command = ["segment", tmp_path / "street.png", "--labels", "cat, tree", "--model", model_folder]
+    first = succeeds(capsys, *command, "--output", tmp_path / "results")
+    again = succeeds(capsys, *command, "--output", tmp_path / "results")
+    assert again == first + "1 of 1 picture was done before; --overwrite does it again.\n"
+
+
 def test_a_mixed_folder(model_folder, tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -1,0 +1,8 @@
+"""The command as a module, for launchers of several processes: `torchrun -m zegclip ...`."""
+
+import sys
+
+from zegclip.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
