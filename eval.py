@@ -1,57 +1,118 @@
 """
 Evaluate a model on seen and unseen classes: `python eval.py [CONFIG.yaml] [--model PATH] [--field value ...]`.
 
-Without a configuration it evaluates the embedded default model on the generated picture world, offline.
+Two protocols are reported: the papers' (sliding windows, an offset on seen classes' scores in the inductive setting)
+and the free one (the whole picture at once, no offset). Also under `torchrun` or `accelerate launch`, which share the
+pictures out over processes; the same command goes on where an interrupted evaluation has stopped. Without a
+configuration it evaluates the embedded default model on the generated picture world, offline.
 """
 
-import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import complaints_of, parse_arguments
-from zegclip.data import load_evaluation_data, picture_world_split
+from zegclip.data import load_data
+from zegclip.evaluation import (
+    CountStore,
+    Protocol,
+    default_offset,
+    describe_protocols,
+    evaluate_pictures,
+    fingerprint,
+)
 from zegclip.loading import load_base, load_model, load_processor
-from zegclip.trainer import ZegClipTrainer
+from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
+from zegclip.processing.metrics_zegclip import summarise
+from zegclip.reports import class_table, write_class_table
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
+PAPERS = "papers' protocol"
+FREE = "free protocol"
+BASELINE = "training-free baseline"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Evaluate, print a table, save the figures if a file is named, and return them."""
+    """Evaluate, print a table, save figures and per-class tables in the results folder, and return the figures."""
     model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
     source = model_args.model or DEFAULT_MODEL
     models = {"model": load_model(source)}
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
-    split = picture_world_split(data_args.eval_split)
-    evaluation_set = load_evaluation_data(data_args, processor, split)
-    names = processor(text=list(split.names), return_tensors="pt")
-
+    data, split = load_data(data_args, training=False)
     if data_args.baseline:
-        models["training-free baseline"] = load_base(source, {"decode_head_type": "similarity"}).eval()
+        models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
+
+    dataset = Path(data_args.dataset).name
+    folder = Path(data_args.results_dir or Path(training_args.output_dir) / f"eval_{dataset}_{data_args.eval_split}")
+    skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
+    image_processor = processor.image_processor
+    pictures = EvaluationPictures(data[data_args.eval_split], split, image_processor, skipped_file)
+    names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
+    windows = (image_processor.window_size, image_processor.window_stride)
+    offset = training_args.seen_offset
+    if offset is None:
+        offset = default_offset(data_args.setting)
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+
     results = {}
     for title, model in models.items():
+        # The offset is made for scores of a trained head; the baseline's hardly differ between classes.
+        protocols = {
+            PAPERS: Protocol(*windows, offset if title == "model" else 0.0),
+            FREE: Protocol(None, None, 0.0),
+        }
+        record = {
+            "weights": fingerprint(model),
+            "dataset": data_args.dataset,
+            "data_dir": data_args.data_dir,
+            "split": data_args.eval_split,
+            "pictures": len(pictures),
+            "scene_seed": data_args.scene_seed,
+            "classes": list(split.names),
+            "seen": list(split.seen_ids),
+            "prompt_templates": list(processor.prompt_templates),
+            "size": dict(image_processor.size),
+            "protocols": describe_protocols(protocols),
+            "dtype": str(dtype),
+            "save_predictions": data_args.save_predictions,
+        }
+        model.to(training_args.device)
         with torch.no_grad():
             class_embeds = model.get_class_embeds(**names, num_templates=len(processor.prompt_templates))
-        # The offset is made for scores of a trained head; the baseline's hardly differ between classes.
-        arguments = training_args if title == "model" else dataclasses.replace(training_args, seen_offset=0.0)
-        trainer = ZegClipTrainer(
-            model=model, args=arguments, processing_class=processor, class_embeds=class_embeds, split=split
+        counts = evaluate_pictures(
+            model,
+            class_embeds,
+            pictures,
+            protocols,
+            CountStore(folder / title.replace(" ", "_"), record),
+            batch_size=training_args.window_batch_size,
+            num_workers=training_args.dataloader_num_workers,
+            dtype=dtype,
+            save_predictions=data_args.save_predictions,
+            title=title,
         )
-        metrics = trainer.evaluate(evaluation_set)
-        results[title] = {
-            name.removeprefix("eval_"): value
-            for name, value in metrics.items()
-            if name.endswith(("pacc", "miou_seen", "miou_unseen", "hiou"))
-        }
-    if data_args.results_file:
-        Path(data_args.results_file).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{len(evaluation_set)} pictures, split {data_args.eval_split!r}, per cent:")
-    print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}"))
+        for name, values in counts.items():
+            row = f"{title}, {name}"
+            results[row] = summarise(values, split)
+            if PartialState().is_main_process:
+                stem = "per_class_" + row.replace("'", "").replace(", ", "_").replace(" ", "_")
+                write_class_table(class_table(values, split), results[row], folder, stem)
+    if PartialState().is_main_process:
+        part = folder / "results.part"
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, folder / "results.json")
+        print(f"\n{len(pictures)} pictures, split {data_args.eval_split!r}, per cent:")
+        print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
+        print(f"\nThe classes one by one, and these figures as JSON, are in {folder}.")
+        skipped = read_skipped(folder / SKIPPED_FILE)
+        if skipped:
+            print(f"{len(skipped)} pictures were skipped, listed in {folder / SKIPPED_FILE}; the first: {skipped[0]}")
     return results
 
 

@@ -1,11 +1,13 @@
 """
 Train a zero-shot segmentation adapter: `python train.py [CONFIG.yaml] [--field value ...]`.
 
-Also `accelerate launch train.py ...`. Without a configuration it trains on the generated picture world, offline.
+Also `accelerate launch train.py ...` or `torchrun ... train.py ...`. Without a configuration it trains on the
+generated picture world, offline. The same command goes on where an interrupted run has stopped.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import get_peft_model
@@ -13,24 +15,111 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import complaints_of, parse_arguments
-from zegclip.data import load_evaluation_data, load_training_data, picture_world_split
-from zegclip.loading import load_base, load_processor
+from zegclip.arguments import (
+    DataArguments,
+    ModelArguments,
+    ZegClipTrainingArguments,
+    complaints_of,
+    parse_arguments,
+)
+from zegclip.data import load_data, make_augmentation
+from zegclip.loading import load_adapter_into, load_base, load_processor
 from zegclip.modeling.tuner_zegclip import DeepPromptConfig
+from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
+from zegclip.processing.class_split_zegclip import ClassSplit, Setting
+from zegclip.reports import class_table, write_class_table
+from zegclip.runs import claim_output_dir, describe_run, is_finished, stages_of
 from zegclip.trainer import ZegClipTrainer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, save the adapter with its processor in the output folder, and return the last evaluation's figures."""
-    model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
+    """Train each stage, save its adapter in its output folder, and return the figures of the last."""
+    arguments = parse_arguments(argv, DEFAULT_CONFIG)
+    if arguments[1].setting == "cross_dataset":
+        raise ValueError("setting cross_dataset is for eval.py: train on one data set and evaluate on another.")
+    *earlier, last = stages_of(*arguments)
+    for stage in earlier:
+        run_stage(*stage, evaluate=False)
+    return run_stage(*last, evaluate=True)
+
+
+def run_stage(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: ZegClipTrainingArguments,
+    *,
+    evaluate: bool,
+) -> dict[str, float]:
+    """Train unless finished, going on from the last checkpoint if there is one, and evaluate if asked."""
+    claim_output_dir(training_args.output_dir, describe_run(model_args, data_args, training_args))
+    finished = is_finished(training_args.output_dir)
+    if finished and not evaluate:
+        return {}
     set_seed(training_args.seed)
     source = model_args.model or DEFAULT_MODEL
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
-    split = picture_world_split(data_args.eval_split)
+    data, split = load_data(data_args, training=True)
+    setting = cast(Setting, data_args.setting)
+    model, class_embeds = build_model(model_args, setting, split, processor)
+    if finished:
+        load_adapter_into(model, training_args.output_dir)
+    model.print_trainable_parameters()
 
-    model = load_base(source, model_args.config_overrides() | {"seen_class_names": split.seen_names})
+    output_dir = Path(training_args.output_dir)
+    skipped_file = output_dir / SKIPPED_FILE if data_args.skip_bad_samples else None
+    image_processor = processor.image_processor
+    trainer = ZegClipTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=TrainingPictures(
+            data[data_args.train_split],
+            split,
+            setting,
+            make_augmentation(data_args, processor, split),
+            image_processor,
+            training_args.seed,
+            skipped_file,
+        ),
+        eval_dataset=EvaluationPictures(data[data_args.eval_split], split, image_processor, skipped_file),
+        processing_class=processor,
+        class_embeds=class_embeds,
+        split=split,
+        setting=setting,
+    )
+    if finished:
+        print(f"{output_dir}: the training has finished before; evaluating.")
+    else:
+        checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(str(output_dir))
+        if checkpoint is not None:
+            print(f"Resuming from {checkpoint}.")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
+        model.config.save_pretrained(training_args.output_dir)
+        trainer.save_state()
+    metrics: dict[str, float] = {}
+    if evaluate:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        if trainer.is_world_process_zero():
+            report(trainer, output_dir)
+    skipped = read_skipped(output_dir / SKIPPED_FILE)
+    if skipped and trainer.is_world_process_zero():
+        print(f"{len(skipped)} pictures were skipped, listed in {output_dir / SKIPPED_FILE}; the first: {skipped[0]}")
+    return metrics
+
+
+def build_model(
+    model_args: ModelArguments, setting: Setting, split: ClassSplit, processor: Any
+) -> tuple[Any, torch.Tensor]:
+    """Return a CLIP with a fresh or given adapter, ready to train, and the embeddings of all class names."""
+    overrides = model_args.config_overrides()
+    # The classes whose masks were trained on.
+    overrides["seen_class_names"] = list(split.names) if setting == "fully_supervised" else split.seen_names
+    overrides["semantic_loss_ignore_index"] = split.ignore_index
+    model = load_base(model_args.model or DEFAULT_MODEL, overrides)
     model.config.id2label = dict(enumerate(split.names))
     model.config.label2id = {name: index for index, name in enumerate(split.names)}
     model.config.prompt_templates = processor.prompt_templates
@@ -43,31 +132,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         dropout=model_args.prompt_dropout,
     )
     model = get_peft_model(model, prompts)
-    model.print_trainable_parameters()
+    if model_args.init_adapter is not None:
+        load_adapter_into(model, model_args.init_adapter)
+    return model, class_embeds
 
-    trainer = ZegClipTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=load_training_data(data_args, processor, split),
-        eval_dataset=load_evaluation_data(data_args, processor, split),
-        processing_class=processor,
-        class_embeds=class_embeds,
-        split=split,
-    )
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and Path(training_args.output_dir).is_dir():
-        checkpoint = get_last_checkpoint(training_args.output_dir)
-    if checkpoint is not None:
-        print(f"Resuming from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
-    model.config.save_pretrained(training_args.output_dir)
-    trainer.save_state()
-    metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("eval", metrics)
-    return metrics
+
+def report(trainer: ZegClipTrainer, output_dir: Path) -> None:
+    """Print the last evaluation's table of classes and save it as text, CSV and Markdown."""
+    counts = trainer.class_counts
+    assert counts is not None
+    table = class_table(counts, trainer.split)
+    write_class_table(table, trainer.summary, output_dir)
+    print((output_dir / "per_class.txt").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

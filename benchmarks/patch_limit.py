@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import parse_arguments
-from zegclip.data import load_evaluation_data, picture_world_split
+from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
+from zegclip.pictures import EvaluationPictures
 from zegclip.processing.metrics_zegclip import class_counts, summarise
 from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks, window_boxes
 
@@ -24,11 +25,11 @@ def main() -> None:
     source = model_args.model or DEFAULT_MODEL
     processor = load_processor(source, **data_args.image_processor_fields())
     patch_size = load_model(source).config.clip_config.vision_config.patch_size
-    split = picture_world_split(data_args.eval_split)
+    data, split = load_data(data_args, training=False)
     num_classes = len(split.names)
     windows = processor.image_processor
     counts = torch.zeros(3, num_classes)
-    for sample in load_evaluation_data(data_args, processor, split):
+    for sample in EvaluationPictures(data[data_args.eval_split], split, processor.image_processor):
         labels = sample["labels"]
         boxes = window_boxes(*labels.shape, windows.window_size, windows.window_stride)
         one_hot = F.one_hot(labels.where(labels != split.ignore_index, num_classes), num_classes + 1)

@@ -50,12 +50,11 @@ def figures(config: Path, seed: int, arguments: argparse.Namespace, *, baseline:
     if not (folder / "adapter_model.safetensors").is_file():
         # What training reports at its end is of the tuning split; the test split is left to eval.py.
         run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:])
-    results = folder / f"{arguments.eval_split}_{arguments.num_pictures}.json"
-    if not results.is_file():
-        size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
-        evaluation = ["--output_dir", str(folder / "eval"), "--results_file", str(results)]
-        run("eval.py", str(config), "--model", str(folder), *common, *size, *evaluation)
-    return json.loads(results.read_text())
+    results = folder / f"{arguments.eval_split}_{arguments.num_pictures}"
+    size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
+    # Pictures that were evaluated before are not done again.
+    run("eval.py", str(config), "--model", str(folder), *common, *size, "--results_dir", str(results))
+    return json.loads((results / "results.json").read_text())
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Losses of ZegCLIP: focal and dice over one mask logit map per class and picture."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -102,25 +104,26 @@ def dice_loss(
 
 @torch.no_grad()
 def fill_pseudo_labels(
-    logits: torch.Tensor, labels: torch.Tensor, seen_ids: list[int], unlabelled: int = -1
+    logits: torch.Tensor, labels: torch.Tensor, class_ids: Sequence[int], unlabelled: int = -1
 ) -> torch.Tensor:
     """
-    Give unlabelled pixels the best of the unseen classes, as the official self-training does.
+    Give unlabelled pixels the best of some classes, as the official self-training does.
 
     There is no threshold and no teacher: the scores are those of the very forward pass that is being trained.
 
     Args:
-        logits: `(batch, classes, height, width)` mask logits of all classes, at any resolution.
-        labels: `(batch, height, width)` int64 ids; `unlabelled` marks pixels of unseen classes.
-        seen_ids: Ids that are never a pseudo label.
+        logits: `(batch, classes, height, width)` mask logits of all classes at the labels' resolution.
+        labels: `(batch, height, width)` int64 ids; `unlabelled` marks pixels to fill.
+        class_ids: Ids to choose from, the unseen classes.
         unlabelled: The mark.
 
     Returns:
         Labels with every marked pixel filled; all others, ignored ones included, as they were.
     """
-    scores = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
-    scores[:, seen_ids] = -1
-    return torch.where(labels == unlabelled, scores.argmax(dim=1), labels)
+    ids = torch.tensor(list(class_ids), device=logits.device)
+    # Of the sigmoid, as in the official code: where several are saturated, the first of them wins.
+    best = ids[logits.index_select(1, ids).sigmoid().argmax(dim=1)]
+    return torch.where(labels == unlabelled, best, labels)
 
 
 __all__ = ["count_present_masks", "dice_loss", "fill_pseudo_labels", "focal_loss"]

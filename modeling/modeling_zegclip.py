@@ -1,6 +1,7 @@
 """ZegCLIP-family models for zero-shot semantic segmentation, built around a Hugging Face CLIP."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_zegclip import ZegClipDecodeHead
-from .loss_zegclip import count_present_masks, dice_loss, focal_loss
+from .loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss
 from .tuner_zegclip import DOWNLOAD_ARGUMENTS, HEAD_FIELDS, StoredAdapter, enable_saved_modules
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {"zegclip": ZegClipDecodeHead, "similarity": SimilarityDecodeHead}
@@ -303,13 +304,18 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         embeds = F.normalize(embeds, dim=-1)
         return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
 
-    def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compute_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
         """
         Compute the weighted loss terms in float32 at the labels' resolution (paper section 3.5).
 
         Args:
             logits: `(batch, classes, height, width)` mask logits on the patch grid.
-            labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
+            labels: `(batch, height, width)` int64 ids into the classes, the ignore index or, with `pseudo_label_ids`,
+                -1 for pixels to fill.
+            pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
+                (transductive self-training).
         """
         config = self.config
         num_classes = logits.shape[1]
@@ -317,6 +323,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if labels.ndim != 3 or len(labels) != len(logits):
             raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
         labels = labels.long()
+        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        if pseudo_label_ids is not None:
+            labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
         if not torch.compiler.is_compiling():
             unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
             if unknown.any():
@@ -324,7 +333,6 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                     f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
                     f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
                 )
-        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         present, num_masks = count_present_masks(labels, num_classes, ignore_index)
         rule = {"ignore_index": ignore_index, "ignored_as_negatives": config.ignored_pixels_as_negatives}
         focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
@@ -340,6 +348,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         class_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_templates: int | None = None,
+        pseudo_label_ids: Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
         r"""
@@ -353,6 +362,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Ids into the names.
             num_templates (`int`, *optional*): Rows of `input_ids` per name; defaults to the configuration's.
+            pseudo_label_ids (`Sequence[int]`, *optional*):
+                For transductive training: pixels labelled -1 get the best of these classes.
         """
         if input_ids is not None and class_embeds is None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
@@ -362,7 +373,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
         logits = self.decode_head(image_embeds, patch_embeds, class_embeds)
 
-        loss_dict = self.compute_loss(logits, labels) if labels is not None else None
+        loss_dict = self.compute_loss(logits, labels, pseudo_label_ids) if labels is not None else None
         return ZegClipSemanticSegmenterOutput(
             loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
             logits=logits,

@@ -108,9 +108,18 @@ def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray
     Returns:
         `(height, width)` at the new size, same type.
     """
-    rows = np.arange(height) * class_ids.shape[0] // height
-    columns = np.arange(width) * class_ids.shape[1] // width
+    rows = nearest_indices(class_ids.shape[0], height)
+    columns = nearest_indices(class_ids.shape[1], width)
     return class_ids[rows[:, None], columns]
 
 
-__all__ = ["resize_bilinear", "resize_nearest", "resized_shape"]
+def nearest_indices(old_side: int, new_side: int) -> np.ndarray:
+    """
+    For each pixel along a resized side, the pixel that OpenCV's nearest resize takes: `(new_side,)` int64.
+
+    It is the floor of `target * old / new`, but one less where OpenCV's division is rounded to below a whole number.
+    """
+    return np.minimum((np.arange(new_side) * (1 / (new_side / old_side))).astype(np.int64), old_side - 1)
+
+
+__all__ = ["nearest_indices", "resize_bilinear", "resize_nearest", "resized_shape"]

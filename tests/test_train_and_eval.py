@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from zegclip import ZegClipForSemanticSegmentation
+from zegclip.picture_world.dataset import export_picture_world
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
-SMALL = ["--num_train_pictures", "6", "--num_eval_pictures", "2", "--per_device_train_batch_size", "2", "--use_cpu"]
+SMALL = ["--num_train_pictures", "6", "--num_eval_pictures", "2", "--total_train_batch_size", "2", "--use_cpu"]
 WINDOWS = ["--window_stride", "48"]
 HEAD = ["--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", *WINDOWS]
 
@@ -39,18 +42,79 @@ def train(clip_folder, output, *words):
     return script("train").main([*arguments, *SMALL, *HEAD, *words])
 
 
+def evaluate(run, output, *words):
+    arguments = ["--model", str(run), "--output_dir", str(output), "--window_stride", "48"]
+    return script("eval").main([CONFIG, *arguments, *SMALL, *words])
+
+
 def test_train_saves_an_adapter_that_eval_reads(clip_folder, tmp_path, capsys):
     metrics = train(clip_folder, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "tokenizer.json"} <= files
-    results_file = tmp_path / "results.json"
-    arguments = ["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "eval"), "--window_stride", "48"]
-    results = script("eval").main([CONFIG, *arguments, *SMALL, "--results_file", str(results_file)])
-    assert results == json.loads(results_file.read_text())
+    results = evaluate(tmp_path / "run", tmp_path / "eval")
+    folder = tmp_path / "eval" / "eval_picture_world_tuning"
+    assert results == json.loads((folder / "results.json").read_text())
     for name in ("pacc", "miou_seen", "miou_unseen", "hiou", "objects_hiou"):
-        assert results["model"][name] == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
-    assert results["training-free baseline"].keys() == results["model"].keys()
-    assert "training-free baseline" in capsys.readouterr().out
+        assert results["model, papers' protocol"][name] == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
+    printed = capsys.readouterr().out
+    assert len(results) == 4
+    for row in results:
+        assert row.startswith(("model, ", "training-free baseline, "))
+        assert row in printed
+    assert len(list(folder.glob("per_class_*.csv"))) == 4
+
+
+def test_training_leaves_what_people_look_at(clip_folder, tmp_path, capsys):
+    train(clip_folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1", "--report_to", "tensorboard")
+    run = tmp_path / "run"
+    assert {path.name for path in run.glob("samples/*.png")} == {"step_000001.png", "step_000002.png"}
+    for path in (run / "curves.png", *run.glob("samples/*.png")):
+        with Image.open(path) as picture:
+            assert picture.size > (100, 100)
+    assert list(run.rglob("events.out.tfevents.*"))
+    printed = capsys.readouterr().out
+    for suffix in ("txt", "csv", "md"):
+        table = (run / f"per_class.{suffix}").read_text()
+        assert "lamp" in table
+        assert "unseen" in table
+    assert (run / "per_class.txt").read_text().strip() in printed
+
+
+@pytest.mark.parametrize("setting", ["transductive", "fully_supervised"])
+def test_other_settings_train_with_one_command(clip_folder, tmp_path, setting):
+    train(clip_folder, tmp_path / "run", "--setting", setting)
+    model = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    trained_on_all = set(model.config.seen_class_names) == set(model.config.id2label.values())
+    assert trained_on_all == (setting == "fully_supervised")
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == (1 if setting == "transductive" else 2)
+    if setting == "transductive":
+        first = json.loads((tmp_path / "run" / "inductive" / "trainer_state.json").read_text())
+        assert first["global_step"] == 1
+        started = load_file(tmp_path / "run" / "inductive" / "adapter_model.safetensors")
+        ended = load_file(tmp_path / "run" / "adapter_model.safetensors")
+        assert started.keys() == ended.keys()
+        assert not all(torch.equal(started[name], ended[name]) for name in started)
+
+
+def test_self_training_starts_from_the_given_adapter(clip_folder, tmp_path):
+    """With no step that changes anything, it ends as it has started: all of the adapter has been taken over."""
+    train(clip_folder, tmp_path / "first", "--learning_rate", "0.01", "--warmup_steps", "0")
+    words = ["--setting", "transductive", "--init_adapter", str(tmp_path / "first"), "--learning_rate", "0"]
+    train(clip_folder, tmp_path / "second", *words, "--weight_decay", "0", "--lr_scheduler_type", "constant")
+    first, second = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_is_evaluated_on_classes_of_another_data_set(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run")
+    export_picture_world(tmp_path / "folder", "train", 2)
+    words = ["--dataset", str(tmp_path / "folder"), "--eval_split", "train", "--setting", "cross_dataset"]
+    results = evaluate(tmp_path / "run", tmp_path / "eval", *words, "--baseline", "false")
+    for figures in results.values():
+        assert 0 <= figures["miou"] <= 100
+        assert not figures.get("hiou", 0) > 0
 
 
 def test_training_changes_the_adapter_and_nothing_else(clip_folder, tmp_path):
@@ -65,12 +129,28 @@ def test_training_changes_the_adapter_and_nothing_else(clip_folder, tmp_path):
     assert trained.config.seen_class_names
 
 
-def test_the_same_command_resumes_from_the_last_checkpoint(clip_folder, tmp_path, capsys):
-    words = ["--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
-    train(clip_folder, tmp_path / "run", *words)
-    train(clip_folder, tmp_path / "run", *words, "--max_steps", "4")
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+def test_another_configuration_does_not_go_on_in_the_same_folder(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run")
+    before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run with learning_rate 0\.001, but it is 0\.1 now"):
+        train(clip_folder, tmp_path / "run", "--learning_rate", "0.1")
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, capsys):
+    export_picture_world(tmp_path / "folder" / "train", "train", 6)
+    export_picture_world(tmp_path / "folder" / "tuning", "tuning", 2)
+    broken = tmp_path / "folder" / "train" / "images" / "000003.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    folder = ["--dataset", str(tmp_path / "folder"), "--unseen_classes", "cat", "--max_steps", "3"]
+    for workers in ("0", "1"):
+        with pytest.raises(ValueError, match=r"images/000003\.png"):
+            train(clip_folder, tmp_path / workers, *folder, "--dataloader_num_workers", workers)
+        assert not (tmp_path / workers / "adapter_model.safetensors").exists()
+    train(clip_folder, tmp_path / "run", *folder, "--skip_bad_samples", "true")
+    printed = capsys.readouterr().out
+    assert "1 pictures were skipped" in printed
+    assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
 
 
 def test_a_wrong_field_is_one_sentence(tmp_path):

@@ -2,18 +2,21 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.processing.class_split_zegclip import Setting
 from zegclip.trainer import ZegClipTrainingArguments
 
 
@@ -23,6 +26,9 @@ class ModelArguments:
 
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a CLIP or a zegclip model; none: the embedded one."}
+    )
+    init_adapter: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an adapter to go on from; none: fresh prompts and head."}
     )
     decode_head_type: str | None = field(default=None, metadata={"help": "zegclip or similarity."})
     descriptor: list[str] | None = field(
@@ -52,26 +58,83 @@ class ModelArguments:
         return {name: value for name, value in given.items() if name in known and value is not None}
 
 
+BENCHMARKS = ("voc", "coco_stuff", "pascal_context_59", "pascal_context_60")
+SETTINGS = (*get_args(Setting), "cross_dataset")
+
+
 @dataclass
 class DataArguments:
     """Which pictures, how they are cut, and what evaluation looks at."""
 
-    dataset: str = field(default="picture_world", metadata={"help": "picture_world."})
-    setting: str = field(default="inductive", metadata={"help": "inductive: masks of seen classes only."})
-    num_train_pictures: int = field(default=4000, metadata={"help": "Scenes drawn for training."})
-    num_eval_pictures: int = field(default=300, metadata={"help": "Scenes drawn for evaluation."})
-    eval_split: str = field(default="tuning", metadata={"help": "tuning, for every choice; test, once at the end."})
-    scene_seed: int = field(default=0, metadata={"help": "Seed of the drawn scenes."})
+    dataset: str = field(
+        default="picture_world",
+        metadata={"help": f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id."},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Where VOC, COCO-Stuff or PASCAL Context lie, in their standard layout."}
+    )
+    classes_file: str | None = field(
+        default=None,
+        metadata={"help": "Class names: a text file, one a line by mask value, or id2label as JSON."},
+    )
+    seen_classes: list[str] | None = field(default=None, metadata={"help": "Names trained on; none: all but unseen."})
+    unseen_classes: list[str] | None = field(
+        default=None, metadata={"help": "Names held out; none: the data set's own, and for a folder or Hub id no one."}
+    )
+    ignored_classes: list[str] | None = field(
+        default=None, metadata={"help": "Names taken out of the list; their pixels belong to no class."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Of a Hub id, where it is not clear."})
+    mask_column: str | None = field(default=None, metadata={"help": "Of a Hub id, where it is not clear."})
+    setting: str = field(
+        default="inductive",
+        metadata={
+            "help": "inductive: masks of seen classes only; transductive: then self-training on unseen ones; "
+            "fully_supervised: masks of all; cross_dataset (eval.py): other classes than those trained on."
+        },
+    )
+    self_training_steps: int | None = field(
+        default=None, metadata={"help": "Transductive: steps of max_steps for the second stage; none: half of them."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Name of the training split."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Name of the evaluation split; none: validation, and tuning in the picture world."},
+    )
+    num_train_pictures: int | None = field(
+        default=None, metadata={"help": "Only the first ones; none: all, and 4000 scenes of the picture world."}
+    )
+    num_eval_pictures: int | None = field(
+        default=None, metadata={"help": "Only the first ones; none: all, and 300 scenes of the picture world."}
+    )
+    scene_seed: int = field(default=0, metadata={"help": "Seed of the picture world's scenes."})
+    skip_bad_samples: bool = field(
+        default=False,
+        metadata={"help": "List pictures that cannot be read and go on, instead of stopping."},
+    )
     crop_size: int | None = field(default=None, metadata={"help": "Side of training crops; none: the window size."})
+    scale_range: list[float] | None = field(
+        default_factory=lambda: [0.5, 2.0],
+        metadata={"help": "Bounds of the random factor on image_size in training; empty: the picture's own size."},
+    )
+    long_side: int = field(default=2048, metadata={"help": "Times that factor: the longest that a side may become."})
+    max_category_share: float = field(
+        default=0.75, metadata={"help": "A crop with a larger share of one class is drawn again; 1: never."}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring a training crop."})
+    photometric_distortion: bool = field(default=True, metadata={"help": "Random brightness, contrast, colours."})
     image_size: int | None = field(default=None, metadata={"help": "Short side of pictures; none: the processor's."})
     window_size: int | None = field(default=None, metadata={"help": "Side of sliding windows; none: the processor's."})
     window_stride: int | None = field(
         default=None, metadata={"help": "Step of sliding windows; none: the processor's."}
     )
     baseline: bool = field(
-        default=True, metadata={"help": "eval.py: also evaluate the training-free baseline in the same windows."}
+        default=False, metadata={"help": "eval.py: also evaluate the training-free baseline in the same windows."}
     )
-    results_file: str | None = field(default=None, metadata={"help": "eval.py: write the figures there as JSON."})
+    results_dir: str | None = field(
+        default=None, metadata={"help": "eval.py: folder for figures; none: eval_DATASET_SPLIT in output_dir."}
+    )
+    save_predictions: bool = field(default=False, metadata={"help": "eval.py: also save the predicted masks there."})
 
     def image_processor_fields(self) -> dict[str, Any]:
         """The given fields of the image processor."""
@@ -83,17 +146,20 @@ class DataArguments:
         return {name: value for name, value in fields.items() if value is not None}
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "dataset": ("picture_world",),
-            "setting": ("inductive",),
-            "eval_split": ("tuning", "test"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        if self.setting not in SETTINGS:
+            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, not {self.setting!r}.")
+        if self.eval_split is None:
+            self.eval_split = "tuning" if self.dataset == "picture_world" else "validation"
+        if self.dataset == "picture_world" and self.eval_split not in ("tuning", "test"):
+            raise ValueError(f"eval_split of the picture world must be tuning or test, not {self.eval_split!r}.")
+        if self.dataset in BENCHMARKS and self.data_dir is None:
+            raise ValueError(f"data_dir is missing: say where {self.dataset} lies, for example --data_dir data/voc.")
         for name in (
             "num_train_pictures",
             "num_eval_pictures",
+            "self_training_steps",
             "crop_size",
+            "long_side",
             "image_size",
             "window_size",
             "window_stride",
@@ -136,7 +202,15 @@ def parse_arguments(
     for word in words:
         if word.startswith("--") and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
             raise ValueError(f"The command line names the unknown field {name!r}.{_suggest(name, actions)}")
-    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if parsed[-1].world_size != launched:
+        # Without this, each would train on its own, into the same folder.
+        raise ValueError(
+            f"{launched} processes were launched, but they don't see each other, as there is no GPU for them: add "
+            "--use_cpu, or launch one."
+        )
+    return parsed
 
 
 def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, Any]:
@@ -174,6 +248,19 @@ def complaints_of(script: str) -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        sys.exit(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
+        _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
+    except KeyboardInterrupt:
+        _end(f"{script}: interrupted; the same command goes on from the last checkpoint.", 130)
     except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {str(error).strip().splitlines()[0]}")
+        lines = str(error).strip().splitlines()
+        # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
+        sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+        _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")
+
+
+def _end(sentence: str, status: int = 1) -> NoReturn:
+    """Leave with a sentence on a line of its own, below all progress bars."""
+    for bar in list(tqdm._instances):
+        bar.close()
+    print(sentence, file=sys.stderr)
+    sys.exit(status)

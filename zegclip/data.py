@@ -1,21 +1,20 @@
-"""From data arguments to data sets, class split and processor."""
+"""From data arguments to pictures with masks, their classes, and the augmentation."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
-import numpy as np
-import torch
-from datasets import Dataset
-from PIL import Image
+from datasets import Dataset, DatasetDict, Image
 
 from zegclip.arguments import DataArguments
-from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING, class_ids
+from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import Split, load_picture_world
-from zegclip.processing.augmentation_zegclip import random_crop_and_flip
-from zegclip.processing.class_split_zegclip import ClassSplit
+from zegclip.processing.augmentation_zegclip import TrainingAugmentation
+from zegclip.processing.class_split_zegclip import ClassSplit, split_classes
+from zegclip.processing.datasets_zegclip import load_pictures
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
-IGNORE_INDEX = 255
+NUM_TRAIN_SCENES = 4000
+NUM_EVAL_SCENES = 300
 
 
 def picture_world_split(eval_split: str) -> ClassSplit:
@@ -25,69 +24,99 @@ def picture_world_split(eval_split: str) -> ClassSplit:
     On the tuning split the classes kept for the test do not exist: neither as names nor as labels. On the test split
     all names compete; the tuning classes enter neither mean.
     """
-    unseen = UNSEEN_TUNING if eval_split == "tuning" else UNSEEN_TEST
-    names = tuple(name for name in CLASS_NAMES if eval_split == "test" or name not in UNSEEN_TEST)
-
-    def ids(wanted: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(index for index, name in enumerate(names) if name in wanted)
-
-    return ClassSplit(names=names, seen_ids=ids(SEEN), unseen_ids=ids(unseen), groups={"objects": ids(OBJECT_NAMES)})
+    unseen, ignored = (UNSEEN_TUNING, UNSEEN_TEST) if eval_split == "tuning" else (UNSEEN_TEST, ())
+    split = split_classes(CLASS_NAMES, seen=SEEN, unseen=unseen, ignored=ignored)
+    objects = tuple(index for index, name in enumerate(split.names) if name in OBJECT_NAMES)
+    return replace(split, groups={"objects": objects})
 
 
-def read_labels(image: Image.Image, mask: Image.Image, names: Sequence[str]) -> np.ndarray:
+def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
     """
-    Turn a picture world mask into positions in `names`; classes that are not among them are ignored.
-
-    Returns:
-        `(height, width)` int64.
-
-    Raises:
-        ValueError: If the mask has another size than its picture, or holds an id that is no class.
-    """
-    if mask.size != image.size:
-        raise ValueError(f"A mask is {mask.width}x{mask.height} pixels, but its picture {image.width}x{image.height}.")
-    ids = np.asarray(mask).astype(np.int64)
-    ClassSplit(names=CLASS_NAMES, seen_ids=()).check(ids)
-    table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX)
-    table[class_ids(tuple(names))] = np.arange(len(names))
-    return table[ids]
-
-
-def load_training_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
-    """
-    Load the training pictures: random crops of one size, labels among the seen classes.
+    Load the pictures with their masks, and the classes of the setting.
 
     Args:
         arguments: Which data.
-        processor: Its image processor normalises; its window size is the default crop.
-        split: The classes.
+        training: Whether the training split is needed too.
+
+    Returns:
+        The splits `train_split` (when training) and `eval_split`, cut to the number of pictures asked for, and the
+        classes; in the cross-data-set setting all of them count as seen.
+
+    Raises:
+        ValueError: If a split or class does not exist, or there is nothing unseen where the setting needs it.
     """
-    crop_size = arguments.crop_size or processor.image_processor.window_size
+    sizes = {arguments.eval_split: arguments.num_eval_pictures}
+    if training:
+        sizes[arguments.train_split] = arguments.num_train_pictures
+    if arguments.dataset == "picture_world":
+        data, split = _load_scenes(arguments, training=training)
+    else:
+        data, split = load_pictures(
+            arguments.dataset,
+            data_dir=arguments.data_dir,
+            classes_file=arguments.classes_file,
+            seen=arguments.seen_classes,
+            unseen=arguments.unseen_classes,
+            ignored=arguments.ignored_classes or (),
+            image_column=arguments.image_column,
+            mask_column=arguments.mask_column,
+        )
+    missing = [name for name in sizes if name not in data]
+    if missing:
+        raise ValueError(
+            f"{arguments.dataset} has no split {missing[0]!r}; it has {', '.join(map(repr, data))}. Say which with "
+            "train_split and eval_split."
+        )
+    if arguments.setting == "cross_dataset":
+        split = replace(split, seen_ids=tuple(range(len(split.names))), unseen_ids=())
+    elif arguments.setting != "fully_supervised" and len(split.seen_ids) == len(split.names):
+        raise ValueError(
+            f"The setting {arguments.setting!r} needs classes without masks: name some in unseen_classes, or train on "
+            "all with the setting fully_supervised."
+        )
+    data = DatasetDict({name: _first_undecoded(data[name], size) for name, size in sizes.items()})
+    for name in sizes:
+        if not len(data[name]):
+            raise ValueError(f"{arguments.dataset}: the split {name!r} has no picture.")
+    return data, split
 
-    def transform(batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
-        result: dict[str, list[torch.Tensor]] = {"pixel_values": [], "labels": []}
-        for image, mask in zip(batch["image"], batch["mask"]):
-            labels = split.training_labels(read_labels(image, mask, split.names))
-            image, mask = random_crop_and_flip(image, Image.fromarray(labels.astype(np.uint8)), crop_size)
-            inputs = processor.image_processor(image, segmentation_maps=mask, do_resize=False, return_tensors="pt")
-            result["pixel_values"].append(inputs["pixel_values"][0])
-            result["labels"].append(inputs["labels"][0])
-        return result
 
-    data = load_picture_world("train", arguments.num_train_pictures, seed=arguments.scene_seed)
-    return data.with_transform(transform)
-
-
-def load_evaluation_data(arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit) -> Dataset:
-    """Load the evaluation pictures, of any sizes, labels among all classes; arguments as for training."""
-
-    def transform(batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
-        result: dict[str, list[torch.Tensor]] = {"pixel_values": [], "labels": []}
-        for image, mask in zip(batch["image"], batch["mask"]):
-            result["pixel_values"].append(processor.image_processor(image, return_tensors="pt")["pixel_values"][0])
-            result["labels"].append(torch.from_numpy(read_labels(image, mask, split.names)))
-        return result
-
+def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
     eval_split = cast(Split, arguments.eval_split)
-    data = load_picture_world(eval_split, arguments.num_eval_pictures, seed=arguments.scene_seed)
-    return data.with_transform(transform)
+    sizes = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
+    if training:
+        sizes["train"] = arguments.num_train_pictures or NUM_TRAIN_SCENES
+    data = {name: load_picture_world(name, size, seed=arguments.scene_seed) for name, size in sizes.items()}
+    return DatasetDict(data), picture_world_split(eval_split)
+
+
+def _first_undecoded(data: Dataset, size: int | None) -> Dataset:
+    """Take the first rows, with the files themselves: reading them is ours, so that errors can name them."""
+    data = data.select(range(min(size or len(data), len(data))))
+    for column in ("image", "mask"):
+        data = data.cast_column(column, Image(decode=False))
+    return data
+
+
+def make_augmentation(
+    arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit
+) -> TrainingAugmentation:
+    """Build the augmentation that the arguments describe; sizes that they leave open are the processor's."""
+    image_processor = processor.image_processor
+    short_side = image_processor.size["shortest_edge"]
+    crop_size = arguments.crop_size or image_processor.window_size
+    if crop_size is None:
+        raise ValueError("crop_size is missing: the processor has no window size that could take its place.")
+    scale_range = arguments.scale_range or None
+    if scale_range is not None and len(scale_range) != 2:
+        raise ValueError(f"scale_range must have two numbers, or none to keep each picture's size, not {scale_range}.")
+    return TrainingAugmentation(
+        crop_size=crop_size,
+        scale_range=None if scale_range is None else (scale_range[0], scale_range[1]),
+        short_side=short_side,
+        long_side=arguments.long_side,
+        max_category_share=arguments.max_category_share,
+        flip_probability=arguments.flip_probability,
+        photometric_distortion=arguments.photometric_distortion,
+        ignore_index=split.ignore_index,
+    )

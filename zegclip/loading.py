@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -104,6 +106,38 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         loaded.config._name_or_path = loaded.name_or_path = base
         return loaded
     return ZegClipForSemanticSegmentation.from_pretrained(base, config=config)
+
+
+def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
+    """
+    Put the weights of a stored adapter into a fresh one of the same shape, which stays trainable.
+
+    Args:
+        model: From `get_peft_model`.
+        adapter: Folder or Hub id.
+
+    Raises:
+        ValueError: One sentence, if there is no adapter or it has other parts or sizes.
+    """
+    if not os.path.isdir(adapter) and len(Path(adapter).parts) != 2:
+        raise ValueError(f"{adapter}: there is no such adapter folder.")
+    try:
+        weights = load_peft_weights(str(adapter), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{adapter}: no adapter can be loaded from there: {reason}") from error
+    own = get_peft_model_state_dict(model)
+    for name in sorted(own.keys() ^ weights.keys()):
+        raise ValueError(
+            f"{adapter}: this adapter does not fit: only {'it' if name in weights else 'the model'} has {name}."
+        )
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"{adapter}: this adapter does not fit: {name} is {tuple(weights[name].shape)} there, "
+                f"{tuple(tensor.shape)} in the model."
+            )
+    set_peft_model_state_dict(model, weights)
 
 
 def load_processor(

@@ -1,18 +1,30 @@
 """The Trainer: what zero-shot segmentation adds to transformers' own."""
 
+import os
+import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-from zegclip.processing.class_split_zegclip import ClassSplit
+from zegclip.evaluation import Protocol, default_offset, predict_map
+from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
+from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
-from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
+from zegclip.reports import format_evaluation, plot_training, sample_sheet, sample_strip
+
+UNFINISHED_PREFIX = ".unfinished-checkpoint-"
+"""Start of the names of checkpoints that are being written, or that an interruption left half written."""
 
 
 @dataclass
@@ -38,11 +50,37 @@ class ZegClipTrainingArguments(TrainingArguments):
     decay_norms_and_biases: bool = field(
         default=True, metadata={"help": "Weight decay on norms and biases too, as the official training."}
     )
-    seen_offset: float = field(
-        default=0.1,
-        metadata={"help": "Subtracted from the scores of seen classes in evaluation (inductive protocol)."},
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures per step over all processes and accumulation steps; per_device_train_batch_size follows."
+        },
+    )
+    schedule_steps: int | None = field(
+        default=None, metadata={"help": "Length of the polynomial schedule; none: max_steps."}
+    )
+    seen_offset: float | None = field(
+        default=None,
+        metadata={
+            "help": "Subtracted from the scores of seen classes in evaluation; none: as in the papers, 0.1 in the "
+            "inductive setting and 0 in the others."
+        },
     )
     window_batch_size: int = field(default=16, metadata={"help": "Windows per forward pass in evaluation."})
+    num_sample_pictures: int = field(
+        default=4, metadata={"help": "Evaluation pictures drawn with truth and prediction at each evaluation."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_train_batch_size is not None:
+            parts = self.world_size * self.gradient_accumulation_steps
+            if self.total_train_batch_size < 1 or self.total_train_batch_size % parts:
+                raise ValueError(
+                    f"total_train_batch_size={self.total_train_batch_size} cannot be shared out over "
+                    f"{self.world_size} processes with {self.gradient_accumulation_steps} accumulation steps each."
+                )
+            self.per_device_train_batch_size = self.total_train_batch_size // parts
 
 
 def poly_schedule(
@@ -77,26 +115,65 @@ def poly_schedule(
 
 class ZegClipTrainer(Trainer):
     """
-    Trains an adapter on seen classes and evaluates on all.
+    Trains an adapter on the classes of a setting and evaluates on all.
 
     Args:
         class_embeds: `(names, dim)` embeddings of all class names of `split`.
-        split: The classes; training uses the rows of the seen ones.
+        split: The classes.
+        setting: Which of them training sees, and how (ZegCLIP section 4.1; see [`ClassSplit.training_labels`]).
         **kwargs: `Trainer`'s own; the windows of the evaluation are those of `processing_class`'s image processor.
     """
 
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, class_embeds: torch.Tensor, split: ClassSplit, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        class_embeds: torch.Tensor,
+        split: ClassSplit,
+        setting: Setting = "inductive",
+        **kwargs: Any,
+    ):
         super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
         self.class_embeds = class_embeds.to(self.args.device)
-        self.train_class_embeds = self.class_embeds[list(split.seen_ids)]
+        self.train_class_embeds = self.class_embeds[list(split.training_ids(setting))]
+        self.pseudo_label_ids: list[int] | None = None
+        if setting == "transductive":
+            self.pseudo_label_ids = [i for i in range(len(split.names)) if i not in split.seen_ids]
+        image_processor = self.processing_class.image_processor
+        self.protocol = Protocol(
+            image_processor.window_size,
+            image_processor.window_stride,
+            default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
+        )
+        self.class_counts: np.ndarray | None = None
+        self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_steps = 0
+        self._unfinished: Path | None = None
+        if self.args.should_save:
+            for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
+                shutil.rmtree(unfinished)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the parent; also after an evaluation, which would otherwise leave processes on their own."""
+        if self.model_wrapped is self.model:
+            # `evaluate` prepares the model without DistributedDataParallel, and accelerate never prepares one twice.
+            self.model._is_accelerate_prepared = False
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, TrainingPictures):
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = PictureSampler(len(dataset), seed)
+        self.add_callback(_SetEpoch(sampler))
+        return sampler
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build AdamW with prompts and decode head in groups of their own."""
@@ -129,15 +206,15 @@ class ZegClipTrainer(Trainer):
         if self.lr_scheduler is None:
             self.lr_scheduler = poly_schedule(
                 optimizer or self.optimizer,
-                num_steps=num_training_steps,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                num_steps=self.args.schedule_steps or num_training_steps,
+                warmup_steps=self.args.get_warmup_steps(self.args.schedule_steps or num_training_steps),
                 **(self.args.lr_scheduler_kwargs or {}),
             )
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Run the model on the seen classes' names and remember each loss term for the log."""
-        outputs = model(**inputs, class_embeds=self.train_class_embeds)
+        """Run the model on the names of the setting and remember each loss term for the log."""
+        outputs = model(**inputs, class_embeds=self.train_class_embeds, pseudo_label_ids=self.pseudo_label_ids)
         for name, term in outputs.loss_dict.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0) + term.detach()
         self._loss_steps += 1
@@ -165,27 +242,111 @@ class ZegClipTrainer(Trainer):
             No loss, class counts `(batch, 3, classes)`, and a placeholder for the labels.
         """
         inputs = self._prepare_inputs(inputs)
-        image_processor = self.processing_class.image_processor
         counts = []
         with torch.no_grad(), self.compute_loss_context_manager():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"]):
-                windows = predict_windows(
-                    model,
-                    pixel_values[None],
-                    self.class_embeds,
-                    image_processor.window_size,
-                    image_processor.window_stride,
-                    batch_size=self.args.window_batch_size,
-                )
-                predicted, _ = merge_masks(
-                    windows, tuple(labels.shape), seen_ids=self.split.seen_ids, seen_offset=self.args.seen_offset
-                )
+                predicted = self._predict(model, pixel_values, tuple(labels.shape))
                 counts.append(class_counts(predicted, labels, len(self.split.names), self.split.ignore_index))
         stacked = torch.stack(counts)
         return None, stacked, torch.zeros(len(stacked), device=stacked.device)
 
+    def _predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return predict_map(
+            model,
+            pixel_values,
+            self.class_embeds,
+            self.protocol,
+            size,
+            seen_ids=self.split.seen_ids,
+            batch_size=self.args.window_batch_size,
+        )
+
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
-        return summarise(np.asarray(prediction.predictions).sum(axis=0), self.split)
+        self.class_counts = np.asarray(prediction.predictions).sum(axis=0)
+        self.summary = summarise(self.class_counts, self.split)
+        return self.summary
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Evaluate as the parent, then draw sample pictures and training curves into the output folder."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        samples = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(samples, EvaluationPictures):
+            self._draw_samples(samples)
+        if self.is_world_process_zero():
+            plot_training(self.state.log_history, Path(self.args.output_dir) / "curves.png")
+            print(f"Step {self.state.global_step}: {format_evaluation(metrics)}", file=sys.stderr)
+        return metrics
+
+    @torch.no_grad()
+    def _draw_samples(self, pictures: EvaluationPictures) -> None:
+        """Draw the first pictures with truth and prediction, always the same ones."""
+        strips = []
+        self.model.eval()
+        for index in range(min(self.args.num_sample_pictures, len(pictures))):
+            try:
+                image, labels = pictures.read(index)
+            except ValueError:
+                if pictures.skipped_file is None:
+                    raise
+                continue
+            # Every process takes part, as a sharded model asks for; one writes.
+            with self.compute_loss_context_manager():
+                predicted = self._predict(self.model, pictures.prepare(image).to(self.args.device), labels.shape)
+            if self.is_world_process_zero():
+                strips.append(sample_strip(image, labels, predicted.cpu().numpy(), self.split))
+        if strips:
+            path = Path(self.args.output_dir) / "samples" / f"step_{self.state.global_step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
+            os.replace(part, path)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._unfinished or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint that appears under its name only when every process has written its part."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        output_dir = Path(self.args.output_dir)
+        self._unfinished = output_dir / f"{UNFINISHED_PREFIX}{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save and str(self.state.best_model_checkpoint).startswith(str(self._unfinished)):
+                self.state.best_model_checkpoint = str(output_dir / name)
+                self.state.save_to_json(str(self._unfinished / name / TRAINER_STATE_NAME))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(output_dir / name, ignore_errors=True)
+                os.replace(self._unfinished / name, output_dir / name)
+                self._unfinished.rmdir()
+            self.accelerator.wait_for_everyone()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+            last = get_last_checkpoint(str(output_dir))
+            raise OSError(
+                f"{output_dir / name} could not be written ({str(error).splitlines()[0]}): "
+                + (f"{last} is intact, and the same command goes on from there." if last else "there is none yet.")
+            ) from error
+        finally:
+            self._unfinished = None
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch directly: through accelerate it does not always arrive."""
+
+    def __init__(self, sampler: PictureSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # At the start of an epoch this is a whole number, or the share of it done before an interruption is added.
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | list[torch.Tensor]]:

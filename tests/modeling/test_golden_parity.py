@@ -4,16 +4,21 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from zegclip import ZegClipImageProcessorPil
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, convert
 from zegclip.modeling.loss_zegclip import fill_pseudo_labels
+from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores, predict_windows
+from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
 FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")
@@ -48,6 +53,8 @@ class Golden:
         self.seen = official["base_class"]
         self.unseen = official["novel_class"]
         self.self_training = official["self_training"]
+        count = len(self.seen) + len(self.unseen)
+        self.split = ClassSplit(tuple(f"class {i}" for i in range(count)), tuple(self.seen), tuple(self.unseen))
         self.image_size = official["decode_head"]["img_size"]
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -167,33 +174,43 @@ def test_sliding_window(golden):
     torch.testing.assert_close(masks, golden["slide.argmax"].long(), atol=0, rtol=0)
 
 
-def training_labels(golden: Golden, labels: torch.Tensor) -> torch.Tensor:
-    """Map raw ids to the training's: seen classes to their query, unseen ones to ignore or to the unlabelled mark."""
-    table = torch.full((256,), 255)
-    for position, index in enumerate(golden.seen):
-        table[index] = index if golden.self_training else position
+def setting_of(golden: Golden) -> str:
     if golden.self_training:
-        table[golden.unseen] = -1
-    return table[labels[:, 0].long()]
+        return "transductive"
+    return "inductive" if golden.unseen else "fully_supervised"
 
 
 def train_class_embeds(golden: Golden) -> torch.Tensor:
-    return golden.text if golden.self_training else golden.text[golden.seen]
+    return golden.text[list(golden.split.training_ids(setting_of(golden)))]
 
 
 def train_step(golden: Golden, labels: torch.Tensor):
-    """Return logits, targets and loss terms in train mode (dropout is zero)."""
+    """
+    Return upsampled logits, targets and loss terms in train mode (dropout is zero).
+
+    Through the very code that a training runs: the split's labels, the Trainer's loss.
+    """
+    arguments = ZegClipTrainingArguments(output_dir="unused", use_cpu=True, report_to="none", save_strategy="no")
+    trainer = ZegClipTrainer(
+        model=golden.model,
+        args=arguments,
+        processing_class=SimpleNamespace(image_processor=ZegClipImageProcessorPil()),
+        class_embeds=golden.text,
+        split=golden.split,
+        setting=setting_of(golden),
+    )
     golden.model.train()
-    output = golden.model(pixel_values=golden["input.image"], class_embeds=train_class_embeds(golden))
-    targets = training_labels(golden, labels)
+    targets = torch.from_numpy(golden.split.training_labels(labels[:, 0].numpy().astype(np.int64), setting_of(golden)))
+    inputs = {"pixel_values": golden["input.image"], "labels": targets}
+    _, output = trainer.compute_loss(golden.model, inputs, return_outputs=True)
+    upsampled = F.interpolate(output.logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
     if golden.self_training:
-        targets = fill_pseudo_labels(output.logits, targets, golden.seen)
-    return output, targets, golden.model.compute_loss(output.logits, targets)
+        targets = fill_pseudo_labels(upsampled, targets, golden.unseen)
+    return upsampled, targets, output.loss_dict
 
 
 def test_train_forward(golden):
-    output, targets, losses = train_step(golden, golden["input.label"])
-    upsampled = F.interpolate(output.logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
+    upsampled, targets, losses = train_step(golden, golden["input.label"])
     assert_close(upsampled.detach(), golden["train.pred_masks"])
     torch.testing.assert_close(targets, golden["train.target"][:, 0].long(), atol=0, rtol=0)
     check_losses(golden, losses, "train")

@@ -78,7 +78,7 @@ def test_extreme_logits_stay_finite():
 def test_pseudo_labels_are_unseen_and_only_where_asked():
     logits, labels = example()
     labels[0, 3] = -1
-    filled = fill_pseudo_labels(logits, labels, seen_ids=[0, 2])
+    filled = fill_pseudo_labels(logits, labels, class_ids=[1, 3])
     marked = labels == -1
     assert torch.equal(filled[~marked], labels[~marked])
     best = logits[:, [1, 3]].argmax(1) * 2 + 1

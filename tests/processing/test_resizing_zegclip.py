@@ -1,5 +1,4 @@
-import math
-
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -56,8 +55,21 @@ def test_bilinear_keeps_flat_pictures_and_the_identity(value):
     assert torch.equal(resize_bilinear(noise, 11, 7), noise)
 
 
-def test_nearest_takes_the_floor_of_the_exact_quotient():
-    for old in range(1, 30):
-        for new in range(1, 30):
-            row = resize_nearest(np.arange(old)[None], 1, new)[0]
-            assert row.tolist() == [math.floor(target * old / new + 1e-9) for target in range(new)]
+SIDES = [1, 2, 3, 7, 48, 97, 333, 375, 427, 500, 512, 640, 683, 1023, 2048]
+
+
+@pytest.mark.parametrize("old", SIDES)
+def test_nearest_takes_opencvs_pixels(old):
+    for new in (*SIDES, *range(5, 200, 13)):
+        expected = cv2.resize(np.arange(old, dtype=np.int32)[None], (new, 1), interpolation=cv2.INTER_NEAREST)
+        assert np.array_equal(resize_nearest(np.arange(old)[None], 1, new), expected)
+
+
+def test_bilinear_has_opencvs_bits():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        height, width, new_height, new_width = rng.integers(1, 120, 4).tolist()
+        image = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+        expected = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        ours = resize_bilinear(torch.from_numpy(image).permute(2, 0, 1), new_height, new_width)
+        assert np.array_equal(ours.permute(1, 2, 0), expected)

@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_parses(path, tmp_path):
     model_args, data_args, training_args = parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
-    assert training_args.max_steps > 0
+    assert training_args.max_steps > 0 or data_args.setting == "cross_dataset"
     assert data_args.dataset
     assert isinstance(model_args.config_overrides(), dict)
 
@@ -40,7 +40,7 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
     ("content", "message"),
     [
         ("num_promt_tokens: 3", r"own\.yaml: unknown field 'num_promt_tokens'. Did you mean 'num_prompt_tokens'"),
-        ("eval_split: both", "eval_split must be one of tuning, test, not 'both'"),
+        ("eval_split: both", "eval_split of the picture world must be tuning or test, not 'both'"),
         ("setting: other", "setting must be one of"),
         ("- a\n- b", r"own\.yaml: a configuration is a mapping"),
         ("a: [", r"own\.yaml: not valid YAML"),
@@ -50,6 +50,9 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
         ("scene_seed:", r"own\.yaml: scene_seed has no value"),
         ("crop_size: 0", "crop_size must be at least 1, not 0"),
+        ("dataset: voc", "data_dir is missing: say where voc lies"),
+        ("total_train_batch_size: 0", "total_train_batch_size=0 cannot be shared out over 1 processes"),
+        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "with 2 accumulation steps each"),
     ],
 )
 def test_wrong_files(tmp_path, content, message):
@@ -68,6 +71,11 @@ def test_wrong_files(tmp_path, content, message):
         (["--prompt_templates", "a photo"], "exactly"),
         (["--model", "outputs/none"], "there is no such model folder"),
         (["--num_prompt_tokens", "x"], "invalid int value: 'x'"),
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--dataset", "coco_stuff", "--data_dir", "nowhere"], "nowhere"),
+        (["--setting", "cross_dataset"], "cross_dataset is for eval.py"),
+        (["--setting", "transductive", "--init_adapter", "nowhere"], "nowhere: there is no such adapter folder"),
+        (["--scale_range", "2"], "scale_range must have two numbers"),
     ],
 )
 def test_scripts_end_with_one_sentence(tmp_path, monkeypatch, words, message):

@@ -1,17 +1,16 @@
-"""The picture world as training and evaluation data: which classes exist where, and labels that stay honest."""
+"""From arguments to pictures and classes: the picture world, a folder, and what is wrong with a wrong choice."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from zegclip.arguments import DataArguments
-from zegclip.data import load_evaluation_data, load_training_data, picture_world_split, read_labels
+from zegclip.data import load_data, make_augmentation, picture_world_split
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
+from zegclip.picture_world.dataset import export_picture_world
+from zegclip.pictures import EvaluationPictures
+from zegclip.processing.datasets_zegclip import read_sample
 
-
-@pytest.fixture
-def arguments():
-    return DataArguments(num_train_pictures=12, num_eval_pictures=4, crop_size=48)
+WORLD = {"seen_classes": list(SEEN), "unseen_classes": list(UNSEEN_TUNING), "ignored_classes": list(UNSEEN_TEST)}
 
 
 def test_the_tuning_split_knows_nothing_of_the_test_classes():
@@ -29,39 +28,79 @@ def test_on_the_test_split_all_names_compete():
     assert measured == set(SEEN) | set(UNSEEN_TEST)
 
 
-def test_training_labels_are_of_seen_classes_only(arguments, processor):
-    split = picture_world_split("test")
-    data = load_training_data(arguments, processor, split)
-    ids = set()
-    for sample in data:
-        assert sample["pixel_values"].shape == (3, 48, 48)
-        assert sample["labels"].shape == (48, 48)
-        ids |= set(sample["labels"].unique().tolist())
-    assert ids <= {*range(len(SEEN)), 255}
-    assert 255 in ids
-    assert len(ids) > 5
-
-
 def test_training_labels_do_not_depend_on_the_evaluated_split():
-    mask = Image.fromarray(np.arange(len(CLASS_NAMES), dtype=np.uint8)[None])
-    picture = Image.new("RGB", mask.size)
+    mask_values = np.arange(len(CLASS_NAMES))
     labels = []
     for name in ("tuning", "test"):
         split = picture_world_split(name)
-        labels.append(split.training_labels(read_labels(picture, mask, split.names)))
+        labels.append(split.training_labels(split.labels_of(mask_values)))
     assert np.array_equal(*labels)
-    assert [SEEN[label] for label in labels[0][0] if label != 255] == list(SEEN)
+    assert [SEEN[label] for label in labels[0] if label != 255] == list(SEEN)
 
 
-def test_evaluation_keeps_pictures_whole(arguments, processor):
-    split = picture_world_split("tuning")
-    sample = load_evaluation_data(arguments, processor, split)[0]
+def test_scenes_come_in_the_numbers_asked_for(image_processor):
+    arguments = DataArguments(num_train_pictures=3, num_eval_pictures=2)
+    data, split = load_data(arguments, training=True)
+    assert {name: len(rows) for name, rows in data.items()} == {"tuning": 2, "train": 3}
+    assert load_data(arguments, training=False)[0].keys() == {"tuning"}
+    sample = EvaluationPictures(data["tuning"], split, image_processor)[0]
     assert sample["labels"].shape == (96, 96)
     assert sample["pixel_values"].shape == (3, 32, 32)  # the processor's short side
 
 
-def test_masks_that_do_not_fit():
-    with pytest.raises(ValueError, match="A mask is 3x2 pixels, but its picture 4x2"):
-        read_labels(Image.new("RGB", (4, 2)), Image.new("L", (3, 2)), CLASS_NAMES)
-    with pytest.raises(ValueError, match="the id 77, outside of the class list"):
-        read_labels(Image.new("RGB", (4, 2)), Image.new("L", (4, 2), 77), CLASS_NAMES)
+def test_a_folder_export_is_the_picture_world(tmp_path):
+    for name, count in (("train", 3), ("tuning", 2)):
+        export_picture_world(tmp_path / name, name, count)
+    direct = load_data(DataArguments(num_train_pictures=3, num_eval_pictures=2), training=True)
+    folder = load_data(DataArguments(dataset=str(tmp_path), eval_split="tuning", **WORLD), training=True)
+    assert (folder[1].names, folder[1].seen_ids, folder[1].unseen_ids) == (
+        direct[1].names, direct[1].seen_ids, direct[1].unseen_ids,
+    )  # fmt: skip
+    for name in ("train", "tuning"):
+        assert len(folder[0][name]) == len(direct[0][name])
+        for ours, theirs in zip(folder[0][name], direct[0][name]):
+            for left, right in zip(read_sample(ours, folder[1]), read_sample(theirs, direct[1])):
+                assert np.array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eval_split": "nowhere"}, "has no split 'nowhere'; it has 'train'"),
+        ({}, "'inductive' needs classes without masks: name some in unseen_classes"),
+        ({"setting": "transductive"}, "'transductive' needs classes without masks"),
+        ({"unseen_classes": ["cat"], "seen_classes": ["cat", "tree"]}, "cat"),
+        ({"unseen_classes": ["cot"]}, "cot"),
+    ],
+)
+def test_wrong_choices(tmp_path, fields, message):
+    export_picture_world(tmp_path / "world", "train", 2)
+    arguments = DataArguments(**{"dataset": str(tmp_path / "world"), "eval_split": "train"} | fields)
+    with pytest.raises(ValueError, match=message):
+        load_data(arguments, training=True)
+
+
+def test_elsewhere_all_classes_count_as_seen(tmp_path):
+    export_picture_world(tmp_path, "train", 2)
+    for setting in ("cross_dataset", "fully_supervised"):
+        arguments = DataArguments(dataset=str(tmp_path), setting=setting, eval_split="train")
+        _, split = load_data(arguments, training=False)
+        assert split.seen_ids == tuple(range(len(CLASS_NAMES)))
+
+
+def test_fully_supervised_training_still_measures_unseen_classes_apart():
+    """As the papers report it: all masks are trained on, the means are those of the zero-shot split."""
+    _, split = load_data(DataArguments(setting="fully_supervised", num_eval_pictures=1), training=False)
+    assert split.unseen_ids
+    assert split.training_ids("fully_supervised") == tuple(range(len(split.names)))
+
+
+def test_the_augmentation_fills_in_the_processors_sizes(processor):
+    split = picture_world_split("tuning")
+    augmentation = make_augmentation(DataArguments(), processor, split)
+    assert (augmentation.crop_size, augmentation.short_side, augmentation.long_side) == (32, 32, 2048)
+    own = make_augmentation(DataArguments(crop_size=48, scale_range=[], flip_probability=0.0), processor, split)
+    assert (own.crop_size, own.scale_range, own.flip_probability) == (48, None, 0.0)
+    processor.image_processor.window_size = None
+    with pytest.raises(ValueError, match="crop_size is missing"):
+        make_augmentation(DataArguments(), processor, split)

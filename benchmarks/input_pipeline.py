@@ -1,0 +1,218 @@
+"""
+How many training samples a second come from picture files, and where the time goes.
+
+    python benchmarks/input_pipeline.py
+
+Draws JPEG pictures of the usual sizes of Pascal VOC and COCO, and about as large in bytes, with palette PNG masks, and
+reads them as training does: decode, augment to 512x512, normalise, batches of 16 from a data loader. Prints two
+Markdown tables: samples a second, the median over repeats, and milliseconds of each stage, profiled without workers.
+Both are also written as JSON with hardware, date and versions. Other work on the machine shows: look at the spread.
+"""
+
+import argparse
+import cProfile
+import datetime
+import json
+import os
+import platform
+import pstats
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import PIL
+import torch
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from zegclip import ZegClipImageProcessorPil
+from zegclip.pictures import TrainingPictures
+from zegclip.processing.augmentation_zegclip import TrainingAugmentation
+from zegclip.processing.datasets_zegclip import benchmark_split, load_folder
+from zegclip.trainer import collate
+
+BATCH_SIZE = 16
+WORKERS = (0, 1, 2)
+SIZES = {"VOC, 500x375": (375, 500), "COCO, 640x480": (480, 640)}
+# Each stage is a function; what they leave is flips, copies and the loader itself.
+STAGES = {
+    "decode the picture": "load_rgb",
+    "decode the mask": "load_class_ids",
+    "map mask values to ids": "labels_of",
+    "crop and category rule": "_draw_crop",
+    "resize the picture": "resize",
+    "distort colours": "distort_colours",
+    "normalise and pad": "to_tensors",
+    "map ids to training labels": "training_labels",
+    "collate": "collate",
+}
+
+
+def noise(rng: np.random.Generator, height: int, width: int, cells: int, channels: int) -> np.ndarray:
+    """Smooth noise with about `cells` bumps along the longer side, `(height, width, channels)` in 0..1."""
+    coarse = rng.random((max(cells * height // width, 2), cells, channels), dtype=np.float32)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+
+
+def draw_pictures(folder: Path, count: int, height: int, width: int, *, objects: bool) -> None:
+    """
+    Draw pictures and masks.
+
+    Args:
+        folder: Is made.
+        count: Of pictures.
+        height: In pixels.
+        width: In pixels.
+        objects: Masks as VOC's, one to three objects of 20 classes on background 0 with a border of 255; otherwise as
+            COCO-Stuff's, up to eight of 171 classes that fill the picture.
+    """
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    palette = np.random.default_rng(0).integers(256, size=768).tolist()
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        if objects:
+            ids = np.zeros((height, width), np.uint8)
+            for class_id in rng.choice(np.arange(1, 21), rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1])).tolist():
+                centre = (int(rng.integers(width)), int(rng.integers(height)))
+                axes = (int(rng.integers(width // 8, width // 2)), int(rng.integers(height // 8, height // 2)))
+                cv2.ellipse(ids, centre, axes, float(rng.integers(180)), 0, 360, class_id, -1)
+                cv2.ellipse(ids, centre, axes, float(rng.integers(180)), 0, 360, 255, 5)
+        else:
+            ids = rng.choice(171, 8, replace=False)[noise(rng, height, width, 4, 8).argmax(axis=2)].astype(np.uint8)
+        # Regions of one colour, light and shade, texture, and the grain that makes up most of a photograph's bytes.
+        colours = rng.integers(40, 215, (256, 3))[ids]
+        shade = 80 * noise(rng, height, width, 6, 1) + 40 * noise(rng, height, width, 60, 3) - 60
+        grain = rng.normal(0, 9, (height, width, 1))
+        image = Image.fromarray((colours + shade + grain).clip(0, 255).astype(np.uint8))
+        image.save(folder / "images" / f"{number:05}.jpg", quality=95)
+        mask = Image.fromarray(ids)
+        mask.putpalette(palette)
+        mask.save(folder / "masks" / f"{number:05}.png")
+
+
+def training_pictures(folder: Path, benchmark: str) -> TrainingPictures:
+    """Load a folder as `train.py` does, with the classes of a benchmark."""
+    data = load_folder(folder)["train"]
+    for column in ("image", "mask"):
+        data = data.cast_column(column, ImageFeature(decode=False))
+    return TrainingPictures(
+        data, benchmark_split(benchmark), "inductive", TrainingAugmentation(), ZegClipImageProcessorPil()
+    )
+
+
+def samples_per_second(data: TrainingPictures, repeats: int) -> dict[str, list[float]]:
+    """Measure passes over the data with each number of workers in turn, after one of each that warms up."""
+    loaders = {
+        f"{workers} worker{'s' * (workers != 1)}": DataLoader(
+            data, BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate
+        )
+        for workers in WORKERS
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(repeats + 1):
+        for name, loader in loaders.items():
+            start = time.perf_counter()
+            for _ in loader:
+                pass
+            speeds[name].append(len(data) / (time.perf_counter() - start))
+    return {name: values[1:] for name, values in speeds.items()}
+
+
+def stage_times(data: TrainingPictures) -> dict[str, float]:
+    """Profile one pass without workers; milliseconds of each stage for each sample."""
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in DataLoader(data, BATCH_SIZE, collate_fn=collate):
+        pass
+    profile.disable()
+    result = pstats.Stats(profile).get_stats_profile()
+    # Functions of C are called <name> or <module.name>.
+    seconds = {name.strip("<>").rpartition(".")[2]: times.cumtime for name, times in result.func_profiles.items()}
+    times = {stage: 1000 * seconds[name] / len(data) for stage, name in STAGES.items()}
+    times["everything else"] = 1000 * result.total_tt / len(data) - sum(times.values())
+    return times
+
+
+def cpu_model() -> str:
+    """Name the processor, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def at_least_one(word: str) -> int:
+    """Read a positive number from the command line."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {word!r}")
+    return int(word)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=at_least_one, default=192, help="of each size (default 192)")
+    parser.add_argument("--repeats", type=at_least_one, default=5, help="passes that are measured (default 5)")
+    default = Path(__file__).parent / "results" / "input_pipeline.json"
+    parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
+    arguments = parser.parse_args()
+
+    speeds: dict[str, dict[str, list[float]]] = {}
+    stages: dict[str, dict[str, float]] = {}
+    kilobytes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (height, width) in SIZES.items():
+            like_voc = name.startswith("VOC")
+            folder = Path(scratch) / name
+            draw_pictures(folder, arguments.pictures, height, width, objects=like_voc)
+            data = training_pictures(folder, "voc" if like_voc else "coco_stuff")
+            kilobytes[name] = statistics.mean(path.stat().st_size for path in folder.glob("images/*")) / 1000
+            speeds[name] = samples_per_second(data, arguments.repeats)
+            profiles = [stage_times(data) for _ in range(arguments.repeats)]
+            stages[name] = {stage: statistics.median(times[stage] for times in profiles) for stage in profiles[0]}
+
+    spread = {
+        name: {key: f"{statistics.median(runs):.0f} ({min(runs):.0f} to {max(runs):.0f})" for key, runs in row.items()}
+        for name, row in speeds.items()
+    }
+    shares = {
+        name: {stage: f"{value:.2f} ({100 * value / sum(row.values()):.0f} %)" for stage, value in row.items()}
+        for name, row in stages.items()
+    }
+    print("Samples a second: median (lowest to highest)\n")
+    print(pd.DataFrame(spread).T.to_markdown(stralign="right"))
+    print("\nMilliseconds a sample (share)\n")
+    print(pd.DataFrame(shares).to_markdown(stralign="right"))
+
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, {cpu_model()}, {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        },
+        "pictures": arguments.pictures,
+        "batch_size": BATCH_SIZE,
+        "kilobytes_per_picture": kilobytes,
+        "samples_per_second": speeds,
+        "milliseconds_per_sample": stages,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    part = arguments.output.with_name(arguments.output.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Several processes and one give the same, through the launchers that users have. Real processes, over gloo."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROBE = ROOT / "tests" / "launched" / "probe_training.py"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+
+
+def launch(*words, expect=0, cwd=None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = list(map(str, words))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+    assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
+    return result
+
+
+@pytest.fixture
+def clip_folder(model, tokenizer, tmp_path):
+    folder = tmp_path / "clip"
+    model.clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_two_processes_train_and_count_as_one_does(clip_folder, tmp_path):
+    seen = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        launch(*TORCHRUN, processes, PROBE, clip_folder, output)
+        seen.append(json.loads((output / "seen.json").read_text()))
+    alone, together = seen
+    assert (alone["processes"], together["processes"]) == (1, 2)
+    assert together["wrapper"] == "DistributedDataParallel"
+    assert together["spread"] == 0
+    # Seven pictures cannot be shared out evenly; none counts twice.
+    assert together["counts"] == alone["counts"]
+    assert together["figures"] == alone["figures"]
+    assert len(together["log"]) == 3
+    for ours, theirs in zip(together["log"], alone["log"], strict=True):
+        for name in ("loss", "loss_focal", "loss_dice", "learning_rate"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    # The steps are the same too: neither loss nor gradient is scaled by the number of processes.
+    np.testing.assert_allclose(together["trained"], alone["trained"], atol=1e-6)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EVALUATION = ["--num_eval_pictures", "5", "--window_stride", "48", "--use_cpu", "--save_predictions", "true"]
+
+
+def test_eval_shares_pictures_out_and_goes_on_after_an_interruption(tmp_path):
+    """The launcher's own spelling for several CPU processes, on the embedded model."""
+    alone = script("eval").main(["--output_dir", str(tmp_path / "alone"), *EVALUATION])
+    output = tmp_path / "together"
+    launch(*ACCELERATE, ROOT / "eval.py", "--output_dir", output, *EVALUATION)
+    folder = output / "eval_picture_world_tuning"
+    assert json.loads((folder / "results.json").read_text()) == alone
+    files = sorted((folder / "model").glob("counts-*.jsonl"))
+    done = [[json.loads(line)["picture"] for line in path.read_text().splitlines()] for path in files]
+    assert done == [[0, 2, 4], [1, 3]]
+    predictions = sorted(path.relative_to(folder) for path in folder.glob("model/predictions/*/*.png"))
+    assert len(predictions) == 10
+    for path in predictions:
+        twin = tmp_path / "alone" / "eval_picture_world_tuning" / path
+        assert (folder / path).read_bytes() == twin.read_bytes()
+
+    # As if killed: one process had done two pictures and was writing a third, the other none.
+    lines = files[0].read_text().splitlines()
+    files[0].write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])
+    files[1].unlink()
+    (folder / "results.json").unlink()
+    again = launch(sys.executable, ROOT / "eval.py", "--output_dir", output, *EVALUATION)
+    assert "model: 2 of 5 pictures were evaluated before" in again.stdout
+    assert json.loads((folder / "results.json").read_text()) == alone
+    assert [json.loads(line)["picture"] for line in files[0].read_text().splitlines() if line.endswith("}")] == [
+        0, 2, 1, 3, 4,
+    ]  # fmt: skip

@@ -1,0 +1,99 @@
+"""Output folders belong to one run, and a transductive run has two stages."""
+
+import json
+
+import pytest
+
+from zegclip.arguments import DataArguments, ModelArguments
+from zegclip.runs import claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.trainer import ZegClipTrainingArguments
+
+
+def arguments(folder, model=None, data=None, **training):
+    return (
+        ModelArguments(**model or {}),
+        DataArguments(**data or {}),
+        ZegClipTrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **training),
+    )
+
+
+def test_the_same_run_may_come_back_with_other_reports(tmp_path):
+    claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, max_steps=4)))
+    changed = arguments(tmp_path, data={"num_eval_pictures": 7}, max_steps=4, logging_steps=1, save_steps=3)
+    claim_output_dir(tmp_path / "run", describe_run(*changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"learning_rate": 1.0}, "learning_rate 0.0002, but it is 1.0 now"),
+        ({"max_steps": 5}, "max_steps 4, but it is 5 now"),
+        ({"model": {"num_prompt_tokens": 3}}, "num_prompt_tokens 10, but it is 3 now"),
+        ({"data": {"unseen_classes": ["cat"]}}, r"unseen_classes None, but it is \['cat'\] now"),
+        ({"per_device_train_batch_size": 3}, "total_train_batch_size 8, but it is 3 now"),
+    ],
+)
+def test_another_run_is_refused(tmp_path, changed, name):
+    claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, max_steps=4)))
+    (tmp_path / "run" / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match=f"holds a run with {name}: choose another output_dir"):
+        claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, **{"max_steps": 4} | changed)))
+
+
+def test_a_run_without_a_checkpoint_may_be_changed(tmp_path):
+    for rate in (1.0, 2.0, 2.0):
+        claim_output_dir(tmp_path, describe_run(*arguments(tmp_path, learning_rate=rate)))
+    assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors", "checkpoint-3/optimizer.pt"])
+def test_a_folder_with_a_foreign_model_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="holds a model of another origin"):
+        claim_output_dir(tmp_path, describe_run(*arguments(tmp_path)))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_only_a_run_at_its_last_step_is_finished(tmp_path):
+    state = tmp_path / "trainer_state.json"
+    assert not is_finished(tmp_path)
+    for text, finished in (('{"global_step": 3', False), (json.dumps({"global_step": 3, "max_steps": 4}), False)):
+        state.write_text(text)
+        assert is_finished(tmp_path) is finished
+    state.write_text(json.dumps({"global_step": 4, "max_steps": 4}))
+    assert is_finished(tmp_path)
+
+
+def test_any_other_setting_has_one_stage(tmp_path):
+    for setting in ("inductive", "fully_supervised"):
+        given = arguments(tmp_path, data={"setting": setting}, max_steps=10)
+        assert stages_of(*given) == [given]
+
+
+def test_self_training_starts_from_the_half_way_checkpoint(tmp_path):
+    given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": 4}, max_steps=10)
+    (first_model, first_data, first), (second_model, second_data, second) = stages_of(*given)
+    assert (first_data.setting, first.max_steps, first.schedule_steps) == ("inductive", 6, 10)
+    assert (second_data.setting, second.max_steps, second.schedule_steps) == ("transductive", 4, None)
+    assert first_model.init_adapter is None
+    assert second_model.init_adapter == first.output_dir == str(tmp_path / "inductive")
+    assert second.output_dir == str(tmp_path)
+
+
+def test_a_finished_inductive_run_can_be_the_first_stage(tmp_path):
+    data = {"setting": "transductive"}
+    given = arguments(tmp_path, data=data, model={"init_adapter": "there/checkpoint-5"}, max_steps=10)
+    ((model, _, training),) = stages_of(*given)
+    assert (model.init_adapter, training.max_steps) == ("there/checkpoint-5", 5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "own", "message"),
+    [(-1, None, "counted in steps: give max_steps"), (10, 10, "leave nothing of max_steps 10")],
+)
+def test_stages_without_steps(tmp_path, steps, own, message):
+    given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": own}, max_steps=steps)
+    with pytest.raises(ValueError, match=message):
+        stages_of(*given)

@@ -1,0 +1,251 @@
+"""The evaluation protocols, and a loop over pictures that processes share and an interruption does not undo."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from zegclip.overlay import index_mask, make_colours
+from zegclip.pictures import EvaluationPictures
+from zegclip.processing.class_split_zegclip import Setting
+from zegclip.processing.metrics_zegclip import class_counts
+from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
+
+INDUCTIVE_OFFSET = 0.1
+"""Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    How pictures are predicted in an evaluation.
+
+    Args:
+        window_size: Side of the sliding windows in pixels of the resized picture; `None`: the whole picture at once.
+        window_stride: Distance between windows.
+        seen_offset: Subtracted from the scores of seen classes.
+    """
+
+    window_size: int | None
+    window_stride: int | None
+    seen_offset: float
+
+
+def default_offset(setting: Setting | str) -> float:
+    """Return the papers' offset of seen classes: in the inductive setting alone."""
+    return INDUCTIVE_OFFSET if setting == "inductive" else 0.0
+
+
+def predict_map(
+    model: Any,
+    pixel_values: torch.Tensor,
+    class_embeds: torch.Tensor,
+    protocol: Protocol,
+    size: Sequence[int],
+    *,
+    seen_ids: Sequence[int],
+    batch_size: int,
+) -> torch.Tensor:
+    """
+    Segment one picture into all classes.
+
+    Args:
+        model: A [`ZegClipForSemanticSegmentation`], wrapped or not.
+        pixel_values: `(3, height, width)`.
+        class_embeds: `(names, dim)`.
+        protocol: Windows and offset.
+        size: `(height, width)` of the result.
+        seen_ids: Ids that the offset is for.
+        batch_size: Windows per forward pass.
+
+    Returns:
+        `(height, width)` int64 ids.
+    """
+    windows = predict_windows(
+        model, pixel_values[None], class_embeds, protocol.window_size, protocol.window_stride, batch_size=batch_size
+    )
+    ids, _ = merge_masks(windows, (size[0], size[1]), seen_ids=seen_ids, seen_offset=protocol.seen_offset)
+    return ids
+
+
+class CountStore:
+    """
+    Class counts of each picture and protocol, in a folder, one line a picture, appended by each process to its file.
+
+    A line that an interruption tore is not counted; its picture is done again. Counts of another evaluation are
+    refused.
+
+    Args:
+        folder: Made if missing.
+        record: What the counts are of: model, data, protocols, and all else that decides them.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "evaluation.json"
+        state = PartialState()
+        if state.is_main_process and not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, path)
+        state.wait_for_everyone()
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in json.loads(json.dumps(record)).items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds another evaluation ({name} differs: {_shorten(stored.get(name))} there, "
+                    f"{_shorten(value)} now): remove it, or choose another results_dir."
+                )
+
+    def read(self) -> dict[int, dict[str, np.ndarray]]:
+        """Return the counts of the pictures that are done: by picture and protocol, sparse `(4, n)` int64."""
+        done: dict[int, dict[str, np.ndarray]] = {}
+        for path in sorted(self.folder.glob("counts-*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                done[entry["picture"]] = {
+                    name: np.array(rows, dtype=np.int64).reshape(4, -1) for name, rows in entry["counts"].items()
+                }
+        return done
+
+    def append(self, picture: int, counts: Mapping[str, np.ndarray]) -> None:
+        """Add the `(3, classes)` counts of one picture under each protocol."""
+        sparse = {}
+        for name, values in counts.items():
+            ids = np.flatnonzero(values.any(axis=0))
+            sparse[name] = [ids.tolist(), *values[:, ids].tolist()]
+        path = self.folder / f"counts-{PartialState().process_index:05d}.jsonl"
+        torn = path.is_file() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps({"picture": picture, "counts": sparse}) + "\n")
+
+    def total(self, num_classes: int) -> dict[str, np.ndarray]:
+        """Return the `(3, classes)` int64 sum over all pictures under each protocol."""
+        sums: dict[str, np.ndarray] = {}
+        for counts in self.read().values():
+            for name, rows in counts.items():
+                total = sums.setdefault(name, np.zeros((3, num_classes), dtype=np.int64))
+                total[:, rows[0]] += rows[1:]
+        return sums
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Return a hash of all weights, names included: a retrained model is another one, wherever it lies."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def evaluate_pictures(
+    model: Any,
+    class_embeds: torch.Tensor,
+    pictures: EvaluationPictures,
+    protocols: Mapping[str, Protocol],
+    store: CountStore,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+    save_predictions: bool = False,
+    title: str = "model",
+) -> dict[str, np.ndarray]:
+    """
+    Count classes in all pictures that are not done yet, shared out over the processes.
+
+    Args:
+        model: In eval mode, on its device.
+        class_embeds: `(names, dim)` on the same device.
+        pictures: What to evaluate.
+        protocols: Each picture is read once and predicted under each of them.
+        store: Where counts are kept.
+        batch_size: Windows per forward pass.
+        num_workers: Worker processes that read.
+        dtype: Of autocast; `None` for none.
+        save_predictions: Whether to save each predicted map below the store's folder, as a mask with the ids.
+        title: For the progress bar.
+
+    Returns:
+        The `(3, classes)` int64 counts over all pictures for each protocol, the same on every process.
+    """
+    state = PartialState()
+    split = pictures.split
+    done = store.read().keys()
+    # Every process must have read before one goes on to write.
+    state.wait_for_everyone()
+    if done and state.is_main_process:
+        print(f"{title}: {len(done)} of {len(pictures)} pictures were evaluated before, in {store.folder}.")
+    left = [index for index in range(len(pictures)) if index not in done]
+    mine = left[state.process_index :: state.num_processes]
+    loader = DataLoader(Subset(pictures, mine), batch_size=None, num_workers=num_workers)
+    device = class_embeds.device
+    colours = make_colours(len(split.names))
+    context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+    progress = tqdm(
+        _pairs(mine, loader), total=len(mine), desc=title, unit="picture", disable=not state.is_local_main_process
+    )
+    for index, sample in progress:
+        labels = sample["labels"].to(device)
+        counts = {}
+        for name, protocol in protocols.items():
+            with context:
+                predicted = predict_map(
+                    model,
+                    sample["pixel_values"].to(device),
+                    class_embeds,
+                    protocol,
+                    labels.shape,
+                    seen_ids=split.seen_ids,
+                    batch_size=batch_size,
+                )
+            counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
+            if save_predictions:
+                folder = store.folder / "predictions" / name.replace(" ", "_")
+                save_map(predicted.cpu().numpy(), folder / f"{index:06d}.png", colours)
+        store.append(index, counts)
+    state.wait_for_everyone()
+    return store.total(len(split.names))
+
+
+def _pairs(indices: Sequence[int], loader: DataLoader) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    return zip(indices, loader)
+
+
+def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:
+    """Write a map of ids as a mask, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    index_mask(ids, colours).save(part, format="PNG")
+    os.replace(part, path)
+
+
+def describe_protocols(protocols: Mapping[str, Protocol]) -> dict[str, Any]:
+    """Return the protocols as plain values, for a record."""
+    return {name: asdict(protocol) for name, protocol in protocols.items()}

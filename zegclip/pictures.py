@@ -1,0 +1,188 @@
+"""Pictures and masks as the tensors of training and evaluation."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch.utils.data import Sampler
+
+from zegclip.processing.augmentation_zegclip import TrainingAugmentation, to_tensors
+from zegclip.processing.class_split_zegclip import ClassSplit, Setting
+from zegclip.processing.datasets_zegclip import read_sample
+from zegclip.processing.image_processing_base_zegclip import ZegClipImageProcessorBase
+
+SKIPPED_FILE = "skipped_samples.txt"
+"""List of the pictures that could not be read, in the output folder of a run with `skip_bad_samples`."""
+_MOST_SKIPPED_IN_A_ROW = 100
+
+
+class TrainingPictures(torch.utils.data.Dataset):
+    """
+    Random crops of one size, with the labels of a setting.
+
+    A sample depends on the run's seed, the epoch and the picture alone, so neither workers nor processes nor an
+    interruption change it.
+
+    Args:
+        data: Rows with `image` and `mask`, not decoded, from [`load_data`].
+        split: The classes.
+        setting: Which labels training sees.
+        augmentation: Makes the crops.
+        image_processor: Its mean and standard deviation normalise them.
+        seed: Of all randomness.
+        skipped_file: Pictures that cannot be read are noted there and replaced by others; `None`: they are errors.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        split: ClassSplit,
+        setting: Setting,
+        augmentation: TrainingAugmentation,
+        image_processor: ZegClipImageProcessorBase,
+        seed: int = 0,
+        skipped_file: Path | None = None,
+    ) -> None:
+        self.data = data
+        self.split = split
+        self.setting: Setting = setting
+        self.augmentation = augmentation
+        self.mean, self.std = image_processor.image_mean, image_processor.image_std
+        self.seed = seed
+        self.skipped_file = skipped_file
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int) -> dict[str, torch.Tensor]:
+        """
+        Read, cut and normalise one sample.
+
+        Args:
+            key: `epoch * len + index`, from [`PictureSampler`].
+
+        Returns:
+            `pixel_values` `(3, crop, crop)` float32 and `labels` `(crop, crop)` int64.
+        """
+        epoch, index = divmod(key, len(self))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        image, ids = self._read(index, rng)
+        # The crop is chosen by all classes, as in the official pipeline; what training may see of them comes after.
+        image, ids = self.augmentation(image, ids, rng)
+        pixel_values, labels = to_tensors(
+            image,
+            self.split.training_labels(ids, self.setting),
+            mean=self.mean,
+            std=self.std,
+            crop_size=self.augmentation.crop_size,
+            ignore_index=self.split.ignore_index,
+        )
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        for _ in range(_MOST_SKIPPED_IN_A_ROW):
+            try:
+                image, ids = read_sample(self.data[index], self.split, index)
+                return np.asarray(image), ids
+            except ValueError as error:
+                if self.skipped_file is None:
+                    raise
+                note_skipped(self.skipped_file, error)
+                index = int(rng.integers(len(self)))
+        raise ValueError(f"{_MOST_SKIPPED_IN_A_ROW} pictures in a row could not be read; see {self.skipped_file}.")
+
+
+class PictureSampler(Sampler[int]):
+    """
+    All pictures in random order, as keys `epoch * num_pictures + index`.
+
+    The order depends on seed and epoch alone. (accelerate's own sampler loses its epoch where batches are skipped
+    after an interruption.)
+    """
+
+    def __init__(self, num_pictures: int, seed: int) -> None:
+        self.num_pictures = num_pictures
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_pictures
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pictures)
+        yield from (self.epoch * self.num_pictures + order).tolist()
+
+
+class EvaluationPictures(torch.utils.data.Dataset):
+    """
+    Whole pictures as the processor resizes them, with labels of all classes at the pictures' own size.
+
+    Args:
+        data: As for [`TrainingPictures`].
+        split: The classes.
+        image_processor: Resizes and normalises.
+        skipped_file: As there; a picture that cannot be read becomes a blank one without labels, which counts nowhere.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        split: ClassSplit,
+        image_processor: ZegClipImageProcessorBase,
+        skipped_file: Path | None = None,
+    ) -> None:
+        self.data = data
+        self.split = split
+        self.image_processor = image_processor
+        self.skipped_file = skipped_file
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Read a picture, RGB, and its labels, `(height, width)` int64."""
+        return read_sample(self.data[index], self.split, index)
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """Turn a picture into `pixel_values` `(3, height, width)` float32."""
+        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` `(3, height, width)` float32 and `labels` `(h, w)` int64."""
+        try:
+            image, ids = self.read(index)
+        except ValueError as error:
+            if self.skipped_file is None:
+                raise
+            note_skipped(self.skipped_file, error)
+            side = self.image_processor.window_size or 32
+            labels = torch.full((side, side), self.split.ignore_index)
+            return {"pixel_values": torch.zeros(3, side, side), "labels": labels}
+        return {"pixel_values": self.prepare(image), "labels": torch.from_numpy(ids)}
+
+
+def note_skipped(file: Path, error: ValueError) -> None:
+    """Append one line to a list that several workers and processes write to."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = str(error).splitlines()[0] + "\n"
+    # A short write to a file opened for appending is never torn.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_skipped(file: Path) -> list[str]:
+    """Return what has been skipped, each once."""
+    if not file.is_file():
+        return []
+    return list(dict.fromkeys(file.read_text(encoding="utf-8").splitlines()))

@@ -1,0 +1,157 @@
+"""What belongs to one training run: its output folder, and the settings that decide its weights."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from zegclip.arguments import DataArguments, ModelArguments
+from zegclip.trainer import ZegClipTrainingArguments
+
+RECORD_NAME = "run.json"
+_TRAINING_FIELDS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "data_seed",
+    "dataloader_drop_last",
+    "decay_norms_and_biases",
+    "decode_head_lr_multiplier",
+    "fp16",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "schedule_steps",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+_EVALUATION_FIELDS = (
+    "baseline",
+    "eval_split",
+    "num_eval_pictures",
+    "results_dir",
+    "save_predictions",
+    "window_size",
+    "window_stride",
+)
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def describe_run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
+) -> dict[str, Any]:
+    """Return the settings that decide the weights which a run ends with, as plain JSON values."""
+    record = asdict(model_args)
+    record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
+    # The window size is also what crops default to.
+    record["crop_size"] = data_args.crop_size or data_args.window_size
+    training = training_args.to_dict()
+    record |= {name: training[name] for name in _TRAINING_FIELDS}
+    record["total_train_batch_size"] = (
+        training_args.per_device_train_batch_size
+        * training_args.world_size
+        * training_args.gradient_accumulation_steps
+    )
+    return json.loads(json.dumps(record))
+
+
+def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Make an output folder this run's own, or find that it is already.
+
+    Raises:
+        ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
+    """
+    folder = Path(output_dir)
+    path = folder / RECORD_NAME
+    state = PartialState()
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if _holds_weights(folder):
+        if stored is None:
+            raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
+        for name, value in record.items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds a run with {name} {stored.get(name)!r}, but it is {value!r} now: choose another "
+                    "output_dir, or remove that one."
+                )
+    state.wait_for_everyone()
+    if stored != record and state.is_local_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether something would be lost: a run that has not come to its first checkpoint may be changed."""
+    if any((folder / name).exists() for name in (ADAPTER_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)):
+        return True
+    return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+
+
+def is_finished(output_dir: str | os.PathLike) -> bool:
+    """Tell whether a run has saved its last state, which it does after everything else of the training."""
+    try:
+        state = json.loads((Path(output_dir) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        return state["global_step"] >= state["max_steps"] > 0
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def stages_of(
+    model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
+) -> list[tuple[ModelArguments, DataArguments, ZegClipTrainingArguments]]:
+    """
+    Split a transductive run into its two stages; any other run is one stage.
+
+    The papers train the inductive setting, take its half-way checkpoint, and start self-training from there with a new
+    optimiser and schedule (ZegCLIP section 4.1, official configurations). The first stage therefore follows the
+    schedule of `max_steps`, stops where the self-training begins, and lies in the folder `inductive` of the output
+    folder. With `init_adapter`, such as `checkpoint-10000` of an inductive run, there is the second stage alone.
+
+    Raises:
+        ValueError: If no step is left for one of the stages, or epochs are given instead of steps.
+    """
+    if data_args.setting != "transductive":
+        return [(model_args, data_args, training_args)]
+    if training_args.max_steps < 2:
+        raise ValueError("The transductive setting is counted in steps: give max_steps, for both stages together.")
+    second_steps = data_args.self_training_steps or training_args.max_steps // 2
+    first_steps = training_args.max_steps - second_steps
+    if first_steps < 1 and model_args.init_adapter is None:
+        raise ValueError(
+            f"self_training_steps {second_steps} leave nothing of max_steps {training_args.max_steps} for the "
+            "inductive stage; give fewer, or an init_adapter to start from."
+        )
+    first_dir = os.path.join(training_args.output_dir, "inductive")
+    second = (
+        replace(model_args, init_adapter=model_args.init_adapter or first_dir),
+        data_args,
+        _change(training_args, max_steps=second_steps, schedule_steps=None),
+    )
+    if model_args.init_adapter is not None:
+        return [second]
+    schedule_steps = training_args.schedule_steps or training_args.max_steps
+    first = (
+        model_args,
+        replace(data_args, setting="inductive"),
+        _change(training_args, output_dir=first_dir, max_steps=first_steps, schedule_steps=schedule_steps),
+    )
+    return [first, second]
+
+
+def _change(training_args: ZegClipTrainingArguments, **fields: Any) -> ZegClipTrainingArguments:
+    return replace(training_args, **fields)
