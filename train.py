@@ -100,7 +100,9 @@ def run_stage(
         model.config.save_pretrained(training_args.output_dir)
         trainer.save_state()
     metrics: dict[str, float] = {}
-    if evaluate:
+    if evaluate and trainer.is_fsdp_enabled:
+        print(f"Evaluate what FSDP has trained with eval.py --model {output_dir}.")
+    elif evaluate:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         if trainer.is_world_process_zero():

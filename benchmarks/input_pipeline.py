@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader
 from zegclip import ZegClipImageProcessorPil
 from zegclip.pictures import TrainingPictures
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation
-from zegclip.processing.datasets_zegclip import benchmark_split, load_folder
+from zegclip.processing.benchmarks_zegclip import benchmark_split
+from zegclip.processing.folders_zegclip import load_folder
 from zegclip.trainer import collate
 
 BATCH_SIZE = 16

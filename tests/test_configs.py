@@ -12,8 +12,8 @@ from peft import get_peft_model
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.arguments import SETTINGS, parse_arguments
+from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.processing.class_split_zegclip import split_classes
-from zegclip.processing.datasets_zegclip import benchmark_split
 from zegclip.runs import stages_of
 from zegclip.trainer import poly_schedule
 

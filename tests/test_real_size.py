@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
-from zegclip.processing.datasets_zegclip import benchmark_split
+from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from zegclip.overlay import load_font, make_colours, overlay, shorten
+from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
-from zegclip.processing.datasets_zegclip import load_pictures, read_class_lists, read_sample
+from zegclip.processing.datasets_zegclip import load_pictures
+from zegclip.processing.picture_files_zegclip import read_sample
 from zegclip.segment import writing_to
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.

@@ -60,6 +60,7 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
             ignored=arguments.ignored_classes or (),
             image_column=arguments.image_column,
             mask_column=arguments.mask_column,
+            splits=[str(name) for name in sizes],
         )
     missing = [name for name in sizes if name not in data]
     if missing:

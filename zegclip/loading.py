@@ -1,6 +1,8 @@
 """Finding and loading models and processors, with errors that say what is wrong."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,10 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
             something, such as those of a plain CLIP, or if the Hub cannot be reached.
     """
     name = check_model_path(model)
-    verbosity = logging.get_verbosity()
-    # All that transformers would say about missing and mismatched weights becomes an error below.
-    logging.set_verbosity_error()
     try:
-        loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
+        # All that transformers would say about missing and mismatched weights becomes an error below.
+        with _quiet():
+            loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
     except (SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
         raise ValueError(f"{name}: this model cannot be loaded: {reason}") from error
@@ -75,8 +76,6 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
         raise ValueError(f"{name}:{where} {reason}") from error
     except RuntimeError as error:
         raise ValueError(f"{name}: this model's weights do not have the sizes that its configuration says.") from error
-    finally:
-        logging.set_verbosity(verbosity)
     missing = sorted(info["missing_keys"])
     if hasattr(loaded, "peft_config"):
         missing = [key for key in missing if not key.startswith("decode_head.")]  # the adapter brings its own
@@ -95,17 +94,39 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     Args:
         model: Folder or Hub id.
         overrides: Fields of the configuration to replace.
+
+    Raises:
+        ValueError: As [`check_model_path`], or if weights of the CLIP are missing.
     """
     base = base_of(check_model_path(model))
     config = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(base).to_dict() | overrides)
-    if StoredAdapter.find(base) is not None:
-        # `from_pretrained` would load the adapter beside it too.
-        state_dict = load_file(os.path.join(base, SAFE_WEIGHTS_NAME))
-        clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
-        loaded = ZegClipForSemanticSegmentation.from_pretrained(None, config=config, state_dict=clip_only)
-        loaded.config._name_or_path = loaded.name_or_path = base
-        return loaded
-    return ZegClipForSemanticSegmentation.from_pretrained(base, config=config)
+    with _quiet():  # that the decode head is new is what was asked for
+        if StoredAdapter.find(base) is None:
+            loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
+                base, config=config, output_loading_info=True
+            )
+        else:
+            # `from_pretrained` would load the adapter beside it too.
+            state_dict = load_file(os.path.join(base, SAFE_WEIGHTS_NAME))
+            clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
+            loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
+                None, config=config, state_dict=clip_only, output_loading_info=True
+            )
+            loaded.config._name_or_path = loaded.name_or_path = base
+    missing = sorted(name for name in info["missing_keys"] if name.startswith("clip."))
+    if missing:
+        raise ValueError(f"{model}: this is no whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:

@@ -12,8 +12,8 @@ from torch.utils.data import Sampler
 
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation, to_tensors
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
-from zegclip.processing.datasets_zegclip import read_sample
 from zegclip.processing.image_processing_base_zegclip import ZegClipImageProcessorBase
+from zegclip.processing.picture_files_zegclip import read_sample
 
 SKIPPED_FILE = "skipped_samples.txt"
 """List of the pictures that could not be read, in the output folder of a run with `skip_bad_samples`."""

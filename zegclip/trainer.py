@@ -268,6 +268,12 @@ class ZegClipTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Evaluate as the parent, then draw sample pictures and training curves into the output folder."""
+        if self.is_fsdp_enabled:
+            # Pictures have different numbers of windows, but all processes must call a sharded model as often.
+            raise ValueError(
+                "A model that FSDP has sharded cannot be evaluated while it is trained: set eval_strategy to no, and "
+                "evaluate the saved adapter with eval.py."
+            )
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         samples = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(samples, EvaluationPictures):

@@ -13,20 +13,17 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from datasets.table import embed_table_storage
 from PIL import Image as PILImage
 
-from zegclip.processing.class_split_zegclip import ClassSplit, split_classes
-from zegclip.processing.datasets_zegclip import (
-    _find_names_file,
+from zegclip.processing.benchmarks_zegclip import (
     benchmark_split,
     load_coco_stuff,
-    load_folder,
-    load_hub,
     load_pascal_context,
-    load_pictures,
     load_voc,
     read_class_lists,
-    read_class_names,
-    read_sample,
 )
+from zegclip.processing.class_split_zegclip import ClassSplit, split_classes
+from zegclip.processing.datasets_zegclip import load_pictures
+from zegclip.processing.folders_zegclip import find_names_file, load_folder, load_hub, read_class_names
+from zegclip.processing.picture_files_zegclip import read_sample
 
 SIZE = (8, 6)
 COCO_STEMS = [f"{number:012d}" for number in (9, 30, 34, 64, 110, 581921)]
@@ -195,6 +192,8 @@ def test_voc_without_the_list_of_sbd(voc):
     with pytest.raises(ValueError, match=r"SBD adds .* is missing: put it at .*Segmentation/aug\.txt") as error:
         load_voc(voc)
     assert str(voc / "SegmentationClassAug") in str(error.value)
+    # An evaluation needs none of it.
+    assert load_voc(voc, splits=["validation"]).keys() == {"validation"}
 
 
 def test_voc_does_not_validate_on_training_pictures(voc):
@@ -673,7 +672,7 @@ def test_class_names_of_the_hub_come_from_a_file_beside_the_tables():
     write(folder / "refs" / "main", "0" * 40)
     write(folder / "snapshots" / ("0" * 40) / "id2label.json", '{"0": "wall", "1": "floor", "2": "tree"}')
     try:
-        assert read_class_names(_find_names_file("owner/name")) == (["wall", "floor", "tree"], [0, 1, 2])
-        assert _find_names_file("owner/other") is None
+        assert read_class_names(find_names_file("owner/name")) == (["wall", "floor", "tree"], [0, 1, 2])
+        assert find_names_file("owner/other") is None
     finally:
         shutil.rmtree(folder)

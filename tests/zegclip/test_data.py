@@ -8,7 +8,7 @@ from zegclip.data import load_data, make_augmentation, picture_world_split
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.pictures import EvaluationPictures
-from zegclip.processing.datasets_zegclip import read_sample
+from zegclip.processing.picture_files_zegclip import read_sample
 
 WORLD = {"seen_classes": list(SEEN), "unseen_classes": list(UNSEEN_TUNING), "ignored_classes": list(UNSEEN_TEST)}
 

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from peft import get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
-from zegclip.loading import check_model_path, load_base, load_model, load_processor
+from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
 from zegclip.segment import load_segmenter
 
 
@@ -118,3 +120,45 @@ def test_an_adapter_alone_takes_base_and_processor_from_beside_the_base(model, p
     inputs = processor(images=Image.new("RGB", (50, 40)), text=["cat", "b"], return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_a_base_without_all_of_its_clip(model, tmp_path):
+    """Training on a tower that starts at random would look like any other training."""
+    model.clip.save_pretrained(tmp_path / "clip")
+    path = tmp_path / "clip" / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if "text_model.encoder" not in name}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"this is no whole CLIP: \d+ weights are missing, such as clip\.text_model"):
+        load_base(tmp_path / "clip", {})
+
+
+def test_an_adapter_goes_on_in_another_model(model, tmp_path):
+    torch.manual_seed(1)
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = {name: p.clone() for name, p in tuned.named_parameters() if p.requires_grad}
+    fresh = get_peft_model(tuned.unload(), DeepPromptConfig(num_tokens=2))
+    load_adapter_into(fresh, tmp_path / "adapter")
+    trainable = {name: p for name, p in fresh.named_parameters() if p.requires_grad}
+    assert trainable.keys() == expected.keys()
+    assert all(torch.equal(p, expected[name]) for name, p in trainable.items())
+
+
+def test_adapters_that_do_not_fit(model, tmp_path):
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+    tuned.save_pretrained(tmp_path / "adapter")
+    other = get_peft_model(tuned.unload(), DeepPromptConfig(num_tokens=3))
+    with pytest.raises(ValueError, match=r"does not fit: .*deep_prompt_tokens is \(2, 2, 32\) there, \(2, 3, 32\) in"):
+        load_adapter_into(other, tmp_path / "adapter")
+    shallow = get_peft_model(other.unload(), DeepPromptConfig(num_tokens=2, num_deep_layers=0))
+    with pytest.raises(ValueError, match=r"does not fit: only it has .*deep_prompt_norm"):
+        load_adapter_into(shallow, tmp_path / "adapter")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no adapter can be loaded from there"):
+        load_adapter_into(shallow, tmp_path / "empty")
+    with pytest.raises(ValueError, match="there is no such adapter folder"):
+        load_adapter_into(shallow, tmp_path / "nowhere")
