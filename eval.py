@@ -8,7 +8,6 @@ configuration it evaluates the embedded default model on the generated picture w
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from zegclip.evaluation import (
     evaluate_pictures,
     fingerprint,
 )
+from zegclip.files import replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.processing.metrics_zegclip import summarise
@@ -104,9 +104,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 stem = "per_class_" + row.replace("'", "").replace(", ", "_").replace(" ", "_")
                 write_class_table(class_table(values, split), results[row], folder, stem)
     if PartialState().is_main_process:
-        part = folder / "results.part"
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, folder / "results.json")
+        with replacing(folder / "results.json") as part:
+            part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"\n{len(pictures)} pictures, split {data_args.eval_split!r}, per cent:")
         print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
         print(f"\nThe classes one by one, and these figures as JSON, are in {folder}.")

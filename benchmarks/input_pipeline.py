@@ -31,6 +31,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from zegclip import ZegClipImageProcessorPil
+from zegclip.files import replacing
 from zegclip.pictures import TrainingPictures
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation
 from zegclip.processing.benchmarks_zegclip import benchmark_split
@@ -209,10 +210,8 @@ def main() -> None:
         "samples_per_second": speeds,
         "milliseconds_per_sample": stages,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    part = arguments.output.with_name(arguments.output.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, arguments.output)
+    with replacing(arguments.output) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -117,3 +117,12 @@ def model(tokenizer):
     )
     config = ZegClipConfig(clip_config=clip_config, decoder_attention_heads=2, decoder_ffn_dim=64)
     return ZegClipForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture
+def clip_folder(model, tokenizer, tmp_path):
+    """A plain CLIP with its tokenizer, as it would come from the Hub."""
+    folder = tmp_path / "clip"
+    model.clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -24,14 +24,6 @@ def launch(*words, expect=0, cwd=None):
     return result
 
 
-@pytest.fixture
-def clip_folder(model, tokenizer, tmp_path):
-    folder = tmp_path / "clip"
-    model.clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_two_processes_train_and_count_as_one_does(clip_folder, tmp_path):
     seen = []
     for processes in (1, 2):

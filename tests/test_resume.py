@@ -72,14 +72,6 @@ def log(tmp_path):
     return tmp_path / "log.txt"
 
 
-@pytest.fixture
-def clip_folder(model, tokenizer, tmp_path):
-    folder = tmp_path / "clip"
-    model.clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def weights(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
 

@@ -29,14 +29,6 @@ def script(name):
     return module
 
 
-@pytest.fixture
-def clip_folder(model, tokenizer, tmp_path):
-    folder = tmp_path / "clip"
-    model.clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def train(clip_folder, output, *words):
     arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(output), "--max_steps", "2"]
     return script("train").main([*arguments, *SMALL, *HEAD, *words])

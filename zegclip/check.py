@@ -16,12 +16,12 @@ from PIL import ImageDraw
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from zegclip.files import writing_to
 from zegclip.overlay import load_font, make_colours, overlay, shorten
 from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.datasets_zegclip import load_pictures
 from zegclip.processing.picture_files_zegclip import read_sample
-from zegclip.segment import writing_to
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
 _MOST_PRINTED = 20  # Broken files; the report has all.

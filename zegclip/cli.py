@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_segment(arguments: argparse.Namespace) -> int:
     """Run `zegclip segment`, in one process or as one of several."""
-    from zegclip import segment
+    from zegclip import files, segment
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
@@ -201,7 +201,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if processes.is_main and arguments.model is None:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
     if processes.local_rank == 0:
-        segment.remove_leftovers(output)
+        files.remove_leftovers(output)
     todo = names
     if not arguments.overwrite:
         todo = segment.find_unfinished(
@@ -215,7 +215,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         )
     outcome = segment.Outcome()
     if todo:
-        with segment.exiting_on_sigterm():
+        with files.exiting_on_sigterm():
             segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device))
             if processes.is_main:
                 _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)

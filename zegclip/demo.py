@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 import zegclip
+from zegclip.files import writing_to
 from zegclip.picture_world.classes import CLASS_NAMES, GROUND_NAMES, OBJECT_NAMES, class_ids
 from zegclip.picture_world.drawing import Scene, draw_scene
-from zegclip.segment import load_segmenter, summarise, write_results, writing_to
+from zegclip.segment import load_segmenter, summarise, write_results
 
 NUM_SCENES = 2
 NUM_ABSENT = 2

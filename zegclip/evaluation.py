@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from zegclip.files import replacing
 from zegclip.overlay import index_mask, make_colours
 from zegclip.pictures import EvaluationPictures
 from zegclip.processing.class_split_zegclip import Setting
@@ -95,10 +96,8 @@ class CountStore:
         path = folder / "evaluation.json"
         state = PartialState()
         if state.is_main_process and not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         state.wait_for_everyone()
         stored = json.loads(path.read_text(encoding="utf-8"))
         for name, value in json.loads(json.dumps(record)).items():
@@ -240,10 +239,8 @@ def _pairs(indices: Sequence[int], loader: DataLoader) -> Iterator[tuple[int, di
 
 def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:
     """Write a map of ids as a mask, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    index_mask(ids, colours).save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        index_mask(ids, colours).save(part, format="PNG")
 
 
 def describe_protocols(protocols: Mapping[str, Protocol]) -> dict[str, Any]:

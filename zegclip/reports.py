@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image, ImageDraw
 
+from zegclip.files import writing_to
 from zegclip.overlay import load_font, make_colours, shorten, tint
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.metrics_zegclip import class_accuracies, class_counts, class_ious
-from zegclip.segment import writing_to
 
 FIGURE_TITLES = {"pacc": "pAcc", "miou": "mIoU", "miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU"}
 """Keys of `summarise` and how the papers write them; `miou` is the mean over seen and unseen classes together."""

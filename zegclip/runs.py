@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from zegclip.arguments import DataArguments, ModelArguments
+from zegclip.files import replacing
 from zegclip.trainer import ZegClipTrainingArguments
 
 RECORD_NAME = "run.json"
@@ -89,10 +90,8 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
                 )
     state.wait_for_everyone()
     if stored != record and state.is_local_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _holds_weights(folder: Path) -> bool:

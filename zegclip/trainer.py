@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
+from zegclip.files import replacing
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
@@ -302,10 +303,8 @@ class ZegClipTrainer(Trainer):
                 strips.append(sample_strip(image, labels, predicted.cpu().numpy(), self.split))
         if strips:
             path = Path(self.args.output_dir) / "samples" / f"step_{self.state.global_step:06d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
-            os.replace(part, path)
+            with replacing(path) as part:
+                sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._unfinished or super()._get_output_dir(trial))

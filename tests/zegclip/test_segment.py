@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import pipeline
 
 from zegclip.cli import main
+from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.segment import (
     Outcome,
@@ -23,11 +24,9 @@ from zegclip.segment import (
     load_segmenter,
     name_results,
     newest_file,
-    remove_leftovers,
     segment_pictures,
     summarise,
     write_results,
-    writing_to,
 )
 
 LABELS = ["cat", "tree", "b", "umbrella"]

@@ -1,0 +1,121 @@
+"""Writing files so that none is ever there in part, however a process ends."""
+
+import os
+import platform
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_TEMPORARY = ".zegclip-"
+_ABANDONED_AFTER = 24 * 3600  # Seconds; a result is written in some seconds.
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """
+    Give a path to write to, which becomes `path` at the end if all went well; folders are made.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(output: Path) -> Iterator[Path]:
+    """
+    Give a folder whose files move into `output` at the end, if all went well: none is ever there in part.
+
+    A JSON file moves last, and the one that it replaces goes first: where it lies, the others lie beside it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-") as folder:
+        yield Path(folder)
+        files = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".json")
+        held_back: list[int] = []
+        try:
+            with _receiving(lambda number, frame: held_back.append(number), signal.SIGINT, signal.SIGTERM):
+                for path in files:
+                    if path.suffix == ".json":
+                        (output / path.name).unlink(missing_ok=True)
+                for path in files:
+                    os.replace(path, output / path.name)
+        finally:
+            for number in held_back:
+                signal.raise_signal(number)
+
+
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exit like any other, with status 143, so that nothing temporary is left."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with _receiving(leave, signal.SIGTERM):
+        yield
+
+
+def remove_leftovers(output: Path) -> None:
+    """
+    Remove the temporary folders of runs that were killed.
+
+    Those are the ones whose process, on this machine, is no more; another machine's are, when a day old.
+    """
+    if not output.is_dir():
+        return
+    with os.scandir(output) as entries:
+        folders = [entry for entry in entries if entry.name.startswith(_TEMPORARY) and entry.is_dir()]
+    for folder in folders:
+        owner, _, _ = folder.name.removeprefix(_TEMPORARY).rpartition("-")
+        machine, _, process = owner.rpartition("-")
+        killed = machine == _machine() and process.isdecimal() and not _is_running(int(process))
+        try:
+            if killed or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # Its owner has finished.
+            continue
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w.-]", "_", platform.node())[:64]
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # Where signal 0 is no question, but Ctrl-C.
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # It is another user's.
+        return True
+    return True
+
+
+@contextmanager
+def _receiving(handler: Callable[[int, FrameType | None], Any], *signals: signal.Signals) -> Iterator[None]:
+    """Let a function receive signals for a while; only a program's main thread ever does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, usual in previous.items():
+            signal.signal(number, signal.SIG_DFL if usual is None else usual)
