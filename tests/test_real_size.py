@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import TrainerCallback
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
 from zegclip.processing.benchmarks_zegclip import benchmark_split
@@ -12,28 +13,60 @@ from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
 class Processor:
     image_processor = ZegClipImageProcessorPil()
 
+    def save_pretrained(self, folder):
+        self.image_processor.save_pretrained(folder)
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        labels = torch.randint(15, (512, 512))
+        labels[:50] = 255
+        return {"pixel_values": torch.randn(3, 512, 512), "labels": labels}
+
+
+class Gradients(TrainerCallback):
+    """Looks at the gradients before the optimiser does."""
+
+    seen: dict[str, torch.Tensor | None]
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_one_training_step(tmp_path, bf16):
-    split = benchmark_split("voc")
     model = get_peft_model(ZegClipForSemanticSegmentation(ZegClipConfig()), DeepPromptConfig(num_tokens=10))
+    gradients = Gradients()
     trainer = ZegClipTrainer(
         model=model,
-        args=ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=bf16, report_to="none"),
+        args=ZegClipTrainingArguments(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=bf16,
+            per_device_train_batch_size=2,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=Pictures(),
         processing_class=Processor(),
         class_embeds=torch.nn.functional.normalize(torch.randn(20, 512), dim=-1),
-        split=split,
+        split=benchmark_split("voc"),
+        callbacks=[gradients],
     )
-    labels = torch.randint(15, (2, 512, 512))
-    labels[:, :50] = 255
-    loss = trainer.training_step(model, {"pixel_values": torch.randn(2, 3, 512, 512), "labels": labels})
-    assert loss.isfinite()
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["loss"] < float("inf")
     trained = 0
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-        if parameter.requires_grad:
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.abs().sum() > 0, name
+        gradient = gradients.seen[name]
+        assert (gradient is not None) == parameter.requires_grad, name
+        if gradient is not None:
+            assert gradient.isfinite().all(), name
+            assert gradient.abs().sum() > 0, name
             trained += parameter.numel()
     assert trained == 8_039_168
