@@ -41,18 +41,28 @@ BASELINE = "training-free baseline"
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Evaluate, print a table, save figures and per-class tables in the results folder, and return the figures."""
     model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
+    if model_args.init_adapter is not None:
+        raise ValueError("init_adapter is what a training starts from; what is to be evaluated is the model.")
     source = model_args.model or DEFAULT_MODEL
     models = {"model": load_model(source)}
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
+    trained_on = set(models["model"].config.seen_class_names or ())
+    leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
+    if leaked and data_args.setting != "fully_supervised" and PartialState().is_main_process:
+        more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
+        print(f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here.")
     if data_args.baseline:
         models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
 
     dataset = Path(data_args.dataset).name
     folder = Path(data_args.results_dir or Path(training_args.output_dir) / f"eval_{dataset}_{data_args.eval_split}")
     skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
+    if PartialState().is_main_process:
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # All that are skipped are tried again.
+    PartialState().wait_for_everyone()
     image_processor = processor.image_processor
-    pictures = EvaluationPictures(data[data_args.eval_split], split, image_processor, skipped_file)
+    pictures = EvaluationPictures(data["validation"], split, image_processor, skipped_file)
     names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
     windows = (image_processor.window_size, image_processor.window_stride)
     offset = training_args.seen_offset

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import get_peft_model
-from transformers import set_seed
+from accelerate import PartialState
+from peft import PeftModel, get_peft_model
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if arguments[1].setting == "cross_dataset":
         raise ValueError("setting cross_dataset is for eval.py: train on one data set and evaluate on another.")
     *earlier, last = stages_of(*arguments)
+    if earlier and last[2].resume_from_checkpoint:
+        raise ValueError(
+            "resume_from_checkpoint is of one stage, but this run has two: leave it out, they resume anyway."
+        )
     for stage in earlier:
         run_stage(*stage, evaluate=False)
     return run_stage(*last, evaluate=True)
@@ -54,7 +60,7 @@ def run_stage(
 ) -> dict[str, float]:
     """Train unless finished, going on from the last checkpoint if there is one, and evaluate if asked."""
     claim_output_dir(training_args.output_dir, describe_run(model_args, data_args, training_args))
-    finished = is_finished(training_args.output_dir)
+    finished = training_args.output_dir if is_finished(training_args.output_dir) else None
     if finished and not evaluate:
         return {}
     set_seed(training_args.seed)
@@ -63,9 +69,6 @@ def run_stage(
     data, split = load_data(data_args, training=True)
     setting = cast(Setting, data_args.setting)
     model, class_embeds = build_model(model_args, setting, split, processor)
-    if finished:
-        load_adapter_into(model, training_args.output_dir)
-    model.print_trainable_parameters()
 
     output_dir = Path(training_args.output_dir)
     skipped_file = output_dir / SKIPPED_FILE if data_args.skip_bad_samples else None
@@ -74,7 +77,7 @@ def run_stage(
         model=model,
         args=training_args,
         train_dataset=TrainingPictures(
-            data[data_args.train_split],
+            data["train"],
             split,
             setting,
             make_augmentation(data_args, processor, split),
@@ -82,34 +85,44 @@ def run_stage(
             training_args.seed,
             skipped_file,
         ),
-        eval_dataset=EvaluationPictures(data[data_args.eval_split], split, image_processor, skipped_file),
+        eval_dataset=EvaluationPictures(data["validation"], split, image_processor, skipped_file),
         processing_class=processor,
         class_embeds=class_embeds,
         split=split,
         setting=setting,
     )
+    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(str(output_dir))
+    if not finished and checkpoint is not None and is_finished(checkpoint):
+        # It ended between its last step and its end; the Trainer would add a step.
+        finished = checkpoint
     if finished:
-        print(f"{output_dir}: the training has finished before; evaluating.")
+        say(f"{finished}: the training has finished before.")
+        load_adapter_into(model, finished)
+        trainer.state = TrainerState.load_from_json(str(Path(finished) / TRAINER_STATE_NAME))
     else:
-        checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(str(output_dir))
-        if checkpoint is not None:
-            print(f"Resuming from {checkpoint}.")
+        say(f"Resuming from {checkpoint}." if checkpoint else trained_parameters(model))
         trainer.train(resume_from_checkpoint=checkpoint)
+    if finished != training_args.output_dir:
         trainer.save_model()
-        # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
-        model.config.save_pretrained(training_args.output_dir)
+        if training_args.should_save:
+            # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
+            model.config.save_pretrained(training_args.output_dir)
         trainer.save_state()
     metrics: dict[str, float] = {}
     if evaluate and trainer.is_fsdp_enabled:
-        print(f"Evaluate what FSDP has trained with eval.py --model {output_dir}.")
+        say(f"Evaluate what FSDP has trained with eval.py --model {output_dir}.")
     elif evaluate:
-        metrics = trainer.evaluate()
+        evaluated = [entry for entry in trainer.state.log_history if "eval_pacc" in entry]
+        if trainer.class_counts is not None and evaluated[-1]["step"] == trainer.state.global_step:
+            metrics = evaluated[-1]
+        else:
+            metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         if trainer.is_world_process_zero():
             report(trainer, output_dir)
     skipped = read_skipped(output_dir / SKIPPED_FILE)
-    if skipped and trainer.is_world_process_zero():
-        print(f"{len(skipped)} pictures were skipped, listed in {output_dir / SKIPPED_FILE}; the first: {skipped[0]}")
+    if skipped:
+        say(f"{len(skipped)} pictures were skipped, listed in {output_dir / SKIPPED_FILE}; the first: {skipped[0]}")
     return metrics
 
 
@@ -137,6 +150,17 @@ def build_model(
     if model_args.init_adapter is not None:
         load_adapter_into(model, model_args.init_adapter)
     return model, class_embeds
+
+
+def say(sentence: str) -> None:
+    """Print it once, however many processes there are."""
+    PartialState().print(sentence)
+
+
+def trained_parameters(model: PeftModel) -> str:
+    """Say how much of a model is trained."""
+    trained, total = model.get_nb_trainable_parameters()
+    return f"Training {trained:,} of {total:,} parameters."
 
 
 def report(trainer: ZegClipTrainer, output_dir: Path) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
     num_classes = len(split.names)
     windows = processor.image_processor
     counts = torch.zeros(3, num_classes)
-    for sample in EvaluationPictures(data[data_args.eval_split], split, processor.image_processor):
+    for sample in EvaluationPictures(data["validation"], split, processor.image_processor):
         labels = sample["labels"]
         boxes = window_boxes(*labels.shape, windows.window_size, windows.window_stride)
         one_hot = F.one_hot(labels.where(labels != split.ignore_index, num_classes), num_classes + 1)

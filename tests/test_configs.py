@@ -78,7 +78,7 @@ def test_it_follows_the_papers_schedule(path):
             optimizer,
             num_steps=steps,
             warmup_steps=training_args.get_warmup_steps(steps),
-            **training_args.lr_scheduler_kwargs,
+            **training_args.lr_scheduler_kwargs or {},
         )
         for step, rate in GOLDEN_RATES[str(steps)].items():
             assert schedule.base_lrs[0] * schedule.lr_lambdas[0](int(step)) == pytest.approx(rate, rel=1e-9, abs=0)

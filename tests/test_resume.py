@@ -98,12 +98,12 @@ def test_killed_while_a_checkpoint_is_written(clip_folder, tmp_path, log):
     output = tmp_path / "run"
     process = start(log, *command(clip_folder, output))
     assert wait_for(output, "checkpoint-2", process)
-    assert wait_for(output, ".unfinished-checkpoint-*/*/*", process)
+    assert wait_for(output, "_unfinished-checkpoint-*/*/*", process)
     kill(process)
-    assert list(output.glob(".unfinished-checkpoint-*")), "it was too late for this test"
+    assert list(output.glob("_unfinished-checkpoint-*")), "it was too late for this test"
     finish(log, *command(clip_folder, output))
     assert weights(output) == weights(tmp_path / "undisturbed")
-    assert not list(output.glob(".unfinished-checkpoint-*"))
+    assert not list(output.glob("_unfinished-checkpoint-*"))
 
 
 def test_a_full_disk_ends_the_run_with_one_sentence(clip_folder, tmp_path, log):
@@ -132,6 +132,6 @@ def test_a_full_disk_ends_the_run_with_one_sentence(clip_folder, tmp_path, log):
     assert "checkpoint-2 is intact" in sentence
     assert "Traceback" not in printed
     assert {path.name: path.read_bytes() for path in (output / "checkpoint-2").iterdir()} == good
-    assert not list(output.glob(".unfinished-checkpoint-*"))
+    assert not list(output.glob("_unfinished-checkpoint-*"))
     finish(log, *command(clip_folder, output))
     assert weights(output) == reference

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -200,7 +201,8 @@ def parse_arguments(
     if path is not None:
         parser.set_defaults(**_read_yaml(path, actions))
     for word in words:
-        if word.startswith("--") and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
+        known = word.split("=")[0] in parser._option_string_actions
+        if word.startswith("--") and not known and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
             raise ValueError(f"The command line names the unknown field {name!r}.{_suggest(name, actions)}")
     parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -218,7 +220,7 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
     if not path.is_file():
         raise ValueError(f"{path}: there is no such configuration file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict):
@@ -233,7 +235,28 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
             raise ValueError(f"{path}: {name} has no value.")
         if isinstance(value, (bool, int, float)):
             content[name] = str(value)
+        if isinstance(value, list):
+            content[name] = _convert_items(path, name, value, actions[name].type)
     return content
+
+
+def _convert_items(path: Path, name: str, items: list, wanted: Any) -> list:
+    """Do for a list what argparse does for text alone."""
+    if wanted not in (int, float):
+        return [str(item) for item in items]
+    try:
+        return [wanted(item) for item in items]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name} must be a list of numbers, not {items}.") from error
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe, and reads `1e-6` as a number, as YAML 1.2 does; PyYAML follows 1.1, where it is text."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -250,9 +273,9 @@ def complaints_of(script: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[-1].strip()
         _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
     except KeyboardInterrupt:
-        _end(f"{script}: interrupted; the same command goes on from the last checkpoint.", 130)
+        _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
     except (ValueError, OSError) as error:
-        lines = str(error).strip().splitlines()
+        lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
         _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")

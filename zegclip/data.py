@@ -39,15 +39,15 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
         training: Whether the training split is needed too.
 
     Returns:
-        The splits `train_split` (when training) and `eval_split`, cut to the number of pictures asked for, and the
-        classes; in the cross-data-set setting all of them count as seen.
+        `validation` and, when training, `train`, whatever the data set calls them, cut to the number of pictures asked
+        for; and the classes. In the cross-data-set setting all of them count as seen.
 
     Raises:
         ValueError: If a split or class does not exist, or there is nothing unseen where the setting needs it.
     """
-    sizes = {arguments.eval_split: arguments.num_eval_pictures}
+    wanted = {"validation": (str(arguments.eval_split), arguments.num_eval_pictures)}
     if training:
-        sizes[arguments.train_split] = arguments.num_train_pictures
+        wanted["train"] = (arguments.train_split, arguments.num_train_pictures)
     if arguments.dataset == "picture_world":
         data, split = _load_scenes(arguments, training=training)
     else:
@@ -60,9 +60,9 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
             ignored=arguments.ignored_classes or (),
             image_column=arguments.image_column,
             mask_column=arguments.mask_column,
-            splits=[str(name) for name in sizes],
+            splits=[name for name, _ in wanted.values()],
         )
-    missing = [name for name in sizes if name not in data]
+    missing = [name for name, _ in wanted.values() if name not in data]
     if missing:
         raise ValueError(
             f"{arguments.dataset} has no split {missing[0]!r}; it has {', '.join(map(repr, data))}. Say which with "
@@ -75,11 +75,10 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
             f"The setting {arguments.setting!r} needs classes without masks: name some in unseen_classes, or train on "
             "all with the setting fully_supervised."
         )
-    data = DatasetDict({name: _first_undecoded(data[name], size) for name, size in sizes.items()})
-    for name in sizes:
+    for name, _ in wanted.values():
         if not len(data[name]):
             raise ValueError(f"{arguments.dataset}: the split {name!r} has no picture.")
-    return data, split
+    return DatasetDict({role: _first_undecoded(data[name], size) for role, (name, size) in wanted.items()}), split
 
 
 def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -208,10 +208,12 @@ def evaluate_pictures(
     colours = make_colours(len(split.names))
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
-        _pairs(mine, loader), total=len(mine), desc=title, unit="picture", disable=not state.is_local_main_process
+        zip(mine, loader), total=len(mine), desc=title, unit="picture", disable=not state.is_local_main_process
     )
     for index, sample in progress:
         labels = sample["labels"].to(device)
+        if not labels.numel():  # It could not be read, and may be mended until the next time.
+            continue
         counts = {}
         for name, protocol in protocols.items():
             with context:
@@ -231,10 +233,6 @@ def evaluate_pictures(
         store.append(index, counts)
     state.wait_for_everyone()
     return store.total(len(split.names))
-
-
-def _pairs(indices: Sequence[int], loader: DataLoader) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    return zip(indices, loader)
 
 
 def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; what was there before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{_TEMPORARY}{_machine()}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         yield part
         os.replace(part, path)
@@ -72,21 +73,25 @@ def exiting_on_sigterm() -> Iterator[None]:
 
 def remove_leftovers(output: Path) -> None:
     """
-    Remove the temporary folders of runs that were killed.
+    Remove the temporary files and folders of runs that were killed.
 
     Those are the ones whose process, on this machine, is no more; another machine's are, when a day old.
     """
     if not output.is_dir():
         return
     with os.scandir(output) as entries:
-        folders = [entry for entry in entries if entry.name.startswith(_TEMPORARY) and entry.is_dir()]
-    for folder in folders:
-        owner, _, _ = folder.name.removeprefix(_TEMPORARY).rpartition("-")
+        leftovers = [entry for entry in entries if entry.name.startswith(_TEMPORARY)]
+    for leftover in leftovers:
+        owner, _, _ = leftover.name.removeprefix(_TEMPORARY).rpartition("-")
         machine, _, process = owner.rpartition("-")
         killed = machine == _machine() and process.isdecimal() and not _is_running(int(process))
         try:
-            if killed or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
-                shutil.rmtree(folder, ignore_errors=True)
+            if not killed and time.time() - leftover.stat().st_mtime <= _ABANDONED_AFTER:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                os.unlink(leftover)
         except FileNotFoundError:  # Its owner has finished.
             continue
 

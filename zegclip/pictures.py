@@ -101,11 +101,18 @@ class PictureSampler(Sampler[int]):
     All pictures in random order, as keys `epoch * num_pictures + index`.
 
     The order depends on seed and epoch alone. (accelerate's own sampler loses its epoch where batches are skipped
-    after an interruption.)
+    after an interruption.) An epoch ends with the last whole batch, so that batches are the same for any number of
+    processes.
+
+    Args:
+        num_pictures: Of the data set.
+        seed: Of the order.
+        batch_size: Pictures of one step over all processes.
     """
 
-    def __init__(self, num_pictures: int, seed: int) -> None:
+    def __init__(self, num_pictures: int, seed: int, batch_size: int = 1) -> None:
         self.num_pictures = num_pictures
+        self.length = num_pictures // batch_size * batch_size
         self.seed = seed
         self.epoch = 0
 
@@ -114,10 +121,10 @@ class PictureSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_pictures
+        return self.length
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pictures)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pictures)[: self.length]
         yield from (self.epoch * self.num_pictures + order).tolist()
 
 
@@ -129,7 +136,7 @@ class EvaluationPictures(torch.utils.data.Dataset):
         data: As for [`TrainingPictures`].
         split: The classes.
         image_processor: Resizes and normalises.
-        skipped_file: As there; a picture that cannot be read becomes a blank one without labels, which counts nowhere.
+        skipped_file: As there; a picture that cannot be read becomes one of no pixels, which counts nowhere.
     """
 
     def __init__(
@@ -163,9 +170,7 @@ class EvaluationPictures(torch.utils.data.Dataset):
             if self.skipped_file is None:
                 raise
             note_skipped(self.skipped_file, error)
-            side = self.image_processor.window_size or 32
-            labels = torch.full((side, side), self.split.ignore_index)
-            return {"pixel_values": torch.zeros(3, side, side), "labels": labels}
+            return {"pixel_values": torch.zeros(3, 0, 0), "labels": torch.zeros(0, 0, dtype=torch.long)}
         return {"pixel_values": self.prepare(image), "labels": torch.from_numpy(ids)}
 
 

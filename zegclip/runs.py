@@ -20,12 +20,9 @@ _TRAINING_FIELDS = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
-    "bf16",
     "data_seed",
-    "dataloader_drop_last",
     "decay_norms_and_biases",
     "decode_head_lr_multiplier",
-    "fp16",
     "learning_rate",
     "lr_scheduler_kwargs",
     "lr_scheduler_type",
@@ -33,6 +30,7 @@ _TRAINING_FIELDS = (
     "max_steps",
     "num_train_epochs",
     "optim",
+    "optim_args",
     "schedule_steps",
     "seed",
     "warmup_steps",
@@ -56,10 +54,17 @@ def describe_run(
     """Return the settings that decide the weights which a run ends with, as plain JSON values."""
     record = asdict(model_args)
     record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
+    for name in ("model", "init_adapter", "dataset", "data_dir", "classes_file"):
+        if record[name] is not None and os.path.exists(record[name]):
+            # However it is spelled. What lies in the output folder may move with it.
+            path, start = Path(record[name]).resolve(), Path(training_args.output_dir).resolve()
+            record[name] = str(path.relative_to(start) if path.is_relative_to(start) else path)
     # The window size is also what crops default to.
     record["crop_size"] = data_args.crop_size or data_args.window_size
     training = training_args.to_dict()
     record |= {name: training[name] for name in _TRAINING_FIELDS}
+    # A launch file of accelerate may have chosen it.
+    record["mixed_precision"] = training_args.mixed_precision
     record["total_train_batch_size"] = (
         training_args.per_device_train_batch_size
         * training_args.world_size
@@ -89,7 +94,7 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
                     "output_dir, or remove that one."
                 )
     state.wait_for_everyone()
-    if stored != record and state.is_local_main_process:
+    if stored != record and state.is_main_process:
         with replacing(path) as part:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -153,4 +158,5 @@ def stages_of(
 
 
 def _change(training_args: ZegClipTrainingArguments, **fields: Any) -> ZegClipTrainingArguments:
+    # A type checker that does not read transformers knows none of the fields by name.
     return replace(training_args, **fields)

@@ -18,13 +18,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
-from zegclip.files import replacing
+from zegclip.files import remove_leftovers, replacing
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
 from zegclip.reports import format_evaluation, plot_training, sample_sheet, sample_strip
 
-UNFINISHED_PREFIX = ".unfinished-checkpoint-"
+UNFINISHED_PREFIX = "_unfinished-checkpoint-"
 """Start of the names of checkpoints that are being written, or that an interruption left half written."""
 
 
@@ -37,8 +37,8 @@ class ZegClipTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=1500, metadata={"help": "Steps of linear warm-up; below 1: share of all."})
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "`polynomial` is the papers' schedule."})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"power": 0.9, "lr_end": 1e-6},
-        metadata={"help": "Of the polynomial schedule: power, and lr_end, the absolute floor."},
+        default=None,
+        metadata={"help": "Of the polynomial schedule: power (none: 0.9), and lr_end, the absolute floor (1e-6)."},
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; the papers have none."})
     ddp_find_unused_parameters: bool | None = field(
@@ -58,7 +58,7 @@ class ZegClipTrainingArguments(TrainingArguments):
         },
     )
     schedule_steps: int | None = field(
-        default=None, metadata={"help": "Length of the polynomial schedule; none: max_steps."}
+        default=None, metadata={"help": "Length of the learning rate's schedule; none: max_steps."}
     )
     seen_offset: float | None = field(
         default=None,
@@ -82,6 +82,10 @@ class ZegClipTrainingArguments(TrainingArguments):
                     f"{self.world_size} processes with {self.gradient_accumulation_steps} accumulation steps each."
                 )
             self.per_device_train_batch_size = self.total_train_batch_size // parts
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers would make a resumed run differ from an undisturbed one: leave it out."
+            )
 
 
 def poly_schedule(
@@ -159,6 +163,7 @@ class ZegClipTrainer(Trainer):
         if self.args.should_save:
             for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
                 shutil.rmtree(unfinished)
+            remove_leftovers(Path(self.args.output_dir))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent; also after an evaluation, which would otherwise leave processes on their own."""
@@ -172,7 +177,13 @@ class ZegClipTrainer(Trainer):
         if not isinstance(dataset, TrainingPictures):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = PictureSampler(len(dataset), seed)
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        if len(dataset) < batch:
+            raise ValueError(
+                f"There are {len(dataset)} training pictures, fewer than a batch of {batch}: give a smaller "
+                "total_train_batch_size."
+            )
+        sampler = PictureSampler(len(dataset), seed, batch)
         self.add_callback(_SetEpoch(sampler))
         return sampler
 
@@ -202,13 +213,14 @@ class ZegClipTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Build the official polynomial schedule; any other kind is transformers' own."""
+        num_training_steps = self.args.schedule_steps or num_training_steps
         if self.args.lr_scheduler_type != "polynomial":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             self.lr_scheduler = poly_schedule(
                 optimizer or self.optimizer,
-                num_steps=self.args.schedule_steps or num_training_steps,
-                warmup_steps=self.args.get_warmup_steps(self.args.schedule_steps or num_training_steps),
+                num_steps=num_training_steps,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
                 **(self.args.lr_scheduler_kwargs or {}),
             )
         return self.lr_scheduler
@@ -246,6 +258,9 @@ class ZegClipTrainer(Trainer):
         counts = []
         with torch.no_grad(), self.compute_loss_context_manager():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"]):
+                if not labels.numel():  # A picture that could not be read.
+                    counts.append(torch.zeros(3, len(self.split.names), dtype=torch.long, device=labels.device))
+                    continue
                 predicted = self._predict(model, pixel_values, tuple(labels.shape))
                 counts.append(class_counts(predicted, labels, len(self.split.names), self.split.ignore_index))
         stacked = torch.stack(counts)
@@ -316,9 +331,10 @@ class ZegClipTrainer(Trainer):
         self._unfinished = output_dir / f"{UNFINISHED_PREFIX}{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-            if self.args.should_save and str(self.state.best_model_checkpoint).startswith(str(self._unfinished)):
+            if str(self.state.best_model_checkpoint).startswith(str(self._unfinished)):
                 self.state.best_model_checkpoint = str(output_dir / name)
-                self.state.save_to_json(str(self._unfinished / name / TRAINER_STATE_NAME))
+                if self.args.should_save:
+                    self.state.save_to_json(str(self._unfinished / name / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 shutil.rmtree(output_dir / name, ignore_errors=True)

@@ -28,7 +28,19 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert model_args.num_prompt_tokens == 9
     assert model_args.config_overrides() == {"focal_weight": 20}
     assert data_args.eval_split == "tuning"
+
+
+def test_numbers_are_numbers(tmp_path):
+    path = tmp_path / "own.yaml"
+    text = (
+        "scale_range: [5e-1, 2]\nlr_scheduler_kwargs: {power: 0.9, lr_end: 1e-6}\nlearning_rate: 1e-3\nuse_cpu: true"
+    )
+    path.write_text(text)
+    _, data_args, training_args = parse_arguments([str(path), "--no_photometric_distortion"])
+    assert data_args.scale_range == [0.5, 2.0]
     assert training_args.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 1e-6}
+    assert training_args.learning_rate == 1e-3
+    assert not data_args.photometric_distortion
 
 
 def test_the_default_configuration_is_announced(tmp_path, capsys):
@@ -50,6 +62,8 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
         ("scene_seed:", r"own\.yaml: scene_seed has no value"),
         ("crop_size: 0", "crop_size must be at least 1, not 0"),
+        ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', 2\]"),
+        ("dataloader_num_workers: 1\ndataloader_persistent_workers: true", "dataloader_persistent_workers would make"),
         ("dataset: voc", "data_dir is missing: say where voc lies"),
         ("total_train_batch_size: 0", "total_train_batch_size=0 cannot be shared out over 1 processes"),
         ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "with 2 accumulation steps each"),

@@ -41,9 +41,9 @@ def test_training_labels_do_not_depend_on_the_evaluated_split():
 def test_scenes_come_in_the_numbers_asked_for(image_processor):
     arguments = DataArguments(num_train_pictures=3, num_eval_pictures=2)
     data, split = load_data(arguments, training=True)
-    assert {name: len(rows) for name, rows in data.items()} == {"tuning": 2, "train": 3}
-    assert load_data(arguments, training=False)[0].keys() == {"tuning"}
-    sample = EvaluationPictures(data["tuning"], split, image_processor)[0]
+    assert {name: len(rows) for name, rows in data.items()} == {"validation": 2, "train": 3}
+    assert load_data(arguments, training=False)[0].keys() == {"validation"}
+    sample = EvaluationPictures(data["validation"], split, image_processor)[0]
     assert sample["labels"].shape == (96, 96)
     assert sample["pixel_values"].shape == (3, 32, 32)  # the processor's short side
 
@@ -56,7 +56,7 @@ def test_a_folder_export_is_the_picture_world(tmp_path):
     assert (folder[1].names, folder[1].seen_ids, folder[1].unseen_ids) == (
         direct[1].names, direct[1].seen_ids, direct[1].unseen_ids,
     )  # fmt: skip
-    for name in ("train", "tuning"):
+    for name in ("train", "validation"):
         assert len(folder[0][name]) == len(direct[0][name])
         for ours, theirs in zip(folder[0][name], direct[0][name]):
             for left, right in zip(read_sample(ours, folder[1]), read_sample(theirs, direct[1])):

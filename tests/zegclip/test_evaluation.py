@@ -1,5 +1,7 @@
 """The evaluation loop: what it counts, what it keeps, and what it refuses to mix."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,19 @@ def test_pictures_that_are_done_are_not_done_again(model, class_embeds, pictures
     again = run(refuse, class_embeds, pictures, tmp_path / "e")
     assert all(np.array_equal(again[name], counts[name]) for name in counts)
     assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
+
+
+def test_a_picture_that_was_skipped_is_tried_again(model, class_embeds, pictures, tmp_path):
+    counts = run(model, class_embeds, pictures, tmp_path / "whole")
+    path = Path(pictures.data[1]["image"]["path"])
+    content = path.read_bytes()
+    path.write_bytes(content[:60])
+    pictures.skipped_file = tmp_path / "skipped.txt"
+    less = run(model, class_embeds, pictures, tmp_path / "e")
+    assert less["whole"][2].sum() < counts["whole"][2].sum()
+    path.write_bytes(content)
+    again = run(model, class_embeds, pictures, tmp_path / "e")
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
 
 
 def test_a_torn_line_is_done_again(model, class_embeds, pictures, tmp_path):

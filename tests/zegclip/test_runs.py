@@ -1,6 +1,7 @@
 """Output folders belong to one run, and a transductive run has two stages."""
 
 import json
+import os
 
 import pytest
 
@@ -38,6 +39,19 @@ def test_another_run_is_refused(tmp_path, changed, name):
     (tmp_path / "run" / "checkpoint-2").mkdir()
     with pytest.raises(ValueError, match=f"holds a run with {name}: choose another output_dir"):
         claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, **{"max_steps": 4} | changed)))
+
+
+def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run" / "inductive").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    records = [
+        describe_run(
+            *arguments(output, data={"dataset": data}, model={"init_adapter": os.path.join(output, "inductive")})
+        )
+        for output, data in (("run", "data"), ("./run", "./data"), (str(tmp_path / "run"), str(tmp_path / "data")))
+    ]
+    assert records[0] == records[1] == records[2]
 
 
 def test_a_run_without_a_checkpoint_may_be_changed(tmp_path):

@@ -90,6 +90,19 @@ def test_the_trainer_steps_through_that_schedule(make_trainer):
     assert rates == pytest.approx([2e-4 * reference.lr_lambdas[0](step) for step in range(3)], rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["polynomial", "cosine", "linear"])
+def test_any_schedule_can_be_longer_than_the_run(make_trainer, kind):
+    trainer = make_trainer(max_steps=2, schedule_steps=8, warmup_steps=0, lr_scheduler_type=kind)
+    trainer.train()
+    longer = make_trainer(max_steps=8, warmup_steps=0, lr_scheduler_type=kind)
+    longer.create_optimizer_and_scheduler(8)
+    for _ in range(2):
+        longer.optimizer.step()
+        longer.lr_scheduler.step()
+    assert trainer.lr_scheduler.get_last_lr() == pytest.approx(longer.lr_scheduler.get_last_lr())
+    assert trainer.lr_scheduler.get_last_lr()[0] > 1e-4
+
+
 def test_everything_trained_is_in_one_group_of_each_kind(make_trainer):
     trainer = make_trainer(decode_head_lr_multiplier=10.0)
     trainer.create_optimizer()
