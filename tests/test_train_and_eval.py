@@ -89,6 +89,39 @@ def test_other_settings_train_with_one_command(clip_folder, tmp_path, setting):
         assert not all(torch.equal(started[name], ended[name]) for name in started)
 
 
+def test_a_run_that_ended_after_its_last_step_is_not_trained_further(clip_folder, tmp_path, capsys):
+    """As when the disk is full just then: the last checkpoint is there, but not what comes after it."""
+    words = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "4"]  # in the middle of an epoch
+    train(clip_folder, tmp_path / "run", *words)
+    weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    train(clip_folder, tmp_path / "run", *words)
+    assert "checkpoint-4: the training has finished before" in capsys.readouterr().out
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == weights
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
+    words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
+    with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):
+        train(clip_folder, tmp_path / "run", *words)
+
+
+def test_unseen_classes_that_were_trained_on_are_named(clip_folder, tmp_path, capsys):
+    train(clip_folder, tmp_path / "run", "--setting", "fully_supervised")
+    evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
+    assert "Warning: this model was trained on masks of 'clock' and 4 more" in capsys.readouterr().out
+    evaluate(tmp_path / "run", tmp_path / "eval2", "--baseline", "false", "--setting", "fully_supervised")
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_evaluation_does_not_start_from_an_adapter(tmp_path):
+    with pytest.raises(ValueError, match="what is to be evaluated is the model"):
+        evaluate(tmp_path / "run", tmp_path / "eval", "--init_adapter", "there")
+
+
 def test_self_training_starts_from_the_given_adapter(clip_folder, tmp_path):
     """With no step that changes anything, it ends as it has started: all of the adapter has been taken over."""
     train(clip_folder, tmp_path / "first", "--learning_rate", "0.01", "--warmup_steps", "0")
