@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "zegclip_picture_world_inductive.yaml"
-# Five pictures in batches of two: three steps an epoch, so that every interruption has epochs before and after.
+# Seven pictures in batches of two: three steps an epoch, so that interruptions fall into epochs and between them.
 WORDS = [
-    "--num_train_pictures", "5", "--num_eval_pictures", "1", "--total_train_batch_size", "2", "--window_stride", "48",
+    "--num_train_pictures", "7", "--num_eval_pictures", "1", "--total_train_batch_size", "2", "--window_stride", "48",
     "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", "--use_cpu",
     "--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--seed", "3",
     "--eval_strategy", "steps", "--eval_steps", "5", "--dataloader_num_workers", "1",
@@ -91,6 +91,20 @@ def test_killed_at_a_random_step_and_resumed(clip_folder, tmp_path, log, process
     # Once more, there is nothing left to train.
     if processes == 1:
         assert "the training has finished before" in finish(log, *command(clip_folder, output))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resumed_in_the_middle_of_a_later_epoch(clip_folder, tmp_path, log, processes):
+    """At step 4 of 3 an epoch: accelerate alone forgets the epoch where it skips batches in several processes."""
+    words = command(clip_folder, tmp_path / "run", processes, "--save_steps", "1", "--save_total_limit", "20")
+    finish(log, *words)
+    undisturbed = weights(tmp_path / "run")
+    for step in range(5, 13):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    assert "checkpoint-4" in finish(log, *words)
+    assert weights(tmp_path / "run") == undisturbed
 
 
 def test_killed_while_a_checkpoint_is_written(clip_folder, tmp_path, log):
