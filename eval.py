@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     offset = training_args.seen_offset
     if offset is None:
         offset = default_offset(data_args.setting)
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training_args.mixed_precision)
 
     results = {}
     for title, model in models.items():
