@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make lint           style and types"
 	@echo "make format         rewrite the code in the project's style"
-	@echo "make default-model  train the embedded default model anew (an hour or two on two cores)"
+	@echo "make default-model  train the embedded default model anew (about an hour on two cores)"
 	@echo "make clean          remove the environment and everything built"
 
 demo: $(READY)

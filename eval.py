@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
+from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import complaints_of, parse_arguments
@@ -40,6 +41,7 @@ BASELINE = "training-free baseline"
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Evaluate, print a table, save figures and per-class tables in the results folder, and return the figures."""
+    logging.disable_progress_bar()  # for the weights of a model
     model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG)
     if model_args.init_adapter is not None:
         raise ValueError("init_adapter is what a training starts from; what is to be evaluated is the model.")
@@ -121,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         print(f"\nThe classes one by one, and these figures as JSON, are in {folder}.")
         skipped = read_skipped(folder / SKIPPED_FILE)
         if skipped:
-            print(f"{len(skipped)} pictures were skipped, listed in {folder / SKIPPED_FILE}; the first: {skipped[0]}")
+            print(f"Skipped and listed in {folder / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")
     return results
 
 

@@ -5,6 +5,7 @@ Also `accelerate launch train.py ...` or `torchrun ... train.py ...`. Without a 
 generated picture world, offline. The same command goes on where an interrupted run has stopped.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import (
@@ -25,7 +27,7 @@ from zegclip.arguments import (
     parse_arguments,
 )
 from zegclip.data import load_data, make_augmentation
-from zegclip.loading import load_adapter_into, load_base, load_processor
+from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.tuner_zegclip import DeepPromptConfig
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
@@ -38,6 +40,9 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_indu
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train each stage, save its adapter in its output folder, and return the figures of the last."""
+    logging.disable_progress_bar()  # for the weights of a model
+    # PEFT asks transformers under an old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     arguments = parse_arguments(argv, DEFAULT_CONFIG)
     if arguments[1].setting == "cross_dataset":
         raise ValueError("setting cross_dataset is for eval.py: train on one data set and evaluate on another.")
@@ -47,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             "resume_from_checkpoint is of one stage, but this run has two: leave it out, they resume anyway."
         )
     for stage in earlier:
+        say(f"First the {stage[1].setting} stage, {stage[2].max_steps} steps, in {stage[2].output_dir}.")
         run_stage(*stage, evaluate=False)
+        say(f"Now the {last[1].setting} stage, {last[2].max_steps} steps, in {last[2].output_dir}.")
     return run_stage(*last, evaluate=True)
 
 
@@ -64,9 +71,10 @@ def run_stage(
     if finished and not evaluate:
         return {}
     set_seed(training_args.seed)
-    source = model_args.model or DEFAULT_MODEL
-    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
+    source = check_model_path(model_args.model or DEFAULT_MODEL)
+    # Before the model: a missing folder is known at once, a missing model perhaps only after asking the Hub.
     data, split = load_data(data_args, training=True)
+    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     setting = cast(Setting, data_args.setting)
     model, class_embeds = build_model(model_args, setting, split, processor)
 
@@ -122,7 +130,7 @@ def run_stage(
             report(trainer, output_dir)
     skipped = read_skipped(output_dir / SKIPPED_FILE)
     if skipped:
-        say(f"{len(skipped)} pictures were skipped, listed in {output_dir / SKIPPED_FILE}; the first: {skipped[0]}")
+        say(f"Skipped and listed in {output_dir / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")
     return metrics
 
 

@@ -5,6 +5,7 @@ import colorsys
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -116,6 +117,8 @@ def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed
         seed: as there.
     """
     folder = Path(folder)
+    if (folder / "metadata.jsonl").exists():
+        raise FileExistsError(f"{folder} holds an export already: remove it, or choose another folder.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     palette, lines = mask_palette(), []
@@ -153,7 +156,10 @@ def main() -> None:
     parser.add_argument("--num-scenes", type=int, default=100, help="default: 100")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     arguments = parser.parse_args()
-    export_picture_world(arguments.folder, arguments.split, arguments.num_scenes, arguments.seed)
+    try:
+        export_picture_world(arguments.folder, arguments.split, arguments.num_scenes, arguments.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

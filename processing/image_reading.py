@@ -74,6 +74,8 @@ def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
             f"{name} is not a label map: its mode is {image.mode}, but class ids need a palette or one integer "
             "channel."
         )
+    if name.lower().endswith((".jpg", ".jpeg")):
+        raise ValueError(f"{name} is not a label map: JPEG changes class ids when it compresses; use PNG.")
     return np.asarray(image).astype(np.int64)
 
 

@@ -174,7 +174,7 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, caps
         assert not (tmp_path / workers / "adapter_model.safetensors").exists()
     train(clip_folder, tmp_path / "run", *folder, "--skip_bad_samples", "true")
     printed = capsys.readouterr().out
-    assert "1 pictures were skipped" in printed
+    assert "skipped_samples.txt: 1; the first: " in printed
     assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
 
 

@@ -274,6 +274,10 @@ def complaints_of(script: str) -> Iterator[None]:
         _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
     except KeyboardInterrupt:
         _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
+    except RuntimeError as error:
+        if "to be installed" not in str(error):  # such as `report_to: wandb` without it
+            raise
+        _end(f"{script}: {str(error).splitlines()[0]}")
     except (ValueError, OSError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.

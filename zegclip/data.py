@@ -82,6 +82,9 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
 
 
 def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
+    for name in ("data_dir", "classes_file", "seen_classes", "unseen_classes", "ignored_classes"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"{name} is for other data sets: the picture world has its own classes and splits.")
     eval_split = cast(Split, arguments.eval_split)
     sizes = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
     if training:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -208,7 +209,11 @@ def evaluate_pictures(
     colours = make_colours(len(split.names))
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
-        zip(mine, loader), total=len(mine), desc=title, unit="picture", disable=not state.is_local_main_process
+        zip(mine, loader),
+        total=len(mine),
+        desc=title,
+        unit="picture",
+        disable=not mine or not state.is_local_main_process,
     )
     for index, sample in progress:
         labels = sample["labels"].to(device)
@@ -228,7 +233,7 @@ def evaluate_pictures(
                 )
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
             if save_predictions:
-                folder = store.folder / "predictions" / name.replace(" ", "_")
+                folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
                 save_map(predicted.cpu().numpy(), folder / f"{index:06d}.png", colours)
         store.append(index, counts)
     state.wait_for_everyone()

@@ -178,6 +178,8 @@ def note_skipped(file: Path, error: ValueError) -> None:
     """Append one line to a list that several workers and processes write to."""
     file.parent.mkdir(parents=True, exist_ok=True)
     line = str(error).splitlines()[0] + "\n"
+    if line.strip() in read_skipped(file):
+        return
     # A short write to a file opened for appending is never torn.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -81,6 +81,8 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
         ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
     """
     folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
     path = folder / RECORD_NAME
     state = PartialState()
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

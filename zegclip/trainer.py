@@ -74,12 +74,14 @@ class ZegClipTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # which only warns that there is nothing to pin for
         if self.total_train_batch_size is not None:
             parts = self.world_size * self.gradient_accumulation_steps
             if self.total_train_batch_size < 1 or self.total_train_batch_size % parts:
                 raise ValueError(
-                    f"total_train_batch_size={self.total_train_batch_size} cannot be shared out over "
-                    f"{self.world_size} processes with {self.gradient_accumulation_steps} accumulation steps each."
+                    f"total_train_batch_size={self.total_train_batch_size} cannot be shared out: processes times "
+                    f"accumulation steps is {self.world_size} x {self.gradient_accumulation_steps}."
                 )
             self.per_device_train_batch_size = self.total_train_batch_size // parts
         if self.dataloader_persistent_workers:

@@ -82,3 +82,9 @@ def test_export_equals_the_data_and_reads_back(tmp_path):
 def test_bad_requests_get_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_picture_world(*arguments)
+
+
+def test_an_export_does_not_replace_another(tmp_path):
+    export_picture_world(tmp_path, "train", 2)
+    with pytest.raises(FileExistsError, match="holds an export already"):
+        export_picture_world(tmp_path, "test", 1)

@@ -171,3 +171,10 @@ def test_masks_with_colours_are_refused(tmp_path, mode):
         Image.new(mode, (2, 2)).save(tmp_path / "mask.png")
         with pytest.raises(ValueError, match=f"mask 3 is not a label map: its mode is {mode}"):
             load_class_ids((tmp_path / "mask.png").read_bytes(), name="mask 3")
+
+
+def test_a_jpeg_is_no_label_map(tmp_path):
+    path = tmp_path / "mask.jpg"
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"mask\.jpg is not a label map: JPEG changes class ids"):
+        load_class_ids(path)

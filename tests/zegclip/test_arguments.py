@@ -65,8 +65,8 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', 2\]"),
         ("dataloader_num_workers: 1\ndataloader_persistent_workers: true", "dataloader_persistent_workers would make"),
         ("dataset: voc", "data_dir is missing: say where voc lies"),
-        ("total_train_batch_size: 0", "total_train_batch_size=0 cannot be shared out over 1 processes"),
-        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "with 2 accumulation steps each"),
+        ("total_train_batch_size: 0", "total_train_batch_size=0 cannot be shared out"),
+        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "accumulation steps is 1 x 2"),
     ],
 )
 def test_wrong_files(tmp_path, content, message):

@@ -104,3 +104,15 @@ def test_the_augmentation_fills_in_the_processors_sizes(processor):
     processor.image_processor.window_size = None
     with pytest.raises(ValueError, match="crop_size is missing"):
         make_augmentation(DataArguments(), processor, split)
+
+
+def test_the_picture_world_has_its_own_classes():
+    with pytest.raises(ValueError, match="unseen_classes is for other data sets"):
+        load_data(DataArguments(unseen_classes=["cat"]), training=False)
+
+
+def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
+    export_picture_world(tmp_path, "train", 4)
+    fields = {"setting": "fully_supervised", "eval_split": "train", "num_train_pictures": 3, "num_eval_pictures": 1}
+    data, _ = load_data(DataArguments(dataset=str(tmp_path), **fields), training=True)
+    assert {name: len(rows) for name, rows in data.items()} == {"train": 3, "validation": 1}
