@@ -121,7 +121,9 @@ def run_stage(
         say(f"Evaluate what FSDP has trained with eval.py --model {output_dir}.")
     elif evaluate:
         evaluated = [entry for entry in trainer.state.log_history if "eval_pacc" in entry]
-        if trainer.class_counts is not None and evaluated[-1]["step"] == trainer.state.global_step:
+        current = trainer.class_counts is not None and evaluated[-1]["step"] == trainer.state.global_step
+        # The best model may be that of an earlier step.
+        if current and not training_args.load_best_model_at_end:
             metrics = evaluated[-1]
         else:
             metrics = trainer.evaluate()

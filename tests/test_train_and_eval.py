@@ -103,6 +103,19 @@ def test_a_run_that_ended_after_its_last_step_is_not_trained_further(clip_folder
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 4
 
 
+@pytest.mark.parametrize("greater", ["true", "false"])
+def test_the_last_figures_are_those_of_the_model_that_is_saved(clip_folder, tmp_path, greater):
+    """With the best checkpoint loaded at the end, that is not the last step's."""
+    words = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
+    words += ["--save_steps", "2", "--save_total_limit", "5", "--load_best_model_at_end", "true"]
+    words += ["--metric_for_best_model", "pacc", "--greater_is_better", greater, "--learning_rate", "0.1"]
+    metrics = train(clip_folder, tmp_path / "run", *words, "--warmup_steps", "0")
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    results = evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
+    assert state["best_metric"] == pytest.approx(metrics["eval_pacc"])
+    assert results["model, papers' protocol"]["pacc"] == pytest.approx(metrics["eval_pacc"])
+
+
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
     words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
     with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):

@@ -99,6 +99,7 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
     if stored != record and state.is_main_process:
         with replacing(path) as part:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    state.wait_for_everyone()  # From here on the folder is there for every process.
 
 
 def _holds_weights(folder: Path) -> bool:
