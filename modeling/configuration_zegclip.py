@@ -23,6 +23,7 @@ class ZegClipConfig(PreTrainedConfig):
             configuration is read from, and becomes this field.
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
+            `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
             `"similarity"`: no parameters, the cosine of patch and class embedding (the training-free baseline).
         descriptor (`list[str]`, defaults to `["product", "text"]`):
             What is concatenated and projected to a class query: `"product"` is the global image embedding times the
@@ -31,9 +32,15 @@ class ZegClipConfig(PreTrainedConfig):
         decoder_attention_heads (`int`, defaults to 8): Heads of the decode head's attention.
         decoder_ffn_dim (`int`, defaults to 2048): Width of the decode head's feed-forward layers.
         decoder_dropout (`float`, defaults to 0.1): Dropout of the decode head, in [0, 1).
+        decoder_window_size (`int`, defaults to 3):
+            Side, in patches, of the spectral head's windows; their means are its low frequencies.
+        decoder_low_frequency_heads (`int`, defaults to 7):
+            How many of the spectral head's attention heads look at low frequencies; the others look within windows.
         decode_head_init (`str`, defaults to `"default"`):
             `"default"`: PyTorch's initialisation, the same values in every layer, as the official training starts;
-            `"identity"`: the head starts as a cosine classifier, which small models learn from in hundreds of steps.
+            but the `"spectral"` head's gate starts open, where the official one is shut for good in four of ten seeds;
+            `"identity"`: the `"zegclip"` head starts as a cosine classifier, which small models learn from in hundreds
+            of steps.
         prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
         seen_class_names (`list[str]`, *optional*): Class names whose masks were trained on.
         vocabulary (`list[str]`, *optional*):
@@ -42,7 +49,10 @@ class ZegClipConfig(PreTrainedConfig):
         focal_weight (`float`, defaults to 100.0): Weight of the focal loss.
         focal_alpha (`float`, defaults to 0.25): Weight of the pixels inside a mask, in [0, 1].
         focal_gamma (`float`, defaults to 2.0): Focusing exponent of the focal loss.
-        dice_weight (`float`, defaults to 1.0): Weight of the dice loss.
+        dice_weight (`float`, defaults to 1.0): Weight of the dice loss. A term of weight 0 is not computed.
+        ssim_weight (`float`, defaults to 0.0): Weight of the structural similarity loss; 1 in SPT-SEG, without dice.
+        ssim_of_probabilities (`bool`, defaults to `False`):
+            Whether that loss compares the masks with the logits' sigmoid; SPT-SEG compares with the logits themselves.
         semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels without a class.
         ignored_pixels_as_negatives (`bool`, defaults to `True`):
             The official code counts an ignored pixel as a negative of every class; `False` leaves it out of the loss.
@@ -52,12 +62,14 @@ class ZegClipConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
-    decode_head_type: Literal["zegclip", "similarity"] = "zegclip"
+    decode_head_type: Literal["zegclip", "spectral", "similarity"] = "zegclip"
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = 3
     decoder_attention_heads: int = 8
     decoder_ffn_dim: int = 2048
     decoder_dropout: float | int = 0.1
+    decoder_window_size: int = 3
+    decoder_low_frequency_heads: int = 7
     decode_head_init: Literal["default", "identity"] = "default"
     prompt_templates: list[str] | tuple[str, ...] = ("a photo of a {}",)
     seen_class_names: list[str] | None = None
@@ -66,6 +78,8 @@ class ZegClipConfig(PreTrainedConfig):
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     dice_weight: float | int = 1.0
+    ssim_weight: float | int = 0.0
+    ssim_of_probabilities: bool = False
     semantic_loss_ignore_index: int = 255
     ignored_pixels_as_negatives: bool = True
 
@@ -113,17 +127,29 @@ class ZegClipConfig(PreTrainedConfig):
         for template in self.prompt_templates:
             if template.count("{}") != 1:
                 raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
+        if self.decode_head_init == "identity" and self.decode_head_type == "spectral":
+            raise ValueError('decode_head_init="identity" is not possible with decode_head_type="spectral".')
         if self.decode_head_init == "identity" and "text" not in terms:
             raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
         if self.decoder_ffn_dim < 1:
             raise ValueError(f"decoder_ffn_dim must be at least 1, not {self.decoder_ffn_dim}.")
         if not 0 <= self.decoder_dropout < 1:
             raise ValueError(f"decoder_dropout must be in [0, 1), not {self.decoder_dropout}.")
+        if self.decoder_window_size < 1:
+            raise ValueError(f"decoder_window_size must be at least 1, not {self.decoder_window_size}.")
+        heads, low_heads = self.decoder_attention_heads, self.decoder_low_frequency_heads
+        if self.decode_head_type == "spectral" and not 0 < low_heads < heads:
+            raise ValueError(
+                f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
+                f"decoder_attention_heads={heads}."
+            )
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
-        for name in ("focal_weight", "focal_gamma", "dice_weight"):
+        for name in ("focal_weight", "focal_gamma", "dice_weight", "ssim_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if not (self.focal_weight or self.dice_weight or self.ssim_weight):
+            raise ValueError("focal_weight, dice_weight and ssim_weight are all 0: give one of them a weight.")
 
 
 __all__ = ["ZegClipConfig"]

@@ -1,6 +1,7 @@
 """ZegCLIP's decode head: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,40 +44,56 @@ class ZegClipMaskScores(nn.Module):
         self.k_proj = nn.Linear(dim, dim)
 
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`queries` `(batch, classes, dim)` and `memory` `(batch, patches, dim)` to `(batch, classes, patches)`."""
-        scores = self.q_proj(queries) @ self.k_proj(memory).transpose(1, 2)
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`: `(batch, classes, patches)`."""
+        scores = self.q_proj(queries) @ self.k_proj(memory.flatten(1, 2)).transpose(1, 2)
         return scores * (self.scaling / self.num_heads)
 
 
-class ZegClipDecoderLayer(nn.Module):
+class QueryUpdate(nn.Module):
     """
-    Post-norm layer in which each class query looks at the patches; queries never look at each other.
+    Post-norm layer in which each class query takes in what it has seen; queries never look at each other.
 
-    So the masks of one class do not depend on which other classes are asked for.
+    So the masks of one class do not depend on which other classes are asked for. How a query looks at the patches is
+    left to the subclass.
     """
 
     def __init__(self, config: ZegClipConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
-        self.config = config
-        self.num_heads = config.decoder_attention_heads
-        self.scaling = (dim // self.num_heads) ** -0.5
         self.dropout = config.decoder_dropout
-        self.is_causal = False
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, config.decoder_ffn_dim)
         self.fc2 = nn.Linear(config.decoder_ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
 
+    def update(self, queries: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Both `(batch, classes, dim)`; returns updated queries."""
+        queries = self.norm1(queries + F.dropout(self.out_proj(attended), self.dropout, self.training))
+        hidden = F.dropout(F.relu(self.fc1(queries)), self.dropout, self.training)
+        return self.norm2(queries + F.dropout(self.fc2(hidden), self.dropout, self.training))
+
+
+class ZegClipDecoderLayer(QueryUpdate):
+    """Queries look at the patches by multi-head cross-attention."""
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
+        dim = config.clip_config.projection_dim
+        self.config = config
+        self.num_heads = config.decoder_attention_heads
+        self.scaling = (dim // self.num_heads) ** -0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`queries` `(batch, classes, dim)`, `memory` `(batch, patches, dim)`; returns updated queries."""
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
+        memory = memory.flatten(1, 2)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -91,22 +108,22 @@ class ZegClipDecoderLayer(nn.Module):
             dropout=dropout,
             is_causal=False,
         )
-        attended = self.out_proj(attended.flatten(2))
-        queries = self.norm1(queries + F.dropout(attended, self.dropout, self.training))
-        hidden = F.dropout(F.relu(self.fc1(queries)), self.dropout, self.training)
-        return self.norm2(queries + F.dropout(self.fc2(hidden), self.dropout, self.training))
+        return self.update(queries, attended.flatten(2))
 
 
 class ZegClipDecodeHead(nn.Module):
     """Class queries from the relationship descriptor, refined against the patches, scored against them as masks."""
+
+    layer_class: type[nn.Module] = ZegClipDecoderLayer
+    mask_scores_class: type[nn.Module] = ZegClipMaskScores
 
     def __init__(self, config: ZegClipConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.descriptor = config.descriptor
         self.query_proj = nn.Linear(len(config.descriptor) * dim, dim)
-        self.layers = nn.ModuleList(ZegClipDecoderLayer(config) for _ in range(config.num_decoder_layers - 1))
-        self.mask_scores = ZegClipMaskScores(config)
+        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_decoder_layers - 1))
+        self.mask_scores: Any = self.mask_scores_class(config)
 
     def forward(
         self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor, class_embeds: torch.Tensor
@@ -122,14 +139,12 @@ class ZegClipDecodeHead(nn.Module):
         Returns:
             `(batch, classes, height, width)` mask logits.
         """
-        height, width = patch_embeds.shape[1:3]
-        memory = patch_embeds.flatten(1, 2)
         product = image_embeds[:, None] * class_embeds
         terms = {"product": product, "text": class_embeds.expand_as(product)}
         queries = self.query_proj(torch.cat([terms[name] for name in self.descriptor], dim=-1))
         for layer in self.layers:
-            queries = layer(queries, memory)
-        return self.mask_scores(queries, memory).unflatten(-1, (height, width))
+            queries = layer(queries, patch_embeds)
+        return self.mask_scores(queries, patch_embeds).unflatten(-1, patch_embeds.shape[1:3])
 
 
 __all__ = ["ZegClipDecodeHead"]

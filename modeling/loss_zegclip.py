@@ -1,4 +1,4 @@
-"""Losses of ZegCLIP: focal and dice over one mask logit map per class and picture."""
+"""Losses over one mask logit map per class and picture: focal, dice and structural similarity."""
 
 from collections.abc import Sequence
 
@@ -102,6 +102,65 @@ def dice_loss(
     return ((1 - (2 * intersection + 1) / (area + 1)) * present).sum() / num_masks
 
 
+def ssim_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    of_probabilities: bool = False,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    ignore_index: int = 255,
+    ignored_as_negatives: bool = True,
+) -> torch.Tensor:
+    """
+    One minus the mean structural similarity of logit maps and masks (SPT-SEG; Wang et al. 2004).
+
+    The official code compares the raw logits with masks of 0 and 1, as if both were pictures of dynamic range 1.
+
+    Args:
+        logits: `(batch, classes, height, width)` float32 mask logits.
+        labels: `(batch, height, width)` int64 class ids.
+        of_probabilities: Compare the sigmoid of the logits instead.
+        window_size: Side, in pixels, of the Gaussian window; zeros lie around the maps.
+        sigma: Its standard deviation in pixels.
+        ignore_index: Label of pixels without a class.
+        ignored_as_negatives: Official behaviour: such pixels count as outside of every mask. Otherwise they are
+            zero in both maps and left out of the mean.
+
+    Returns:
+        Scalar in [0, 2].
+    """
+    maps = logits.sigmoid() if of_probabilities else logits
+    num_classes = logits.shape[1]
+    valid = (labels != ignore_index).unsqueeze(1)
+    masks = (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(-1, 1, 1)) & valid
+    masks = masks.to(maps)
+    weight = torch.ones_like(valid, dtype=maps.dtype)
+    if not ignored_as_negatives:
+        weight = valid.to(maps)
+        maps = maps * weight
+    offsets = torch.arange(window_size, dtype=torch.float64) - window_size // 2
+    gaussian = (-(offsets**2) / (2 * sigma**2)).exp()
+    gaussian = (gaussian / gaussian.sum()).to(maps).expand(num_classes, 1, 1, -1)
+
+    def blur(values: torch.Tensor) -> torch.Tensor:
+        # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more pictures.
+        values = F.conv2d(values, gaussian.mT, padding=(window_size // 2, 0), groups=num_classes)
+        return F.conv2d(values, gaussian, padding=(0, window_size // 2), groups=num_classes)
+
+    # Differences of squares do not survive the half precision that autocast gives to convolutions.
+    with torch.autocast(maps.device.type, enabled=False):
+        mean_x, mean_y = blur(maps), blur(masks)
+        # What rounding makes negative would bring the denominator close to zero, where logits are large and flat.
+        variance_x = (blur(maps * maps) - mean_x * mean_x).clamp(min=0)
+        variance_y = mean_y - mean_y * mean_y  # a mask is its own square
+        covariance = blur(maps * masks) - mean_x * mean_y
+    small, smaller = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + small) * (2 * covariance + smaller)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + small) * (variance_x + variance_y + smaller))
+    return ((1 - similarity) * weight).sum() / (weight.sum() * num_classes).clamp(min=1)
+
+
 @torch.no_grad()
 def fill_pseudo_labels(
     logits: torch.Tensor, labels: torch.Tensor, class_ids: Sequence[int], unlabelled: int = -1
@@ -126,4 +185,4 @@ def fill_pseudo_labels(
     return torch.where(labels == unlabelled, best, labels)
 
 
-__all__ = ["count_present_masks", "dice_loss", "fill_pseudo_labels", "focal_loss"]
+__all__ = ["count_present_masks", "dice_loss", "fill_pseudo_labels", "focal_loss", "ssim_loss"]

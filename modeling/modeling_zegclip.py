@@ -16,11 +16,16 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_similarity import SimilarityDecodeHead
+from .decode_head_spectral import SpectralDecodeHead, SpectralMixing
 from .decode_head_zegclip import ZegClipDecodeHead
-from .loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss
-from .tuner_zegclip import DOWNLOAD_ARGUMENTS, HEAD_FIELDS, StoredAdapter, enable_saved_modules
+from .loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss, ssim_loss
+from .tuner_zegclip import DOWNLOAD_ARGUMENTS, HEAD_FIELDS, DeepPromptLayer, StoredAdapter, enable_saved_modules
 
-DECODE_HEADS: dict[str, type[nn.Module]] = {"zegclip": ZegClipDecodeHead, "similarity": SimilarityDecodeHead}
+DECODE_HEADS: dict[str, type[nn.Module]] = {
+    "zegclip": ZegClipDecodeHead,
+    "spectral": SpectralDecodeHead,
+    "similarity": SimilarityDecodeHead,
+}
 
 
 @dataclass
@@ -32,7 +37,8 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, *optional*): Weighted sum of the loss terms, with `labels`.
         logits (`torch.Tensor` of shape `(batch, classes, height, width)`):
             Mask logits on the patch grid; their sigmoid, after upsampling, is the class score.
-        loss_dict (`dict[str, torch.Tensor]`, *optional*): Each loss term, weighted, with `labels`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*):
+            Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
@@ -73,7 +79,14 @@ class ZegClipPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings", "ZegClipDecoderLayer"]
+    _no_split_modules = [
+        "CLIPTextEmbeddings",
+        "CLIPEncoderLayer",
+        "ZegClipVisionEmbeddings",
+        "ZegClipDecoderLayer",
+        "SpectralDecoderLayer",
+        "SpectralMaskScores",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -143,6 +156,9 @@ class ZegClipPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
+        if isinstance(module, SpectralMixing):
+            _init_gate_open(module)
+            init.copy_(module.transform.weight, torch.eye(len(module.gate)))
         if isinstance(module, ZegClipDecodeHead):
             if self.config.decode_head_init == "identity":
                 _init_as_cosine_classifier(module)
@@ -203,6 +219,23 @@ def _init_layers_alike(head: ZegClipDecodeHead) -> None:
     for layer in (*head.layers[1:], head.mask_scores):
         for name, parameter in layer.named_parameters():
             init.copy_(parameter, first[name])
+
+
+# Five standard deviations of what is random in the product of gate and common part.
+GATE_TILT = 5.0
+
+
+def _init_gate_open(mixing: SpectralMixing) -> None:
+    """
+    Draw the gate from a normal distribution, tilted towards what all mixed patches share at the start.
+
+    Without the tilt, as in the official code, the gate shuts out all patches in some four of ten draws: what they have
+    in common (the bias of the low frequencies first of all) outweighs what they differ in. Then all logits and
+    gradients are exactly zero, and no training ever leaves this state.
+    """
+    common = torch.zeros_like(mixing.gate)
+    common[mixing.high_dim :] = mixing.low_proj.bias
+    init.copy_(mixing.gate, torch.randn_like(mixing.gate) + GATE_TILT * F.normalize(common, dim=0))
 
 
 # The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
@@ -299,6 +332,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
+        if isinstance(vision.encoder, DeepPromptLayer):
+            kwargs["patch_grid"] = grid
         outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
         embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))
         embeds = F.normalize(embeds, dim=-1)
@@ -335,9 +370,16 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 )
         present, num_masks = count_present_masks(labels, num_classes, ignore_index)
         rule = {"ignore_index": ignore_index, "ignored_as_negatives": config.ignored_pixels_as_negatives}
-        focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
-        dice = dice_loss(logits, labels, present, num_masks, **rule)
-        return {"loss_focal": config.focal_weight * focal, "loss_dice": config.dice_weight * dice}
+        terms = {}
+        if config.focal_weight:
+            focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
+            terms["loss_focal"] = config.focal_weight * focal
+        if config.dice_weight:
+            terms["loss_dice"] = config.dice_weight * dice_loss(logits, labels, present, num_masks, **rule)
+        if config.ssim_weight:
+            ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
+            terms["loss_ssim"] = config.ssim_weight * ssim
+        return terms
 
     @can_return_tuple
     def forward(

@@ -1,4 +1,4 @@
-"""Deep visual prompt tuning as a PEFT method: learned tokens that join every layer of a frozen encoder."""
+"""Visual prompt tuning as a PEFT method: learned tokens in every layer of a frozen encoder, and spectral prompts."""
 
 import enum
 import json
@@ -22,6 +22,8 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
+from .spectral_prompt_zegclip import resize_filter, spectral_prompt
+
 # What decides the shape and the meaning of a decode head's weights.
 HEAD_FIELDS = (
     "decode_head_type",
@@ -29,6 +31,8 @@ HEAD_FIELDS = (
     "num_decoder_layers",
     "decoder_attention_heads",
     "decoder_ffn_dim",
+    "decoder_window_size",
+    "decoder_low_frequency_heads",
 )
 DOWNLOAD_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
@@ -42,7 +46,7 @@ class DeepPromptPeftType(str, enum.Enum):
 @dataclass
 class DeepPromptConfig(PeftConfig):
     """
-    Configuration of deep prompts (ZegCLIP section 3.2; VPT-deep).
+    Configuration of deep prompts (ZegCLIP section 3.2; VPT-deep) and spectral prompts (SPT-SEG).
 
     Args:
         num_tokens: Prompt tokens per layer; the papers use 10 for VOC and 100 for COCO-Stuff.
@@ -51,6 +55,10 @@ class DeepPromptConfig(PeftConfig):
             first layer's prompts are carried through all layers ("shallow"; no final norm). `-n`: only the last `n`
             layers have prompts.
         dropout: Dropout on the projected tokens, drawn for each picture.
+        spectral_prompt: Whether patches also get a spectral prompt, one filter shared by all `spectral_layers`.
+        spectral_layers: Indices of the layers whose incoming patches get it.
+        spectral_grid_size: Rows and columns of patches that the filter is made for, those of the training crops; it
+            is resized for others. `None`: `image_size // patch_size` of the encoder, filled in.
         target_modules: The vision encoder to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
@@ -62,6 +70,13 @@ class DeepPromptConfig(PeftConfig):
         metadata={"help": "Layers after the first with prompts of their own; None: all, 0: shallow, -n: the last n."},
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout on the projected tokens."})
+    spectral_prompt: bool = field(default=False, metadata={"help": "Whether patches get a spectral prompt."})
+    spectral_layers: list[int] = field(
+        default_factory=lambda: [0, 1], metadata={"help": "Layers whose incoming patches get the spectral prompt."}
+    )
+    spectral_grid_size: int | None = field(
+        default=None, metadata={"help": "Side of the patch grid that the filter is made for; None: the encoder's."}
+    )
     target_modules: str | list[str] | None = field(default=None, metadata={"help": "The encoder to wrap."})
     modules_to_save: list[str] | None = field(
         default_factory=lambda: ["decode_head"], metadata={"help": "Trained and saved beside the prompts."}
@@ -77,6 +92,14 @@ class DeepPromptConfig(PeftConfig):
             raise ValueError(f"num_tokens must be at least 1, not {self.num_tokens}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if self.spectral_grid_size is not None and self.spectral_grid_size < 1:
+            raise ValueError(f"spectral_grid_size must be at least 1, not {self.spectral_grid_size}.")
+        layers = self.spectral_layers
+        if not isinstance(layers, (list, tuple)) or not all(isinstance(index, int) for index in layers):
+            raise ValueError(f"spectral_layers must be a list of layer numbers, not {layers!r}.")
+        self.spectral_layers = list(layers)
+        if self.spectral_prompt and not layers:
+            raise ValueError("spectral_layers is empty: name a layer, or leave spectral_prompt off.")
 
     def prompted_layers(self, num_layers: int) -> range:
         """Return the indices of the layers that get prompts of their own, of an encoder with `num_layers`."""
@@ -84,6 +107,15 @@ class DeepPromptConfig(PeftConfig):
         if not -num_layers <= deep < num_layers:
             raise ValueError(f"num_deep_layers={deep} does not fit an encoder of {num_layers} layers.")
         return range(num_layers + deep, num_layers) if deep < 0 else range(deep + 1)
+
+    def filtered_layers(self, num_layers: int) -> set[int]:
+        """Return the indices of the layers whose patches get the spectral prompt, of an encoder with `num_layers`."""
+        if not self.spectral_prompt:
+            return set()
+        for index in self.spectral_layers:
+            if not 0 <= index < num_layers:
+                raise ValueError(f"spectral_layers names layer {index}, but the encoder has 0 to {num_layers - 1}.")
+        return set(self.spectral_layers)
 
 
 class DeepPromptLayer(nn.Module, BaseTunerLayer):
@@ -94,7 +126,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
     """
 
     # Each piece is its own container of plain modules: `load_adapter` renames keys of nested ones wrongly.
-    adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm")
+    adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm", "deep_prompt_filter")
     other_param_names = ("prompt_configs",)
     # Inherited; said here because a Module's attributes are typed "Tensor | Module".
     active_adapters: list[str]
@@ -108,6 +140,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         self.deep_prompt_tokens = nn.ParameterDict()
         self.deep_prompt_proj = nn.ModuleDict()
         self.deep_prompt_norm = nn.ModuleDict()
+        self.deep_prompt_filter = nn.ParameterDict()
         self.prompt_configs: dict[str, DeepPromptConfig] = {}
         self.update_layer(adapter_name, config)
 
@@ -116,6 +149,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         vision_config = self.base_layer.config
         width = vision_config.hidden_size
         num_prompted = len(config.prompted_layers(len(self.base_layer.layers)))
+        filtered = config.filtered_layers(len(self.base_layer.layers))
         bound = math.sqrt(6 / (3 * vision_config.patch_size**2 + width))
         tokens = torch.empty(num_prompted, config.num_tokens, width).uniform_(-bound, bound)
         projection = nn.Linear(width, width)
@@ -125,18 +159,33 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         self.deep_prompt_proj[adapter_name] = projection
         if config.num_deep_layers != 0:
             self.deep_prompt_norm[adapter_name] = nn.LayerNorm(width, eps=1e-6)
+        if filtered:
+            # Kept, so that the adapter also fits an encoder that is configured for another size.
+            side = config.spectral_grid_size = (
+                config.spectral_grid_size or vision_config.image_size // vision_config.patch_size
+            )
+            # Real and imaginary part apart: optimisers, half precision and safetensors all know real numbers.
+            # Trained, as in the paper; the official helper freezes what has no "prompt" in its name.
+            self.deep_prompt_filter[adapter_name] = nn.Parameter(0.02 * torch.randn(side, side // 2 + 1, width, 2))
         devices = [parameter.device for parameter in self.base_layer.parameters() if parameter.device.type != "meta"]
         if devices:  # none where all weights are still to be loaded, or lie on the disk
             self._move_adapter_to_device_of_base_layer(adapter_name, devices[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        patch_grid: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
         """
         Run the encoder with the active adapter's prompts.
 
         Args:
             inputs_embeds: `(batch, 1 + patches, width)`.
             attention_mask: Passed on to the layers; `None` for a vision tower.
+            patch_grid: Rows and columns of patches, for the spectral prompt; `None`: as many of both.
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`, after the prompt norm.
@@ -151,22 +200,36 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         prompted = config.prompted_layers(len(layers))
         carried = config.num_deep_layers == 0
         tokens = self.deep_prompt_proj[name](self.deep_prompt_tokens[name])
+        filtered = config.filtered_layers(len(layers))
+        if filtered:
+            grid = patch_grid or _square_grid(inputs_embeds.shape[1] - 1)
+            weight = resize_filter(self.deep_prompt_filter[name], grid)
 
         states, count = inputs_embeds, 0
         for index, layer in enumerate(layers):
+            class_token, prompt, patches = states[:, :1], states[:, 1 : 1 + count], states[:, 1 + count :]
+            if index in filtered:
+                patches = patches + spectral_prompt(class_token, patches, weight, grid).to(patches)
             if index in prompted:
                 prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states)
                 prompt = F.dropout(prompt, config.dropout, self.training)
-                states = torch.cat([states[:, :1], prompt, states[:, 1 + count :]], dim=1)
-                count = config.num_tokens
             elif count and not carried:
-                states, count = torch.cat([states[:, :1], states[:, 1 + count :]], dim=1), 0
+                prompt = prompt[:, :0]
+            if index in filtered or index in prompted or prompt.shape[1] != count:
+                states, count = torch.cat([class_token, prompt, patches], dim=1), prompt.shape[1]
             states = layer(states, attention_mask, **kwargs)
         states = torch.cat([states[:, :1], states[:, 1 + count :]], dim=1)
         if name in self.deep_prompt_norm:
             norm: Any = self.deep_prompt_norm[name]
             states = norm(states.to(norm.weight)).to(states)
         return BaseModelOutput(last_hidden_state=states)
+
+
+def _square_grid(num_patches: int) -> tuple[int, int]:
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} patches are no square: a spectral prompt has to be told the patch_grid.")
+    return side, side
 
 
 class DeepPromptModel(BaseTuner):
@@ -197,10 +260,11 @@ class DeepPromptModel(BaseTuner):
             return
         described = model_config.describe_head()
         stored = config.model_config
-        for name in HEAD_FIELDS if stored is not None else ():
-            if stored.get(name) != described[name]:
+        # What it does not name is younger than the adapter.
+        for name in [name for name in HEAD_FIELDS if name in (stored or {})]:
+            if stored[name] != described[name]:
                 raise ValueError(
-                    f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
+                    f"The adapter was trained with {name}={stored[name]!r}, but this model has "
                     f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
                 )
         config.model_config = stored or described

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zegclip.modeling.loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss
+from zegclip.modeling.loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss, ssim_loss
 
 
 def example(seed=0):
@@ -83,3 +83,134 @@ def test_pseudo_labels_are_unseen_and_only_where_asked():
     assert torch.equal(filled[~marked], labels[~marked])
     best = logits[:, [1, 3]].argmax(1) * 2 + 1
     assert torch.equal(filled[marked], best[marked])
+
+
+def larger_example():
+    """As `example`, larger than the window of the structural similarity."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 4, 15, 13, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (2, 5, 5), generator=generator)
+    labels = labels.repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)[:, :, :13]
+    labels[0, :4] = 255
+    labels[1, 7:, 9:] = 255
+    return logits, labels
+
+
+def structural_similarity(maps, masks):
+    """Of Wang et al. 2004, with the full window of 11 x 11, one map at a time."""
+    offsets = torch.arange(-5, 6).double()
+    window = (-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2)).exp()
+    window = (window / window.sum()).view(1, 1, 11, 11)
+    x, y = maps.flatten(0, 1).unsqueeze(1), masks.flatten(0, 1).unsqueeze(1)
+    mu_x, mu_y, xx, yy, xy = (F.conv2d(values, window, padding=5) for values in (x, y, x * x, y * y, x * y))
+    var_x, var_y, cov = xx - mu_x**2, yy - mu_y**2, xy - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mu_x * mu_y + c1) * (2 * cov + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.view_as(maps)
+
+
+@pytest.mark.parametrize("of_probabilities", [False, True])
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_ssim_equals_its_one_hot_formula(of_probabilities, ignored_as_negatives):
+    logits, labels = larger_example()
+    targets, weight = one_hot(labels, ignored_as_negatives)
+    gradients = []
+    maps = logits.clone().requires_grad_()
+    similarity = structural_similarity((maps.sigmoid() if of_probabilities else maps) * weight, targets)
+    expected = 1 - similarity[weight > 0].mean()
+    gradients.append(torch.autograd.grad(expected, maps)[0])
+    maps = logits.clone().requires_grad_()
+    actual = ssim_loss(maps, labels, of_probabilities=of_probabilities, ignored_as_negatives=ignored_as_negatives)
+    gradients.append(torch.autograd.grad(actual, maps)[0])
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 30), (11, 11)])
+def test_ssim_of_small_maps(size):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 1, *size, generator=generator, dtype=torch.float64)
+    labels = torch.where(torch.rand(1, *size, generator=generator) < 0.5, 0, 255)
+    expected = 1 - structural_similarity(logits, (labels == 0)[:, None].double()).mean()
+    torch.testing.assert_close(ssim_loss(logits, labels), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("of_probabilities", [False, True])
+def test_ssim_of_equal_maps_is_zero(of_probabilities):
+    _, labels = larger_example()
+    targets, _ = one_hot(labels)
+    logits = 80 * (targets - 0.5) if of_probabilities else targets
+    assert ssim_loss(logits, labels, of_probabilities=of_probabilities).abs() < 1e-9
+
+
+@pytest.mark.parametrize("of_probabilities", [False, True])
+def test_ssim_without_negatives_does_not_see_ignored_pixels(of_probabilities):
+    logits, labels = larger_example()
+    options = {"of_probabilities": of_probabilities, "ignored_as_negatives": False}
+    ignored = (labels == 255)[:, None].expand_as(logits)
+    logits.requires_grad_()
+    loss = ssim_loss(logits, labels, **options)
+    loss.backward()
+    assert (logits.grad[ignored] == 0).all()
+    assert logits.grad[~ignored].any()
+    with torch.no_grad():
+        assert torch.equal(ssim_loss(torch.where(ignored, 7.0, logits), labels, **options), loss)
+        assert not torch.equal(ssim_loss(torch.where(ignored, 7.0, logits), labels), ssim_loss(logits, labels))
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_ssim_where_everything_is_ignored(ignored_as_negatives):
+    logits, labels = larger_example()
+    logits.requires_grad_()
+    loss = ssim_loss(logits, torch.full_like(labels, 255), ignored_as_negatives=ignored_as_negatives)
+    loss.backward()
+    assert 0 <= loss <= 2
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any() == ignored_as_negatives
+
+
+def test_ssim_is_float32_under_autocast():
+    logits, labels = larger_example()
+    logits = logits.float()
+    expected = ssim_loss(logits, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = ssim_loss(logits, labels)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("scale", [20.0, 60.0, 100.0, 1e4])
+def test_ssim_of_large_logits(scale):
+    """Flat maps far from zero, where the difference of squares is smaller than what float32 rounds off."""
+    _, labels = larger_example()
+    noise = torch.randn(2, 4, 15, 13, generator=torch.Generator().manual_seed(2))
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        logits = (0.02 * noise - scale).to(dtype).requires_grad_()
+        loss = ssim_loss(logits, labels)
+        loss.backward()
+        results.append((loss.item(), logits.grad.abs().max().item()))
+    (exact_loss, exact_gradient), (loss, gradient) = results
+    assert abs(loss - exact_loss) < 0.01
+    assert gradient < 2 * exact_gradient
+
+
+def test_an_ignore_index_below_the_number_of_classes():
+    """A data set of more than 255 classes has one of that number: no term takes the mark for it."""
+    logits, labels = larger_example()
+    same = torch.where(labels == 2, 255, labels)
+    for ignored_as_negatives in (True, False):
+        values = []
+        for ids, ignore_index in ((torch.where(labels == 255, 2, labels), 2), (same, 255)):
+            present, count = count_present_masks(ids, 4, ignore_index)
+            rule = {"ignore_index": ignore_index, "ignored_as_negatives": ignored_as_negatives}
+            values.append(
+                torch.stack(
+                    [
+                        focal_loss(logits, ids, count, **rule),
+                        dice_loss(logits, ids, present, count, **rule),
+                        ssim_loss(logits, ids, **rule),
+                    ]
+                )
+            )
+        torch.testing.assert_close(*values, rtol=1e-6, atol=0)

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.modeling.loss_zegclip import ssim_loss
 from zegclip.modeling.modeling_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
 
 
@@ -174,6 +175,46 @@ def test_the_loss_ignores_how_the_trainer_counts(model):
     counted = model(pictures(), class_embeds=names(), labels=labels, num_items_in_batch=7).loss
     assert torch.equal(plain, counted)
     assert model.accepts_loss_kwargs is False
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"focal_weight": 100.0, "dice_weight": 1.0, "ssim_weight": 0.0},
+        {"focal_weight": 100, "dice_weight": 0, "ssim_weight": 1},
+        {"focal_weight": 0.0, "dice_weight": 0.0, "ssim_weight": 3.0},
+        {"focal_weight": 2.0, "dice_weight": 0.5, "ssim_weight": 0.25},
+    ],
+)
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_the_loss_is_the_sum_of_the_terms_with_a_weight(model, weights, ignored_as_negatives):
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
+    labels[0, :9] = 255
+    model.config.ignored_pixels_as_negatives = ignored_as_negatives
+    terms = ("focal", "dice", "ssim")
+    for term in terms:
+        setattr(model.config, f"{term}_weight", 1.0)
+    whole = model(pictures(), class_embeds=names(), labels=labels).loss_dict
+    for name, weight in weights.items():
+        setattr(model.config, name, weight)
+    output = model(pictures(), class_embeds=names(), labels=labels)
+    assert output.loss_dict.keys() == {f"loss_{term}" for term in terms if weights[f"{term}_weight"]}
+    for name, value in output.loss_dict.items():
+        torch.testing.assert_close(value, weights[f"{name.removeprefix('loss_')}_weight"] * whole[name])
+    torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
+
+
+@pytest.mark.parametrize("of_probabilities", [False, True])
+def test_similarity_of_structure_is_of_logits_or_probabilities(model, of_probabilities):
+    model.config.ssim_weight, model.config.ssim_of_probabilities = 1.0, of_probabilities
+    model.config.ignored_pixels_as_negatives = False
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
+    labels[0, :9] = 255
+    output = model(pictures(), class_embeds=names(), labels=labels)
+    upsampled = torch.nn.functional.interpolate(output.logits, size=(32, 32), mode="bilinear")
+    expected = ssim_loss(upsampled, labels, of_probabilities=of_probabilities, ignored_as_negatives=False)
+    assert not torch.equal(expected, ssim_loss(upsampled, labels, of_probabilities=of_probabilities))
+    torch.testing.assert_close(output.loss_dict["loss_ssim"], expected)
 
 
 def test_save_and_load_identity(model, tmp_path):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPModel, pipeline
 
-from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.modeling.spectral_prompt_zegclip import resize_filter, spectral_prompt
 
 
 @pytest.fixture
@@ -49,6 +51,41 @@ def logits(model, inputs):
         return model(**inputs).logits
 
 
+def encoder_of(tuned):
+    return tuned.base_model.model.clip.vision_model.encoder
+
+
+def sized(model, side, low_heads=None):
+    """The tiny model for pictures of `side` x `side` patches; with `low_heads`, SPT-SEG's decode head."""
+    config = copy.deepcopy(model.config)
+    config.clip_config.vision_config.image_size = 8 * side
+    if low_heads:
+        fields = {
+            "decode_head_type": "spectral",
+            "decoder_attention_heads": 4,
+            "decoder_low_frequency_heads": low_heads,
+        }
+        config = ZegClipConfig(clip_config=config.clip_config, decoder_ffn_dim=64, **fields)
+    torch.manual_seed(0)
+    return ZegClipForSemanticSegmentation(config).eval()
+
+
+class CountedTransforms(TorchDispatchMode):
+    """Notes the shape of each picture that is transformed, there and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.there, self.back = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._fft_r2c.default:
+            self.there.append(tuple(args[0].shape))
+        elif func is torch.ops.aten._fft_c2r.default:
+            self.back.append(tuple(result.shape))
+        return result
+
+
 @pytest.mark.parametrize(
     ("num_deep_layers", "layers"),
     [(None, range(0, 4)), (3, range(0, 4)), (1, range(0, 2)), (0, range(0, 1)), (-1, range(3, 4)), (-4, range(0, 4))],
@@ -63,10 +100,225 @@ def test_depths_that_do_not_fit(num_deep_layers):
         DeepPromptConfig(num_deep_layers=num_deep_layers).prompted_layers(4)
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_tokens", 0), ("dropout", 1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_tokens", 0), ("dropout", 1.0), ("spectral_grid_size", 0), ("spectral_grid_size", -4)]
+)
 def test_impossible_values(field, value):
     with pytest.raises(ValueError, match=f"{field} must be"):
         DeepPromptConfig(**{field: value})
+
+
+def test_filtered_layers():
+    assert DeepPromptConfig().filtered_layers(4) == set()
+    assert DeepPromptConfig(spectral_layers=[]).filtered_layers(4) == set()
+    assert DeepPromptConfig(spectral_prompt=True).filtered_layers(4) == {0, 1}
+    assert DeepPromptConfig(spectral_prompt=True, spectral_layers=(3,)).filtered_layers(4) == {3}
+    with pytest.raises(ValueError, match="spectral_layers is empty"):
+        DeepPromptConfig(spectral_prompt=True, spectral_layers=[])
+
+
+@pytest.mark.parametrize(("layers", "named"), [([0, 4], 4), ([-1], -1)])
+def test_filtered_layers_that_are_not_there(layers, named):
+    with pytest.raises(ValueError, match=f"names layer {named}, but the encoder has 0 to 3"):
+        DeepPromptConfig(spectral_prompt=True, spectral_layers=layers).filtered_layers(4)
+
+
+def test_the_filter_lies_where_the_encoder_says(base_folder):
+    tuned = get_peft_model(load_base(base_folder), DeepPromptConfig(spectral_prompt=True))
+    assert tuned.peft_config["default"].spectral_grid_size == 4
+    parameter = encoder_of(tuned).deep_prompt_filter["default"]
+    assert parameter.shape == (4, 3, 32, 2)
+    assert parameter.requires_grad
+    assert 0.8 * 0.02 < parameter.std() < 1.2 * 0.02
+    other = get_peft_model(load_base(base_folder), DeepPromptConfig(spectral_prompt=True, spectral_grid_size=7))
+    assert encoder_of(other).deep_prompt_filter["default"].shape == (7, 4, 32, 2)
+    plain = get_peft_model(load_base(base_folder), DeepPromptConfig())
+    assert not len(encoder_of(plain).deep_prompt_filter)
+
+
+@pytest.mark.parametrize("num_deep_layers", [None, 0, -1])
+@pytest.mark.parametrize("layers", [[0], [1], [0, 1], [1, 1, 0]])
+def test_filtered_layers_get_the_prompt_once(base_folder, inputs, num_deep_layers, layers):
+    """Two transforms for each filtered layer at the grid that the filter was made for, and what the formula says."""
+    fields = {"num_deep_layers": num_deep_layers, "spectral_prompt": True, "spectral_layers": layers}
+    tuned = trained(base_folder, **fields)
+    encoder = encoder_of(tuned)
+    square = {**inputs, "pixel_values": inputs["pixel_values"][..., :32]}
+    with CountedTransforms() as counted:
+        after = logits(tuned, square)
+    assert counted.there == counted.back == [(2, 4, 4, 32)] * len(set(layers))
+
+    # The same from outside: the encoder without its filter, and hooks that add the prompt.
+    weight = encoder.deep_prompt_filter["default"].detach()
+    encoder.prompt_configs["default"].spectral_prompt = False
+    without = logits(tuned, square)
+    assert not torch.allclose(without, after, atol=1e-3)
+    for index in set(layers):
+
+        def add(_module, args):
+            states = args[0].clone()
+            states[:, -16:] += spectral_prompt(states[:, :1], states[:, -16:], weight, (4, 4))
+            return (states, *args[1:])
+
+        encoder.base_layer.layers[index].register_forward_pre_hook(add)
+    torch.testing.assert_close(logits(tuned, square), after, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 40), (40, 24), (33, 50), (48, 48), (8, 8), (8, 72)])
+def test_the_filter_is_resized_to_any_picture(base_folder, size):
+    tuned = trained(base_folder, spectral_prompt=True)
+    grid = (-(-size[0] // 8), -(-size[1] // 8))
+    inputs = {"pixel_values": torch.randn(2, 3, *size), "class_embeds": torch.randn(3, 32)}
+    actual = logits(tuned, inputs)
+    assert actual.shape[-2:] == grid
+    assert actual.isfinite().all()
+    if grid[0] == grid[1]:  # filters are made for square grids
+        filters = encoder_of(tuned).deep_prompt_filter
+        filters["default"] = torch.nn.Parameter(resize_filter(filters["default"].detach(), grid))
+        torch.testing.assert_close(logits(tuned, inputs), actual, atol=1e-6, rtol=0)
+    with CountedTransforms() as counted:
+        encoder_of(tuned).prompt_configs["default"].spectral_prompt = False
+        assert not torch.equal(logits(tuned, inputs), actual)
+    assert not counted.there + counted.back
+
+
+def test_a_plain_clip_gets_spectral_prompts_on_square_pictures(model):
+    fields = {"num_tokens": 3, "spectral_prompt": True, "modules_to_save": None}
+    whole = get_peft_model(copy.deepcopy(model), DeepPromptConfig(**fields)).eval()
+    plain = get_peft_model(CLIPModel(model.clip.config), DeepPromptConfig(**fields)).eval()
+    weights = {name.replace(".model.clip.", ".model."): tensor for name, tensor in whole.state_dict().items()}
+    missing, _ = plain.load_state_dict(weights, strict=False)
+    assert not missing
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = whole.base_model.model.get_image_embeds(pixel_values)[2].last_hidden_state
+        actual = plain.base_model.model.vision_model(pixel_values).last_hidden_state
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+        with pytest.raises(
+            ValueError, match="20 patches are no square: a spectral prompt has to be told the patch_grid"
+        ):
+            plain.base_model.model.vision_model(torch.randn(2, 3, 32, 40), interpolate_pos_encoding=True)
+
+
+@pytest.mark.parametrize(("side", "host_side"), [(6, 4), (4, 6)])
+def test_the_filter_keeps_its_grid_on_a_clip_of_another_size(model, tmp_path, side, host_side):
+    """Two CLIPs that differ in nothing but the size that they are configured for see the same with one adapter."""
+    sized(model, side).save_pretrained(tmp_path / "base")
+    tuned = trained(tmp_path / "base", spectral_prompt=True)
+    tuned.save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["spectral_grid_size"] == side
+
+    host = sized(model, host_side)
+    base = load_base(tmp_path / "base")
+    weights = base.state_dict()
+    name = "clip.vision_model.embeddings.position_embedding.weight"
+    pixels = 8 * host_side
+    weights[name] = base.clip.vision_model.embeddings.interpolate_pos_encoding(torch.empty(1), pixels, pixels)[0]
+    host.load_state_dict(weights)
+    inputs = {"pixel_values": torch.randn(2, 3, pixels, pixels), "class_embeds": torch.randn(3, 32)}
+    injected = copy.deepcopy(host)
+    injected.load_adapter(tmp_path / "adapter")
+    for loaded in (
+        PeftModel.from_pretrained(copy.deepcopy(host), tmp_path / "adapter"),
+        PeftModel.from_pretrained(copy.deepcopy(host), tmp_path / "adapter", low_cpu_mem_usage=True),
+        injected,
+    ):
+        torch.testing.assert_close(logits(loaded.eval(), inputs), logits(tuned, inputs), atol=1e-6, rtol=0)
+        assert loaded.peft_config["default"].spectral_grid_size == side
+
+
+def test_adapters_from_before_spectral_prompts_load(base_folder, inputs, tmp_path):
+    tuned = trained(base_folder)
+    tuned.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    described = json.loads(path.read_text())
+    for name in ("spectral_prompt", "spectral_layers", "spectral_grid_size"):
+        del described[name]
+    for name in ("decoder_window_size", "decoder_low_frequency_heads", "ssim_weight", "ssim_of_probabilities"):
+        del described["model_config"][name]
+    path.write_text(json.dumps(described))
+    injected = load_base(base_folder)
+    injected.load_adapter(tmp_path / "adapter")
+    loaded = (
+        PeftModel.from_pretrained(load_base(base_folder), tmp_path / "adapter"),
+        injected,
+        ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter"),
+    )
+    for other in loaded:
+        assert torch.equal(logits(other.eval(), inputs), logits(tuned, inputs))
+        assert not other.peft_config["default"].spectral_prompt
+
+
+def test_the_default_model_has_no_filter():
+    default = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL)
+    assert not any("deep_prompt_filter" in name for name in default.state_dict())
+    assert default.config.ssim_weight == 0
+
+
+@pytest.fixture
+def spt_seg(model, tmp_path):
+    """The whole of SPT-SEG, trained tensors away from their initial values, dropout off."""
+    base = sized(model, 4, low_heads=3)
+    base.config.decoder_dropout, base.config.dice_weight, base.config.ssim_weight = 0.0, 0.0, 1.0
+    with torch.no_grad():
+        for name, parameter in base.decode_head.named_parameters():
+            if ".low_proj." in name:
+                parameter *= 0.1  # what patches have in common would put all of them on the same side of the gate
+    base.save_pretrained(tmp_path / "spt_base")
+    tuned = trained(tmp_path / "spt_base", spectral_prompt=True, dropout=0.0)
+    tuned.save_pretrained(tmp_path / "spt_seg")
+    return ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "spt_seg").eval()
+
+
+def test_gradient_checkpointing_changes_nothing_in_spt_seg(spt_seg, inputs):
+    labels = torch.randint(3, (2, 32, 40), generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for checkpointing in (False, True):
+        other = copy.deepcopy(spt_seg)
+        if checkpointing:
+            other.gradient_checkpointing_enable()
+        other.train()
+        other.set_adapter("default")
+        output = other(**inputs, labels=labels)
+        assert output.loss_dict.keys() == {"loss_focal", "loss_ssim"}
+        output.loss.backward()
+        gradients.append({name: p.grad for name, p in other.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("deep_prompt_filter" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert gradient.any(), name
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_spt_seg_in_half_precision(spt_seg, inputs, dtype):
+    exact = logits(spt_seg, inputs)
+    spt_seg.to(dtype)
+    half = logits(spt_seg, inputs | {"pixel_values": inputs["pixel_values"].to(dtype)})
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_spt_seg_learns_under_autocast(spt_seg, inputs):
+    labels = torch.randint(3, (2, 32, 40), generator=torch.Generator().manual_seed(2))
+    exact = logits(spt_seg, inputs)
+    spt_seg.set_adapter("default")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = spt_seg(**inputs, labels=labels)
+    output.loss.backward()
+    assert (output.logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    parameter = spt_seg.clip.vision_model.encoder.deep_prompt_filter["default"]
+    assert parameter.grad.isfinite().all()
+    assert parameter.grad.any()
+
+
+@pytest.mark.slow
+def test_spt_seg_compiles_with_any_number_of_names_and_any_size(spt_seg):
+    torch._dynamo.reset()
+    compiled = torch.compile(spt_seg, backend="aot_eager", dynamic=True, fullgraph=True)
+    for count, size in ((3, (32, 40)), (5, (48, 24))):  # 2 would be taken for the batch
+        inputs = {"pixel_values": torch.randn(2, 3, *size), "class_embeds": torch.randn(count, 32)}
+        torch.testing.assert_close(logits(compiled, inputs), logits(spt_seg, inputs), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_deep_layers", [None, 0, -1])
@@ -100,11 +352,20 @@ def test_shallow_prompts_are_carried_and_deep_ones_replaced(base_folder, inputs)
     assert results == {None: True, 0: False}
 
 
-@pytest.mark.parametrize("num_deep_layers", [None, 1, 0, -1])
-def test_adapter_reloads_bit_identical_in_a_fresh_process(base_folder, inputs, tmp_path, num_deep_layers):
-    tuned = trained(base_folder, num_deep_layers=num_deep_layers)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_deep_layers": None},
+        {"num_deep_layers": 1, "spectral_prompt": True},
+        {"num_deep_layers": 0, "spectral_prompt": True, "spectral_layers": [1], "spectral_grid_size": 3},
+        {"num_deep_layers": -1},
+    ],
+)
+def test_adapter_reloads_bit_identical_in_a_fresh_process(base_folder, inputs, tmp_path, fields):
+    tuned = trained(base_folder, **fields)
     tuned.save_pretrained(tmp_path / "adapter")
     weights = {name: tensor for name, tensor in tuned.state_dict().items() if ".default" in name}
+    assert any("deep_prompt_filter" in name for name in weights) == ("spectral_prompt" in fields)
     torch.save({"inputs": inputs, "logits": logits(tuned, inputs), "weights": weights}, tmp_path / "expected.pt")
     program = """
 import sys, torch, zegclip
@@ -250,9 +511,10 @@ def test_a_peft_model_does_not_save_half_of_itself(base_folder, tmp_path):
         trained(base_folder).save_with_base(tmp_path / "both")
 
 
-def test_disabled_adapter_is_the_base(base_folder, inputs):
+@pytest.mark.parametrize("spectral", [False, True])
+def test_disabled_adapter_is_the_base(base_folder, inputs, spectral):
     expected = logits(load_base(base_folder), inputs)
-    tuned = trained(base_folder)
+    tuned = trained(base_folder, spectral_prompt=spectral)
     assert not torch.equal(logits(tuned, inputs), expected)
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, inputs), expected)
@@ -268,8 +530,17 @@ def test_enable_adapters_restores_the_decode_head(base_folder, inputs, tmp_path)
     assert torch.equal(logits(model, inputs), expected)
 
 
-def test_two_adapters_on_one_clip(base_folder, inputs, tmp_path):
-    first, second = trained(base_folder), trained(base_folder, num_tokens=5, num_deep_layers=0)
+@pytest.mark.parametrize(
+    ("first_fields", "second_fields"),
+    [
+        ({}, {"num_tokens": 5, "num_deep_layers": 0}),
+        ({"spectral_prompt": True}, {"num_tokens": 5, "num_deep_layers": 0}),
+        ({"num_deep_layers": -1}, {"spectral_prompt": True, "spectral_layers": [1]}),
+        ({"spectral_prompt": True}, {"spectral_prompt": True, "spectral_layers": [0], "spectral_grid_size": 5}),
+    ],
+)
+def test_two_adapters_on_one_clip(base_folder, inputs, tmp_path, first_fields, second_fields):
+    first, second = trained(base_folder, **first_fields), trained(base_folder, **second_fields)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
     both = PeftModel.from_pretrained(load_base(base_folder), tmp_path / "first", adapter_name="first").eval()
@@ -279,6 +550,21 @@ def test_two_adapters_on_one_clip(base_folder, inputs, tmp_path):
         assert torch.equal(logits(both, inputs), logits(alone, inputs)), name
     both.delete_adapter("second")
     assert torch.equal(logits(both, inputs), logits(first, inputs))
+    assert not any(".second" in name for name in both.state_dict())
+
+
+def test_an_injected_filter_is_switched_and_deleted(base_folder, inputs, tmp_path):
+    adapters = {"plain": trained(base_folder), "spectral": trained(base_folder, spectral_prompt=True)}
+    injected = load_base(base_folder)
+    for name, tuned in adapters.items():
+        tuned.save_pretrained(tmp_path / name)
+        injected.load_adapter(tmp_path / name, adapter_name=name)
+    for name in ("plain", "spectral", "plain"):
+        injected.set_adapter(name)
+        assert torch.equal(logits(injected.eval(), inputs), logits(adapters[name], inputs)), name
+    injected.delete_adapter("spectral")
+    assert torch.equal(logits(injected, inputs), logits(adapters["plain"], inputs))
+    assert not any("deep_prompt_filter" in name for name in injected.state_dict())
 
 
 def test_adapters_are_not_mixed(base_folder, inputs):
@@ -299,10 +585,10 @@ def test_merging_is_refused_and_unloading_removes_the_prompts(base_folder):
     assert not any("deep_prompt_" in name for name in plain.state_dict())
 
 
-def test_prompts_apply_to_a_half_precision_base(base_folder, inputs):
-    tuned = get_peft_model(
-        ZegClipForSemanticSegmentation.from_pretrained(base_folder, dtype=torch.bfloat16), DeepPromptConfig()
-    ).eval()
+@pytest.mark.parametrize("spectral", [False, True])
+def test_prompts_apply_to_a_half_precision_base(base_folder, inputs, spectral):
+    base = ZegClipForSemanticSegmentation.from_pretrained(base_folder, dtype=torch.bfloat16)
+    tuned = get_peft_model(base, DeepPromptConfig(spectral_prompt=spectral)).eval()
     output = tuned(inputs["pixel_values"].bfloat16(), class_embeds=inputs["class_embeds"])
     assert output.logits.dtype == torch.bfloat16
 

@@ -1,0 +1,109 @@
+"""SPT-SEG's spectral guided decode head: patches split into high and low frequencies before queries see them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_zegclip import ZegClipConfig
+from .decode_head_zegclip import QueryUpdate, ZegClipDecodeHead, eager_attention_forward
+
+
+class SpectralMixing(nn.Module):
+    """
+    Mixes patches within windows (high frequencies) and with window means (low frequencies), then gates them.
+
+    The mixing is LITv2's HiLo attention (arXiv 2205.13213); the gate is the cosine of a patch with a learned vector.
+    The official high path also has an output projection; nothing applies it.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.config = config
+        self.window_size = config.decoder_window_size
+        self.head_dim = dim // config.decoder_attention_heads
+        self.low_dim = config.decoder_low_frequency_heads * self.head_dim
+        self.high_dim = dim - self.low_dim
+        self.is_causal = False
+        self.high_qkv = nn.Linear(dim, 3 * self.high_dim, bias=False)
+        self.low_q = nn.Linear(dim, self.low_dim, bias=False)
+        self.low_kv = nn.Linear(dim, 2 * self.low_dim, bias=False)
+        self.low_proj = nn.Linear(self.low_dim, self.low_dim)
+        self.gate = nn.Parameter(torch.empty(dim))
+        self.transform = nn.Linear(dim, dim, bias=False)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Multi-head attention over `(batch, tokens, dim)`."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        heads = [states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in (query, key, value)]
+        attended, _ = attend(self, *heads, None, scaling=self.head_dim**-0.5, dropout=0.0, is_causal=False)
+        return attended.flatten(2)
+
+    def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
+        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
+        size = self.window_size
+        batch, height, width, _ = patches.shape
+        # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
+        windows = patches.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
+        mixed = self._attend(*self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
+        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (batch, height // size, width // size))
+        return mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def forward(self, patch_embeds: torch.Tensor) -> torch.Tensor:
+        """`(batch, height, width, dim)` to `(batch, height * width, dim)`."""
+        height, width = patch_embeds.shape[1:3]
+        size = self.window_size
+        # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
+        padded = F.pad(patch_embeds, (0, 0, 0, -width % size, 0, -height % size))
+        high = self._mix_windows(padded)[:, :height, :width].flatten(1, 2)
+        means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
+        low = self._attend(self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
+        mixed = torch.cat([high, self.low_proj(low)], dim=-1)
+        cosine = F.normalize(mixed, dim=-1) @ F.normalize(self.gate, dim=0).to(mixed.dtype)
+        # Patches that point away from the gate become exactly zero.
+        return self.transform(cosine.clamp(0, 1).unsqueeze(-1) * mixed)
+
+
+class SpectralMaskScores(nn.Module):
+    """
+    Last layer: the products of queries and mixed patches are the mask logits.
+
+    The official layer goes on to update its queries; nothing reads them.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        self.mixing = SpectralMixing(config)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`: `(batch, classes, patches)`."""
+        return queries @ self.mixing(memory).transpose(1, 2)
+
+
+class SpectralDecoderLayer(QueryUpdate):
+    """Queries look at the mixed patches with a single head and without scaling."""
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
+        self.mixing = SpectralMixing(config)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
+        mixed = self.mixing(memory)
+        weights = (queries @ mixed.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32).to(mixed.dtype)
+        return self.update(queries, F.dropout(weights, self.dropout, self.training) @ mixed)
+
+
+class SpectralDecodeHead(ZegClipDecodeHead):
+    """ZegCLIP's decode head with spectral guided layers (SPT-SEG's SGD)."""
+
+    layer_class = SpectralDecoderLayer
+    mask_scores_class = SpectralMaskScores
+
+
+__all__ = ["SpectralDecodeHead"]
