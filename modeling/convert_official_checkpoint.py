@@ -1,4 +1,4 @@
-"""Official ZegCLIP checkpoints (mmcv format) to this project's models."""
+"""Official checkpoints of ZegCLIP and SPT-SEG (mmcv format) to this project's models."""
 
 import copy
 import math
@@ -15,29 +15,60 @@ from .modeling_zegclip import ZegClipForSemanticSegmentation
 from .tuner_zegclip import DeepPromptConfig
 
 StateDict = dict[str, torch.Tensor]
+Method = Literal["zegclip", "spt-seg"]
+
+PAPERS = {"zegclip": "ZegCLIP", "spt-seg": "SPT-SEG"}
+SPECTRAL_FILTER = "backbone.complex_weight"  # SPT-SEG's code is a copy of ZegCLIP's: this key tells them apart
 
 # Present in every official checkpoint, but never run or never read: query self-attention and its norm, an unused
-# buffer of the loss, and (handled apart) everything of the last decoder layer behind its scores.
-DEAD_KEYS = re.compile(r"decode_head\.(loss_decode\..*|decoder_1\.layers\.\d+\.(self_attn\..*|norm1\..*))")
-DEAD_LAST_LAYER_KEYS = re.compile(r"(multihead_attn\.(v|proj)|linear1|linear2|norm2|norm3)\.(weight|bias)")
+# buffer of the loss, what SPT-SEG replaced and left in place, and a projection in its high-frequency path.
+_DEAD_DECODER_KEYS = r"decode_head\.(loss_decode\..*|decoder_1\.layers\.\d+\.(self_attn\..*|norm1\..*))"
+DEAD_KEYS = {
+    "zegclip": re.compile(_DEAD_DECODER_KEYS),
+    "spt-seg": re.compile(
+        rf"{_DEAD_DECODER_KEYS}|backbone\.proj_fre\..*"
+        r"|decode_head\.decoder_1\.layers\.\d+\.(multihead_attn\..*|hlfs\.h_proj\..*)"
+    ),
+}
 
-RESBLOCK_NAMES = {
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
+
+def _with_kinds(names: dict[str, str]) -> dict[str, str]:
+    return {f"{old}.{kind}": f"{new}.{kind}" for old, new in names.items() for kind in ("weight", "bias")}
+
+
+RESBLOCK_NAMES = _with_kinds(
+    {
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+)
+_QUERY_UPDATE_NAMES = {"linear1": "fc1", "linear2": "fc2", "norm2": "norm1", "norm3": "norm2"}
 DECODER_NAMES = {
-    "multihead_attn.q": "q_proj",
-    "multihead_attn.k": "k_proj",
-    "multihead_attn.v": "v_proj",
-    "multihead_attn.proj": "out_proj",
-    "linear1": "fc1",
-    "linear2": "fc2",
-    "norm2": "norm1",
-    "norm3": "norm2",
+    "zegclip": _with_kinds(
+        {
+            "multihead_attn.q": "q_proj",
+            "multihead_attn.k": "k_proj",
+            "multihead_attn.v": "v_proj",
+            "multihead_attn.proj": "out_proj",
+            **_QUERY_UPDATE_NAMES,
+        }
+    ),
+    "spt-seg": {
+        "hlfs.prompt": "mixing.gate",
+        "hlfs.top_down_transform": "mixing.transform.weight",
+        "hlfs.h_qkv.weight": "mixing.high_qkv.weight",
+        "hlfs.l_q.weight": "mixing.low_q.weight",
+        "hlfs.l_kv.weight": "mixing.low_kv.weight",
+        **_with_kinds({"hlfs.l_proj": "mixing.low_proj", "hlfs.proj": "out_proj", **_QUERY_UPDATE_NAMES}),
+    },
 }
+"""What the parameters of an official decoder layer are called here."""
+TRANSPOSED = {"hlfs.top_down_transform"}  # what the official code multiplies from the right
+# All that the last layer needs for its scores; nothing reads what the official one does with its queries then.
+_SCORE_NAMES = {"zegclip": ("q_proj.", "k_proj."), "spt-seg": ("mixing.",)}
 
 
 def read_checkpoint(path: str | os.PathLike) -> StateDict:
@@ -66,13 +97,14 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
 class _Source:
     """A state dict that remembers what has been taken, and names what was missing or left."""
 
-    def __init__(self, state_dict: StateDict):
+    def __init__(self, state_dict: StateDict, method: Method):
+        self.paper = PAPERS[method]
         self.left = {name: tensor.float() for name, tensor in state_dict.items()}
         self.missing: list[str] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self.left:
-            raise ValueError(f"Not an official ZegCLIP checkpoint: it has no key {name!r}.")
+            raise ValueError(f"Not an official {self.paper} checkpoint: it has no key {name!r}.")
         return tuple(self.left[name].shape)
 
     def count(self, pattern: str) -> int:
@@ -85,10 +117,9 @@ class _Source:
             return torch.zeros(1, 1)  # so that all missing keys are found before any is reported
         return self.left.pop(name)
 
-    def drop(self, pattern: re.Pattern, prefix: str = "") -> None:
-        for name in [name for name in self.left if name.startswith(prefix)]:
-            if pattern.fullmatch(name.removeprefix(prefix)):
-                del self.left[name]
+    def drop(self, pattern: re.Pattern) -> None:
+        for name in [name for name in self.left if pattern.fullmatch(name)]:
+            del self.left[name]
 
     def check_all_taken(self) -> None:
         """Raise one sentence naming missing and unexpected keys, if there are any."""
@@ -98,16 +129,20 @@ class _Source:
                 if names:
                     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                     problems.append(f"{kind} keys: {', '.join(names[:5])}{more}")
-            raise ValueError(f"Not an official ZegCLIP checkpoint of this shape; {'; '.join(problems)}.")
+            raise ValueError(f"Not an official {self.paper} checkpoint of this shape; {'; '.join(problems)}.")
 
 
-def infer_config(source: _Source, config: ZegClipConfig | None) -> tuple[ZegClipConfig, DeepPromptConfig]:
+def infer_config(
+    source: _Source, method: Method, config: ZegClipConfig | None
+) -> tuple[ZegClipConfig, DeepPromptConfig]:
     """
     Read all sizes off the tensors; head counts and everything that is no size come from `config` or the defaults.
 
     Args:
         source: The official state dict.
-        config: Supplies `num_attention_heads` of both towers, `decoder_attention_heads`, templates, class names.
+        method: Which paper's code wrote it.
+        config: Supplies `num_attention_heads` of both towers, `decoder_attention_heads`, `decoder_window_size`,
+            templates, class names.
     """
     width, _, patch_size, _ = source.shape("backbone.conv1.weight")
     positions = source.shape("backbone.positional_embedding")[0]
@@ -135,20 +170,41 @@ def infer_config(source: _Source, config: ZegClipConfig | None) -> tuple[ZegClip
         clip["text_config"] |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}
     described = config.to_dict() | {
         "clip_config": clip,
-        "decode_head_type": "zegclip",
         "descriptor": ["product", "text"],
         "num_decoder_layers": source.count(r"decode_head\.decoder_1\.layers\.(\d+)\."),
         "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight")[0],
     }
+    if method == "spt-seg":
+        described |= {"decode_head_type": "spectral", "dice_weight": 0, "ssim_weight": 1}
+        described["decoder_low_frequency_heads"] = _count_low_frequency_heads(source, config, projection_dim)
+    else:
+        described["decode_head_type"] = "zegclip"
     deep = 0
     if "backbone.deep_prompt_embeddings" in source.left:
         deep = source.shape("backbone.deep_prompt_embeddings")[0]
         if "backbone.prompt_embeddings" not in source.left:
             deep = -deep
     table = "backbone.deep_prompt_embeddings" if deep < 0 else "backbone.prompt_embeddings"
+    spectral: dict[str, Any] = {}
+    if method == "spt-seg" and deep >= 0:
+        # The official code filters where it puts new prompts in, of the first two layers.
+        grid = source.shape(SPECTRAL_FILTER)[0]
+        spectral = {"spectral_prompt": True, "spectral_layers": [0, 1][: deep + 1], "spectral_grid_size": grid}
     return ZegClipConfig.from_dict(described), DeepPromptConfig(
-        num_tokens=source.shape(table)[1], num_deep_layers=deep, inference_mode=True
+        num_tokens=source.shape(table)[1], num_deep_layers=deep, inference_mode=True, **spectral
     )
+
+
+def _count_low_frequency_heads(source: _Source, config: ZegClipConfig, dim: int) -> int:
+    """Tell how many of the decoder's heads, all of one width, the low-frequency queries make up."""
+    name, heads = "decode_head.decoder_1.layers.0.hlfs.l_q.weight", config.decoder_attention_heads
+    rows = source.shape(name)[0]
+    if rows * heads % dim:
+        raise ValueError(
+            f"{name} has {rows} rows, which are no whole number of the heads that decoder_attention_heads={heads} "
+            f"makes of {dim}: give a config with the number of heads that the checkpoint was trained with."
+        )
+    return rows * heads // dim
 
 
 def _convert_tower(source: _Source, official: str, ours: str, num_layers: int) -> StateDict:
@@ -160,8 +216,8 @@ def _convert_tower(source: _Source, official: str, ours: str, num_layers: int) -
             thirds = source.take(f"{block}.attn.in_proj_{kind}").chunk(3)
             for name, part in zip(("q_proj", "k_proj", "v_proj"), thirds):
                 result[f"{layer}.self_attn.{name}.{kind}"] = part
-            for theirs, name in RESBLOCK_NAMES.items():
-                result[f"{layer}.{name}.{kind}"] = source.take(f"{block}.{theirs}.{kind}")
+        for theirs, name in RESBLOCK_NAMES.items():
+            result[f"{layer}.{name}"] = source.take(f"{block}.{theirs}")
     return result
 
 
@@ -207,29 +263,33 @@ def _convert_prompts(source: _Source, config: DeepPromptConfig) -> StateDict:
         norm = source.take(f"backbone.prompt_norm.{kind}")
         if deep != 0:  # shallow prompts: stored, never applied
             result[f"deep_prompt_norm.default.{kind}"] = norm
+    if config.spectral_prompt:
+        result["deep_prompt_filter.default"] = source.take(SPECTRAL_FILTER)
+    else:  # SPT-SEG with prompts in the last layers only: stored, never applied
+        source.left.pop(SPECTRAL_FILTER, None)
     return result
 
 
-def _convert_decode_head(source: _Source, config: ZegClipConfig) -> StateDict:
+def _convert_decode_head(source: _Source, method: Method, config: ZegClipConfig) -> StateDict:
     last = config.num_decoder_layers - 1
-    source.drop(DEAD_KEYS)
-    source.drop(DEAD_LAST_LAYER_KEYS, prefix=f"decode_head.decoder_1.layers.{last}.")
-    result = {}
-    for kind in ("weight", "bias"):
-        result[f"query_proj.{kind}"] = source.take(f"decode_head.q_proj.{kind}")
-        for index in range(config.num_decoder_layers):
-            for theirs, name in DECODER_NAMES.items():
-                if index == last and name not in ("q_proj", "k_proj"):
-                    continue
-                ours = "mask_scores" if index == last else f"layers.{index}"
-                result[f"{ours}.{name}.{kind}"] = source.take(f"decode_head.decoder_1.layers.{index}.{theirs}.{kind}")
+    source.drop(DEAD_KEYS[method])
+    result = {f"query_proj.{kind}": source.take(f"decode_head.q_proj.{kind}") for kind in ("weight", "bias")}
+    for index in range(config.num_decoder_layers):
+        for theirs, name in DECODER_NAMES[method].items():
+            key = f"decode_head.decoder_1.layers.{index}.{theirs}"
+            if index == last and not name.startswith(_SCORE_NAMES[method]):
+                source.left.pop(key, None)
+                continue
+            tensor = source.take(key)
+            ours = "mask_scores" if index == last else f"layers.{index}"
+            result[f"{ours}.{name}"] = tensor.T if theirs in TRANSPOSED else tensor
     return result
 
 
 def convert(
     checkpoint: str | os.PathLike | dict[str, Any],
     *,
-    method: Literal["zegclip"],
+    method: Method,
     config: ZegClipConfig | None = None,
 ) -> ZegClipForSemanticSegmentation:
     """
@@ -239,7 +299,8 @@ def convert(
         checkpoint: A `.pth` or `.safetensors` file, or a state dict with the official names (`backbone.*`,
             `decode_head.*`, `text_encoder.*`).
         method: Which paper's code wrote it.
-        config: Head counts, which no tensor shape tells, templates and class names. Defaults to ViT-B/16's.
+        config: Head counts and SPT-SEG's window size, which no tensor shape tells, templates and class names. Defaults
+            to ViT-B/16's.
 
     Returns:
         The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
@@ -247,13 +308,20 @@ def convert(
     Raises:
         ValueError: For another method, an unreadable file, or one with missing or unexpected keys.
     """
-    if method != "zegclip":
-        raise ValueError(f"method must be 'zegclip', not {method!r}.")
-    source = _Source(checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint))
-    model_config, prompt_config = infer_config(source, config)
+    if method not in PAPERS:
+        raise ValueError(f"method must be {' or '.join(map(repr, PAPERS))}, not {method!r}.")
+    source = _Source(checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint), method)
+    if method == "zegclip" and SPECTRAL_FILTER in source.left:
+        raise ValueError(f"This is an SPT-SEG checkpoint, with {SPECTRAL_FILTER!r}: its method is 'spt-seg'.")
+    if method == "spt-seg" and SPECTRAL_FILTER not in source.left:
+        raise ValueError(
+            f"Not an official SPT-SEG checkpoint: it has no key {SPECTRAL_FILTER!r}; the method of ZegCLIP's "
+            "checkpoints is 'zegclip'."
+        )
+    model_config, prompt_config = infer_config(source, method, config)
     clip = _convert_clip(source, model_config)
     prompts = _convert_prompts(source, prompt_config)
-    decode_head = _convert_decode_head(source, model_config)
+    decode_head = _convert_decode_head(source, method, model_config)
     source.check_all_taken()
 
     model = ZegClipForSemanticSegmentation(model_config)

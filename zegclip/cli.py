@@ -153,7 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth or .safetensors file")
     convert.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
-    convert.add_argument("--method", choices=("zegclip",), default="zegclip", help="the paper (default: %(default)s)")
+    convert.add_argument(
+        "--method", choices=("zegclip", "spt-seg"), default="zegclip", help="the paper (default: %(default)s)"
+    )
     convert.add_argument(
         "--tokenizer",
         metavar="PATH_OR_HUB_ID",

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,21 @@ from zegclip.modeling.convert_official_checkpoint import convert, read_checkpoin
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
 
+def read_state_dict(name, prefix):
+    with safe_open(GOLDENS / name, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
 @pytest.fixture
 def official():
-    with safe_open(GOLDENS / "zegclip_a_inductive.safetensors", "pt") as file:
-        names = [name for name in file.keys() if name.startswith("sd.")]  # noqa: SIM118
-        return {name[3:]: file.get_tensor(name) for name in names}
+    return read_state_dict("zegclip_a_inductive.safetensors", "sd.")
+
+
+@pytest.fixture
+def spectral():
+    """An SPT-SEG checkpoint; its deep prompts go to 3 of 4 layers."""
+    return read_state_dict("spt_c_grid6_transductive.safetensors", "state_dict.")
 
 
 @pytest.fixture
@@ -31,6 +42,13 @@ def config():
         prompt_templates=["a photo of a {}", "the {}"],
         seen_class_names=["c0", "c2", "c3"],
     )
+
+
+@pytest.fixture
+def spectral_config(config):
+    config.decoder_attention_heads = 8
+    config.decoder_window_size = 2
+    return config
 
 
 def run(model):
@@ -81,6 +99,82 @@ def test_reverse_deep_prompts(official, config):
     assert run(model).isfinite().all()
 
 
+def test_spt_seg_sizes_come_from_the_tensors_and_the_rest_from_the_configuration(spectral, spectral_config):
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    config, prompts = model.config, model.peft_config["default"]
+    vision = config.clip_config.vision_config
+    assert (vision.hidden_size, vision.patch_size, vision.image_size, vision.num_hidden_layers) == (48, 16, 96, 4)
+    assert config.decode_head_type == "spectral"
+    assert (config.num_decoder_layers, config.decoder_ffn_dim) == (2, 128)
+    assert (config.decoder_attention_heads, config.decoder_low_frequency_heads) == (8, 7)
+    assert config.decoder_window_size == spectral_config.decoder_window_size
+    assert (config.focal_weight, config.dice_weight, config.ssim_weight) == (100, 0, 1)
+    assert config.prompt_templates == spectral_config.prompt_templates
+    assert config.seen_class_names == spectral_config.seen_class_names
+    assert (prompts.num_tokens, prompts.num_deep_layers) == (3, 2)
+    assert (prompts.spectral_prompt, prompts.spectral_layers, prompts.spectral_grid_size) == (True, [0, 1], 6)
+    assert not model.training
+
+
+def test_spt_seg_filter_may_be_of_another_grid_than_the_positions(spectral, spectral_config):
+    spectral["backbone.complex_weight"] = torch.randn(4, 3, 48, 2)
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    assert model.peft_config["default"].spectral_grid_size == 4
+    assert model.config.clip_config.vision_config.image_size == 96
+    stored = model.clip.vision_model.encoder.deep_prompt_filter["default"]
+    assert torch.equal(stored, spectral["backbone.complex_weight"])
+
+
+def test_spt_seg_low_frequency_heads_follow_from_all_heads(spectral, spectral_config):
+    spectral_config.decoder_attention_heads = 16
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    assert model.config.decoder_low_frequency_heads == 14
+    spectral_config.decoder_attention_heads = 4
+    with pytest.raises(ValueError, match=r"l_q\.weight has 28 rows.*decoder_attention_heads=4") as error:
+        convert(spectral, method="spt-seg", config=spectral_config)
+    assert "\n" not in str(error.value)
+
+
+def test_spt_seg_pth_of_mmcv_equals_the_state_dict(spectral, spectral_config, tmp_path):
+    path = tmp_path / "iter_20000.pth"
+    torch.save({"state_dict": spectral, "meta": {"CLASSES": ("a", "b"), "iter": 20000}, "optimizer": {}}, path)
+    expected = run(convert(spectral, method="spt-seg", config=spectral_config))
+    assert torch.equal(run(convert(path, method="spt-seg", config=spectral_config)), expected)
+
+
+def test_spt_seg_converted_model_saves_and_loads(spectral, spectral_config, tmp_path):
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    model.save_pretrained(tmp_path)
+    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert again.peft_config["default"].spectral_layers == [0, 1]
+    assert torch.equal(run(again), run(model))
+
+
+def test_spt_seg_shallow_prompts_have_one_spectral_prompt(spectral, spectral_config):
+    del spectral["backbone.deep_prompt_embeddings"]
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    prompts = model.peft_config["default"]
+    assert (prompts.num_deep_layers, prompts.spectral_prompt, prompts.spectral_layers) == (0, True, [0])
+    assert run(model).isfinite().all()
+
+
+def test_spt_seg_reverse_deep_prompts_have_no_spectral_prompt(spectral, spectral_config):
+    del spectral["backbone.prompt_embeddings"]
+    model = convert(spectral, method="spt-seg", config=spectral_config)
+    assert model.peft_config["default"].prompted_layers(4) == range(2, 4)
+    assert not model.peft_config["default"].spectral_prompt
+    assert not any("filter" in name for name in model.state_dict())
+    assert run(model).isfinite().all()
+
+
+@pytest.mark.parametrize(("method", "right"), [("zegclip", "spt-seg"), ("spt-seg", "zegclip")])
+def test_a_checkpoint_of_the_other_method_names_it(official, spectral, method, right):
+    checkpoint = spectral if method == "zegclip" else official
+    with pytest.raises(ValueError, match=rf"'backbone\.complex_weight'.* '{right}'\.$") as error:
+        convert(checkpoint, method=method)
+    assert "\n" not in str(error.value)
+
+
 def test_class_embedding_is_folded_once(official, config):
     model = convert(official, method="zegclip", config=config)
     embeddings = model.clip.vision_model.embeddings
@@ -97,6 +191,26 @@ def test_key_list_of_the_full_size_checkpoint_is_taken_whole():
     assert model.config.clip_config.vision_config.num_attention_heads == 12
     trained = [p.numel() for n, p in model.named_parameters() if "deep_prompt_" in n or "modules_to_save" in n]
     assert sum(trained) == 8_039_168
+
+
+def test_key_list_of_the_full_size_spt_seg_checkpoint_is_taken_whole():
+    shapes = json.loads((GOLDENS / "official_keys_spt_seg_voc_vitb16.json").read_text())
+    assert len(shapes) == 412
+    with torch.device("meta"):
+        state_dict = {name: torch.empty(shape) for name, shape in shapes.items()}
+        model = convert(state_dict, method="spt-seg")
+    assert model.config.clip_config.vision_config.num_attention_heads == 12
+    width, dim, ffn, layers, tokens, grid = 768, 512, 2048, 3, 10, 32
+    high, low = dim // 8, 7 * dim // 8
+    prompts = 12 * tokens * width + (width * width + width) + 2 * width
+    spectral_filter = grid * (grid // 2 + 1) * width * 2
+    query_proj = 2 * dim * dim + dim
+    gate, transform = dim, dim * dim
+    mixing = gate + transform + 3 * dim * high + dim * low + 2 * dim * low + (low * low + low)
+    update = (dim * dim + dim) + 2 * 2 * dim + (dim * ffn + ffn) + (ffn * dim + dim)
+    expected = prompts + spectral_filter + query_proj + layers * mixing + (layers - 1) * update
+    trained = [p.numel() for n, p in model.named_parameters() if "deep_prompt_" in n or "modules_to_save" in n]
+    assert sum(trained) == expected == 10_524_224
 
 
 @pytest.mark.parametrize(
@@ -129,8 +243,42 @@ def test_any_missing_key_is_named(official, config):
             convert(incomplete, method="zegclip", config=config)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sd: sd.pop("backbone.conv1.weight"), "no key 'backbone.conv1.weight'"),
+        (lambda sd: sd.update({"decode_head.extra": torch.zeros(1)}), "unexpected keys: decode_head.extra"),
+        (lambda sd: sd.clear(), "no key"),
+    ],
+)
+def test_wrong_keys_of_spt_seg_are_named(spectral, spectral_config, change, message):
+    change(spectral)
+    with pytest.raises(ValueError, match=f"Not an official SPT-SEG checkpoint.*{message}"):
+        convert(spectral, method="spt-seg", config=spectral_config)
+
+
+def test_any_missing_key_of_spt_seg_is_named_unless_it_is_dead(spectral, spectral_config):
+    dead = ("self_attn", "norm1", "multihead_attn", "h_proj", "proj_fre", "empty_weight")
+    dead_in_last = ("linear1", "linear2", "norm2", "norm3", "hlfs.proj")
+    used = {}
+    for name, tensor in spectral.items():
+        in_last = "decoder_1.layers.1." in name
+        if not any(part in name for part in dead + (dead_in_last if in_last else ())):
+            used[name] = tensor
+    # Of both layers: self-attention, its norm, cross-attention, a projection; ten more of the last; two others.
+    assert len(spectral) - len(used) == 2 * (4 + 2 + 8 + 2) + 10 + (2 + 1)
+    expected = run(convert(spectral, method="spt-seg", config=spectral_config))
+    assert torch.equal(run(convert(used, method="spt-seg", config=spectral_config)), expected)
+    for name in used:
+        incomplete = {key: tensor for key, tensor in used.items() if key != name}
+        if name in ("backbone.deep_prompt_embeddings", "backbone.prompt_embeddings"):
+            continue  # their absence says which depth of prompts it is
+        with pytest.raises(ValueError, match=rf"SPT-SEG.*{re.escape(name)}"):
+            convert(incomplete, method="spt-seg", config=spectral_config)
+
+
 def test_unknown_method(official):
-    with pytest.raises(ValueError, match="method must be 'zegclip'"):
+    with pytest.raises(ValueError, match="method must be 'zegclip' or 'spt-seg', not 'other'"):
         convert(official, method="other")
 
 

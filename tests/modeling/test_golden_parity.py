@@ -1,24 +1,17 @@
-"""Parity with outputs of the official code, forward and backward, on tiny random models."""
+"""Parity with outputs of the official ZegCLIP code, forward and backward, on tiny random models."""
 
 import json
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from zegclip import ZegClipImageProcessorPil
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
-from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, convert
-from zegclip.modeling.loss_zegclip import fill_pseudo_labels
-from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores, predict_windows
-from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
 FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")
@@ -28,56 +21,43 @@ LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5
 
 
-class Golden:
-    """One file of official tensors, and our model converted from it."""
-
-    def __init__(self, path: Path):
-        with safe_open(path, "pt") as file:
-            self.meta = json.loads(file.metadata()["meta"])
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        official = self.meta["config"]
-        state_dict = {name[3:]: tensor for name, tensor in self.tensors.items() if name.startswith("sd.")}
-        heads = {"num_attention_heads": official["backbone"]["heads"]}
-        text_heads = {"num_attention_heads": official["text_encoder"]["transformer_heads"]}
-        config = ZegClipConfig(
-            clip_config={"vision_config": heads, "text_config": text_heads},
-            decoder_attention_heads=official["decode_head"]["num_heads"],
-        )
-        self.model = convert(state_dict, method="zegclip", config=config)
-        self.encoder = self.model.clip.vision_model.encoder
-        self.encoder.prompt_configs["default"].dropout = 0.0
-        for module in self.model.modules():
-            if hasattr(module, "dropout") and isinstance(module.dropout, float):
-                module.dropout = 0.0
-        self.text = self.tensors["input.text_embeddings_fp16"].float()
-        self.seen = official["base_class"]
-        self.unseen = official["novel_class"]
-        self.self_training = official["self_training"]
-        count = len(self.seen) + len(self.unseen)
-        self.split = ClassSplit(tuple(f"class {i}" for i in range(count)), tuple(self.seen), tuple(self.unseen))
-        self.image_size = official["decode_head"]["img_size"]
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def golden(request):
-    return Golden(request.param)
+def golden(request, make_golden):
+    with safe_open(request.param, "pt") as file:
+        meta = json.loads(file.metadata()["meta"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    official = meta["config"]
+    config = ZegClipConfig(
+        clip_config={
+            "vision_config": {"num_attention_heads": official["backbone"]["heads"]},
+            "text_config": {"num_attention_heads": official["text_encoder"]["transformer_heads"]},
+        },
+        decoder_attention_heads=official["decode_head"]["num_heads"],
+    )
+    golden = make_golden(
+        tensors,
+        "sd.",
+        "zegclip",
+        config,
+        text=tensors["input.text_embeddings_fp16"].float(),
+        seen=official["base_class"],
+        unseen=official["novel_class"],
+        self_training=official["self_training"],
+    )
+    golden.meta = meta
+    golden.image_size = official["decode_head"]["img_size"]
+    return golden
 
 
 def assert_close(ours: torch.Tensor, official: torch.Tensor) -> None:
     torch.testing.assert_close(ours, official, atol=FORWARD_TOLERANCE, rtol=0)
 
 
-def recorded(golden: Golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+def recorded(golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
     """Run the model on the golden's pictures and return what happens inside under the golden's names."""
     seen: dict[str, torch.Tensor] = {}
     model, handles = golden.model, []
-    head = model.decode_head.modules_to_save["default"]
+    head = golden.head
     vision = model.clip.vision_model
 
     def keep(module, name, which="output"):
@@ -110,7 +90,7 @@ def recorded(golden: Golden, class_embeds: torch.Tensor) -> dict[str, torch.Tens
     return seen
 
 
-def check_intermediates(golden: Golden, ours: dict[str, torch.Tensor], prefix: str) -> set[str]:
+def check_intermediates(golden, ours: dict[str, torch.Tensor], prefix: str) -> set[str]:
     """Compare all stored intermediates of one run, and return which those were."""
     last = golden.model.config.num_decoder_layers - 1
     # What the official decoder also computes and nobody reads: earlier layers' scores, the last layer's queries.
@@ -174,51 +154,16 @@ def test_sliding_window(golden):
     torch.testing.assert_close(masks, golden["slide.argmax"].long(), atol=0, rtol=0)
 
 
-def setting_of(golden: Golden) -> str:
-    if golden.self_training:
-        return "transductive"
-    return "inductive" if golden.unseen else "fully_supervised"
-
-
-def train_class_embeds(golden: Golden) -> torch.Tensor:
-    return golden.text[list(golden.split.training_ids(setting_of(golden)))]
-
-
-def train_step(golden: Golden, labels: torch.Tensor):
-    """
-    Return upsampled logits, targets and loss terms in train mode (dropout is zero).
-
-    Through the very code that a training runs: the split's labels, the Trainer's loss.
-    """
-    arguments = ZegClipTrainingArguments(output_dir="unused", use_cpu=True, report_to="none", save_strategy="no")
-    trainer = ZegClipTrainer(
-        model=golden.model,
-        args=arguments,
-        processing_class=SimpleNamespace(image_processor=ZegClipImageProcessorPil()),
-        class_embeds=golden.text,
-        split=golden.split,
-        setting=setting_of(golden),
-    )
-    golden.model.train()
-    targets = torch.from_numpy(golden.split.training_labels(labels[:, 0].numpy().astype(np.int64), setting_of(golden)))
-    inputs = {"pixel_values": golden["input.image"], "labels": targets}
-    _, output = trainer.compute_loss(golden.model, inputs, return_outputs=True)
-    upsampled = F.interpolate(output.logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
-    if golden.self_training:
-        targets = fill_pseudo_labels(upsampled, targets, golden.unseen)
-    return upsampled, targets, output.loss_dict
-
-
 def test_train_forward(golden):
-    upsampled, targets, losses = train_step(golden, golden["input.label"])
+    upsampled, targets, losses = golden.train_step(golden["input.label"])
     assert_close(upsampled.detach(), golden["train.pred_masks"])
     torch.testing.assert_close(targets, golden["train.target"][:, 0].long(), atol=0, rtol=0)
     check_losses(golden, losses, "train")
-    compared = check_intermediates(golden, recorded(golden, train_class_embeds(golden)), "train.")
+    compared = check_intermediates(golden, recorded(golden, golden.train_class_embeds()), "train.")
     assert {"global_feature", "relation_queries"} <= compared
 
 
-def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -> None:
+def check_losses(golden, losses: dict[str, torch.Tensor], prefix: str) -> None:
     config = golden.model.config
     official = {name: golden[f"{prefix}.{name}"][0] for name in ("loss_mask_unweighted", "loss_dice_unweighted")}
     expected = {
@@ -235,46 +180,13 @@ def check_losses(golden: Golden, losses: dict[str, torch.Tensor], prefix: str) -
 def test_edge_labels(golden, edge):
     if f"{edge}.label" not in golden:
         pytest.skip("this file has no such labels")
-    _, targets, losses = train_step(golden, golden[f"{edge}.label"])
+    _, targets, losses = golden.train_step(golden[f"{edge}.label"])
     torch.testing.assert_close(targets, golden[f"{edge}.target"][:, 0].long(), atol=0, rtol=0)
     check_losses(golden, losses, edge)
 
 
-def our_gradients(golden: Golden) -> dict[str, torch.Tensor]:
-    """Gradients of the total loss under the official names."""
-    model = golden.model
-    model.set_adapter("default")
-    for parameter in golden.encoder.parameters():
-        parameter.grad = None
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for parameter in trainable.values():
-        parameter.grad = None
-    _, _, losses = train_step(golden, golden["input.label"])
-    sum(losses.values()).backward()
-    result: dict[str, torch.Tensor] = {}
-    last = model.config.num_decoder_layers - 1
-    reverse = {ours: theirs for theirs, ours in DECODER_NAMES.items()}
-    for name, parameter in trainable.items():
-        name = name.replace(".default", "").split("modules_to_save.")[-1]
-        if "deep_prompt_tokens" in name:
-            first = int(golden.encoder.prompt_configs["default"].num_deep_layers >= 0)
-            if first:
-                result["backbone.prompt_embeddings"] = parameter.grad[:1]
-            if len(parameter) > first:
-                result["backbone.deep_prompt_embeddings"] = parameter.grad[first:]
-        elif match := re.search(r"deep_prompt_(proj|norm)\.(.*)", name):
-            result[f"backbone.prompt_{match[1]}.{match[2]}"] = parameter.grad
-        elif match := re.search(r"query_proj\.(.*)", name):
-            result[f"decode_head.q_proj.{match[1]}"] = parameter.grad
-        else:
-            match = re.search(r"(?:layers\.(\d+)|mask_scores)\.(\w+)\.(\w+)$", name)
-            layer = last if match[1] is None else match[1]
-            result[f"decode_head.decoder_1.layers.{layer}.{reverse[match[2]]}.{match[3]}"] = parameter.grad
-    return result
-
-
 def test_gradients(golden):
-    ours = our_gradients(golden)
+    ours = golden.gradients()
     official = {name.removeprefix("grad."): golden[name] for name in golden.tensors if name.startswith("grad.")}
     assert ours.keys() == official.keys()
     last = golden.model.config.num_decoder_layers - 1

@@ -16,7 +16,8 @@ from zegclip.cli import CLIP_TOKENIZER, main
 from zegclip.modeling.convert_official_checkpoint import convert
 from zegclip.processing.image_reading import load_class_ids
 
-GOLDEN = Path(__file__).parents[1] / "goldens" / "zegclip_a_inductive.safetensors"
+GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDEN = GOLDENS / "zegclip_a_inductive.safetensors"
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
 
 
@@ -337,6 +338,24 @@ def test_convert_with_a_tokenizer(checkpoint, official, tokenizer, tmp_path, cap
     segment = ["segment", tmp_path / "picture.png", "--labels", "a, b", "--output", tmp_path / "results"]
     # 8 positions are too few for the usual template.
     fails(capsys, [*segment, "--model", output], "too long")
+
+
+def test_convert_spt_seg(checkpoint, tmp_path, capsys):
+    with safe_open(GOLDENS / "spt_c_grid6_transductive.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith("state_dict.")]  # noqa: SIM118
+        official = {name.removeprefix("state_dict."): file.get_tensor(name) for name in names}
+    path, output = tmp_path / "spt_seg.pth", tmp_path / "converted"
+    torch.save({"state_dict": official}, path)
+    fails(capsys, ["convert", path, output], path, "its method is 'spt-seg'")
+    fails(capsys, ["convert", checkpoint, output, "--method", "spt-seg"], checkpoint, "is 'zegclip'")
+    assert not output.exists()
+    message = succeeds(capsys, "convert", path, output, "--method", "spt-seg")
+    assert message.startswith(f"{path}: converted to {output}.\n")
+    ours, expected = ZegClipForSemanticSegmentation.from_pretrained(output), convert(official, method="spt-seg")
+    pixels, names = torch.randn(1, 3, 96, 96), torch.randn(4, 32)
+    with torch.no_grad():
+        logits = expected(pixel_values=pixels, class_embeds=names).logits
+        assert torch.equal(ours(pixel_values=pixels, class_embeds=names).logits, logits)
 
 
 def test_convert_without_a_tokenizer_says_how_to_add_one(checkpoint, tokenizer, tmp_path, capsys):
