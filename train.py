@@ -5,6 +5,7 @@ Also `accelerate launch train.py ...` or `torchrun ... train.py ...`. Without a 
 generated picture world, offline. The same command goes on where an interrupted run has stopped.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ from zegclip.arguments import (
 )
 from zegclip.data import load_data, make_augmentation
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
-from zegclip.modeling.tuner_zegclip import DeepPromptConfig
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.reports import class_table, write_class_table
@@ -76,7 +76,8 @@ def run_stage(
     data, split = load_data(data_args, training=True)
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     setting = cast(Setting, data_args.setting)
-    model, class_embeds = build_model(model_args, setting, split, processor)
+    augmentation = make_augmentation(data_args, processor, split)
+    model, class_embeds = build_model(model_args, setting, split, processor, augmentation.crop_size)
 
     output_dir = Path(training_args.output_dir)
     skipped_file = output_dir / SKIPPED_FILE if data_args.skip_bad_samples else None
@@ -88,7 +89,7 @@ def run_stage(
             data["train"],
             split,
             setting,
-            make_augmentation(data_args, processor, split),
+            augmentation,
             image_processor,
             training_args.seed,
             skipped_file,
@@ -137,7 +138,7 @@ def run_stage(
 
 
 def build_model(
-    model_args: ModelArguments, setting: Setting, split: ClassSplit, processor: Any
+    model_args: ModelArguments, setting: Setting, split: ClassSplit, processor: Any, crop_size: int
 ) -> tuple[Any, torch.Tensor]:
     """Return a CLIP with a fresh or given adapter, ready to train, and the embeddings of all class names."""
     overrides = model_args.config_overrides()
@@ -151,12 +152,9 @@ def build_model(
     names = processor(text=list(split.names), return_tensors="pt")
     with torch.no_grad():
         class_embeds = model.eval().get_class_embeds(**names)
-    prompts = DeepPromptConfig(
-        num_tokens=model_args.num_prompt_tokens,
-        num_deep_layers=model_args.num_deep_layers,
-        dropout=model_args.prompt_dropout,
-    )
-    model = get_peft_model(model, prompts)
+    # A CLIP from the Hub is configured for smaller pictures than the crops.
+    grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
+    model = get_peft_model(model, model_args.prompt_config(grid_size))
     if model_args.init_adapter is not None:
         load_adapter_into(model, model_args.init_adapter)
     return model, class_embeds

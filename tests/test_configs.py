@@ -1,6 +1,7 @@
 """Every configuration in `configs/` can be read, and describes what the papers train."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from peft import get_peft_model
 
-from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.arguments import SETTINGS, parse_arguments
 from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.processing.class_split_zegclip import split_classes
@@ -20,21 +21,56 @@ from zegclip.trainer import poly_schedule
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOLDEN_RATES = json.loads((Path(__file__).parent / "goldens" / "zegclip_lr_schedule.json").read_text())
-# Specification section 8, what is really trained: tables of 10 and of 100 prompts.
-TRAINED = {10: 8_039_168, 100: 8_868_608}
 STEPS = {"voc": 20_000, "coco_stuff": 80_000, "pascal_context": 40_000}
-TRAINING = [path for path in CONFIGS if path.stem.startswith(tuple(f"zegclip_{name}" for name in STEPS))]
+# Weights of focal, dice and SSIM.
+LOSSES = {"zegclip": (100, 1, 0), "spt_seg": (100, 0, 1)}
+RUNS = set(product(LOSSES, STEPS, ("inductive", "transductive", "fully_supervised")))
+TRAINING = [path for path in CONFIGS if path.stem.startswith(tuple(f"{m}_{d}" for m, d in product(LOSSES, STEPS)))]
+# What SPT-SEG adds to ZegCLIP.
+SPECTRAL = {
+    "decode_head_type", "num_decoder_layers", "decoder_attention_heads", "decoder_low_frequency_heads",
+    "decoder_window_size", "spectral_prompt", "spectral_layers", "spectral_grid_size", "ssim_weight",
+    "ssim_of_probabilities",
+}  # fmt: skip
 
 
 def parse(path, *words):
     return parse_arguments([str(path), "--use_cpu", *words])
 
 
-def test_there_is_one_for_each_data_set_and_setting():
-    names = {path.stem for path in CONFIGS}
-    for dataset in STEPS:
-        assert {f"zegclip_{dataset}_{s}" for s in ("inductive", "transductive", "fully_supervised")} <= names
-    assert {"zegclip_coco_to_voc", "zegclip_coco_to_context"} <= names
+def read(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def method_and_data_set(path):
+    return next((m, d) for m, d in product(LOSSES, STEPS) if path.stem.startswith(f"{m}_{d}_"))
+
+
+def trained_parameters(method, tokens):
+    """What is trained of ViT-B/16, as the specifications count it."""
+    if method == "zegclip":
+        return {10: 8_039_168, 100: 8_868_608}[tokens]
+    width, dim, ffn, layers, side = 768, 512, 2048, 3, 32
+    low, high = 7 * 64, 64
+    prompts = 12 * tokens * width + width * width + width + 2 * width
+    spectral_filter = side * (side // 2 + 1) * width * 2
+    descriptor = 2 * dim * dim + dim
+    gate_and_transform = dim + dim * dim
+    mixing = dim * 3 * high + dim * low + dim * 2 * low + low * low + low
+    update = dim * dim + dim + 4 * dim + dim * ffn + ffn + ffn * dim + dim  # the last layer has none
+    layers_in_all = layers * (gate_and_transform + mixing) + (layers - 1) * update
+    return prompts + spectral_filter + descriptor + layers_in_all
+
+
+def test_there_is_one_for_each_method_data_set_and_setting():
+    assert sorted(path.stem for path in TRAINING) == sorted("_".join(run) for run in RUNS)
+    assert len(TRAINING) == 2 * 3 * 3
+    assert {"zegclip_coco_to_voc", "zegclip_coco_to_context"} <= {path.stem for path in CONFIGS}
+
+
+def test_parameters_are_counted_as_the_specification_does():
+    assert trained_parameters("spt_seg", 10) == 10_524_224
+    assert trained_parameters("spt_seg", 100) == 10_524_224 + 829_440
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -47,21 +83,24 @@ def test_it_can_be_read_and_says_whose_folder_it_writes(path):
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_it_trains_the_papers_model(path):
+    method, _ = method_and_data_set(path)
     model_args, data_args, _ = parse(path)
     split = benchmark_split(data_args.dataset)
     config = ZegClipConfig(**model_args.config_overrides(), seen_class_names=split.seen_names)
     with torch.device("meta"):
         model = ZegClipForSemanticSegmentation(config)
-        model = get_peft_model(model, DeepPromptConfig(num_tokens=model_args.num_prompt_tokens))
+        patch = config.clip_config.vision_config.patch_size
+        model = get_peft_model(model, model_args.prompt_config(data_args.crop_size // patch))
     assert model_args.num_prompt_tokens == (10 if data_args.dataset == "voc" else 100)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained == TRAINED[model_args.num_prompt_tokens]
+    assert trained == trained_parameters(method, model_args.num_prompt_tokens)
+    assert (config.focal_weight, config.dice_weight, config.ssim_weight) == LOSSES[method]
     assert len(model_args.prompt_templates) == (1 if data_args.dataset == "voc" else 15)
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_it_follows_the_papers_schedule(path):
-    dataset = next(name for name in STEPS if path.stem.startswith(f"zegclip_{name}"))
+    _, dataset = method_and_data_set(path)
     arguments = parse(path)
     assert arguments[2].max_steps == STEPS[dataset]
     assert arguments[2].per_device_train_batch_size == 16  # one process has all of the batch
@@ -88,13 +127,24 @@ def test_it_follows_the_papers_schedule(path):
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_it_leaves_nothing_of_the_protocol_to_defaults(path):
     """A reader sees every number that the papers name."""
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name in (
+    names = {
         "model", "num_prompt_tokens", "prompt_templates", "max_steps", "total_train_batch_size", "learning_rate",
         "weight_decay", "warmup_steps", "focal_weight", "dice_weight", "crop_size", "scale_range", "image_size",
         "window_size", "window_stride", "seed",
-    ):  # fmt: skip
-        assert name in written
+    }  # fmt: skip
+    if path.stem.startswith("spt_seg"):
+        names |= SPECTRAL
+    assert names <= read(path).keys()
+
+
+@pytest.mark.parametrize("path", [p for p in TRAINING if p.stem.startswith("spt_seg")], ids=lambda path: path.stem)
+def test_spt_seg_is_trained_as_zegclip_is(path):
+    """It has published no training configuration."""
+    written = read(path)
+    other = read(path.with_name(path.name.replace("spt_seg", "zegclip")))
+    different = {name for name in written.keys() | other.keys() if written.get(name) != other.get(name)}
+    assert different == SPECTRAL | {"dice_weight", "output_dir"}
+    assert written["spectral_grid_size"] == written["crop_size"] // 16
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,13 +1,18 @@
 """The sizes of the papers, with random weights: one training step of ViT-B/16 at 512x512."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import get_peft_model
 from transformers import TrainerCallback
 
-from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
+from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
+from zegclip.arguments import parse_arguments
 from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Processor:
@@ -38,8 +43,11 @@ class Gradients(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
-def test_one_training_step(tmp_path, bf16):
-    model = get_peft_model(ZegClipForSemanticSegmentation(ZegClipConfig()), DeepPromptConfig(num_tokens=10))
+@pytest.mark.parametrize(("method", "expected"), [("zegclip", 8_039_168), ("spt_seg", 10_524_224)])
+def test_one_training_step(tmp_path, method, expected, bf16):
+    given, _, _ = parse_arguments([str(CONFIGS / f"{method}_voc_inductive.yaml"), "--use_cpu"])
+    model = ZegClipForSemanticSegmentation(ZegClipConfig(**given.config_overrides()))
+    model = get_peft_model(model, given.prompt_config(grid_size=32))
     gradients = Gradients()
     trainer = ZegClipTrainer(
         model=model,
@@ -69,4 +77,4 @@ def test_one_training_step(tmp_path, bf16):
             assert gradient.isfinite().all(), name
             assert gradient.abs().sum() > 0, name
             trained += parameter.numel()
-    assert trained == 8_039_168
+    assert trained == expected

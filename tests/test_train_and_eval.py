@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
 from zegclip import ZegClipForSemanticSegmentation
+from zegclip.arguments import parse_arguments
+from zegclip.data import load_data
+from zegclip.loading import load_processor
 from zegclip.picture_world.dataset import export_picture_world
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +24,10 @@ CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
 SMALL = ["--num_train_pictures", "6", "--num_eval_pictures", "2", "--total_train_batch_size", "2", "--use_cpu"]
 WINDOWS = ["--window_stride", "48"]
 HEAD = ["--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", *WINDOWS]
+SPT_SEG = [
+    "--decode_head_type", "spectral", "--decode_head_init", "default", "--decoder_low_frequency_heads", "1",
+    "--spectral_prompt", "true", "--ssim_weight", "1", "--dice_weight", "0",
+]  # fmt: skip
 
 
 def script(name):
@@ -87,6 +96,58 @@ def test_other_settings_train_with_one_command(clip_folder, tmp_path, setting):
         ended = load_file(tmp_path / "run" / "adapter_model.safetensors")
         assert started.keys() == ended.keys()
         assert not all(torch.equal(started[name], ended[name]) for name in started)
+
+
+def test_spt_seg_is_trained_resumed_and_evaluated(clip_folder, tmp_path, capsys):
+    words = [*SPT_SEG, "--setting", "transductive", "--max_steps", "4", "--logging_steps", "1"]
+    words += ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "5"]
+    train(clip_folder, tmp_path / "run", *words)
+    for folder in (tmp_path / "run" / "inductive", tmp_path / "run"):
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        losses = [{name: value for name, value in entry.items() if name.startswith("loss_")} for entry in log]
+        assert [set(terms) for terms in losses if terms] == [{"loss_focal", "loss_ssim"}] * 2
+        assert all(value > 0 for terms in losses for value in terms.values())
+    started = load_file(tmp_path / "run" / "inductive" / "adapter_model.safetensors")
+    ended = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    (name,) = [name for name in ended if "filter" in name]
+    assert not torch.equal(started[name], ended[name])
+
+    weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    train(clip_folder, tmp_path / "run", *words)
+    assert f"Resuming from {tmp_path / 'run' / 'checkpoint-1'}." in capsys.readouterr().out
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == weights
+
+    evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
+    # Nothing is right after so few steps, but the table says which classes were found.
+    table = tmp_path / "eval" / "eval_picture_world_tuning" / "per_class_model_papers_protocol.csv"
+    assert table.read_text() == (tmp_path / "run" / "per_class.csv").read_text()
+
+
+@pytest.mark.parametrize(("words", "side"), [([], 6), (["--spectral_grid_size", "5"], 5)])
+def test_the_spectral_filter_has_the_grid_of_the_training_crops(clip_folder, tmp_path, words, side):
+    """The CLIP is configured for 4x4 patches of 8 pixels, crops are of 48."""
+    arguments = [CONFIG, "--model", str(clip_folder), *SMALL, *HEAD, *SPT_SEG, *words]
+    model_args, data_args, _ = parse_arguments(arguments)
+    _, split = load_data(data_args, training=True)
+    processor = load_processor(clip_folder, **data_args.image_processor_fields())
+    build_model = script("train").build_model
+    tuned, class_embeds = build_model(model_args, "inductive", split, processor, data_args.crop_size)
+    weights = tuned.base_model.model.clip.vision_model.encoder.deep_prompt_filter["default"]
+    assert weights.shape == (side, side // 2 + 1, 32, 2)
+
+    tuned.save_pretrained(tmp_path / "adapter")
+    adapter_alone = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter")
+    clip = ZegClipForSemanticSegmentation.from_pretrained(clip_folder, config=tuned.base_model.model.config)
+    put_on = PeftModel.from_pretrained(clip, tmp_path / "adapter")
+    for size in ((48, 48), (40, 56)):
+        inputs = {"pixel_values": torch.randn(2, 3, *size), "class_embeds": class_embeds}
+        with torch.no_grad():
+            expected = tuned.eval()(**inputs).logits
+            for model in (adapter_alone, put_on):
+                torch.testing.assert_close(model.eval()(**inputs).logits, expected, atol=1e-6, rtol=0)
 
 
 def test_a_run_that_ended_after_its_last_step_is_not_trained_further(clip_folder, tmp_path, capsys):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.tuner_zegclip import DeepPromptConfig
 from zegclip.processing.class_split_zegclip import Setting
 from zegclip.trainer import ZegClipTrainingArguments
 
@@ -31,7 +32,7 @@ class ModelArguments:
     init_adapter: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of an adapter to go on from; none: fresh prompts and head."}
     )
-    decode_head_type: str | None = field(default=None, metadata={"help": "zegclip or similarity."})
+    decode_head_type: str | None = field(default=None, metadata={"help": "zegclip, spectral or similarity."})
     descriptor: list[str] | None = field(
         default=None, metadata={"help": "Terms of the relationship descriptor: product, text."}
     )
@@ -39,9 +40,17 @@ class ModelArguments:
     decoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the decode head."})
     decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of its feed-forward layers."})
     decoder_dropout: float | None = field(default=None, metadata={"help": "Dropout of the decode head."})
+    decoder_window_size: int | None = field(default=None, metadata={"help": "Spectral: side of its windows."})
+    decoder_low_frequency_heads: int | None = field(
+        default=None, metadata={"help": "Spectral: how many of the heads look at low frequencies."}
+    )
     decode_head_init: str | None = field(default=None, metadata={"help": "default or identity."})
     focal_weight: float | None = field(default=None, metadata={"help": "Weight of the focal loss."})
     dice_weight: float | None = field(default=None, metadata={"help": "Weight of the dice loss."})
+    ssim_weight: float | None = field(default=None, metadata={"help": "Weight of the structural similarity loss."})
+    ssim_of_probabilities: bool | None = field(
+        default=None, metadata={"help": "Whether that loss looks at probabilities instead of logits."}
+    )
     ignored_pixels_as_negatives: bool | None = field(
         default=None, metadata={"help": "Whether ignored pixels count as outside of every mask."}
     )
@@ -51,12 +60,30 @@ class ModelArguments:
         default=None, metadata={"help": "Layers after the first with own prompts; none: all, 0: shallow, -n: last n."}
     )
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the prompt tokens."})
+    spectral_prompt: bool = field(default=False, metadata={"help": "Whether patches get a spectral prompt."})
+    spectral_layers: list[int] = field(
+        default_factory=lambda: [0, 1], metadata={"help": "Layers whose incoming patches get the spectral prompt."}
+    )
+    spectral_grid_size: int | None = field(
+        default=None, metadata={"help": "Side of the patch grid that its filter is for; none: that of training crops."}
+    )
 
     def config_overrides(self) -> dict[str, Any]:
         """The given fields of [`ZegClipConfig`]."""
         known = {item.name for item in fields(ZegClipConfig)}
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in given.items() if name in known and value is not None}
+
+    def prompt_config(self, grid_size: int) -> DeepPromptConfig:
+        """The adapter's configuration; `grid_size` is the side of the training crops in patches."""
+        return DeepPromptConfig(
+            num_tokens=self.num_prompt_tokens,
+            num_deep_layers=self.num_deep_layers,
+            dropout=self.prompt_dropout,
+            spectral_prompt=self.spectral_prompt,
+            spectral_layers=self.spectral_layers,
+            spectral_grid_size=self.spectral_grid_size or grid_size,
+        )
 
 
 BENCHMARKS = ("voc", "coco_stuff", "pascal_context_59", "pascal_context_60")
