@@ -99,7 +99,8 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         ValueError: As [`check_model_path`], or if weights of the CLIP are missing.
     """
     base = base_of(check_model_path(model))
-    config = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(base).to_dict() | overrides)
+    stored = ZegClipConfig.from_pretrained(base)
+    config = ZegClipConfig.from_dict(stored.to_dict() | overrides)
     with _quiet():  # that the decode head is new is what was asked for
         if StoredAdapter.find(base) is None:
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
@@ -113,6 +114,11 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
                 None, config=config, state_dict=clip_only, output_loading_info=True
             )
             loaded.config._name_or_path = loaded.name_or_path = base
+    if config.decode_head_type != stored.decode_head_type:
+        # Heads of different kinds share some names: what was loaded of the stored one must not stay.
+        head = {f"decode_head.{name}" for name in loaded.decode_head.state_dict()}
+        if head - info["missing_keys"]:
+            loaded.decode_head = type(loaded.decode_head)(config).apply(loaded._init_weights)
     missing = sorted(name for name in info["missing_keys"] if name.startswith("clip."))
     if missing:
         raise ValueError(f"{model}: this is no whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")

@@ -132,6 +132,19 @@ def test_a_base_without_all_of_its_clip(model, tmp_path):
         load_base(tmp_path / "clip", {})
 
 
+def test_a_head_of_another_kind_takes_nothing_from_the_stored_one(model, tmp_path):
+    """The two share names such as `query_proj` and `fc1`."""
+    model.save_pretrained(tmp_path)
+    fields = {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1}
+    base = load_base(tmp_path, fields)
+    stored = model.decode_head.state_dict()
+    shared = [name for name in base.decode_head.state_dict() if name in stored and "norm" not in name]
+    assert "query_proj.weight" in shared
+    assert not any(torch.equal(base.decode_head.state_dict()[name], stored[name]) for name in shared)
+    assert torch.equal(base.clip.visual_projection.weight, model.clip.visual_projection.weight)
+    assert torch.equal(load_base(tmp_path, {}).decode_head.query_proj.weight, stored["query_proj.weight"])
+
+
 def test_an_adapter_goes_on_in_another_model(model, tmp_path):
     torch.manual_seed(1)
     tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
