@@ -46,6 +46,7 @@ RESBLOCK_NAMES = _with_kinds(
     }
 )
 _QUERY_UPDATE_NAMES = {"linear1": "fc1", "linear2": "fc2", "norm2": "norm1", "norm3": "norm2"}
+# What the parameters of an official decoder layer are called here.
 DECODER_NAMES = {
     "zegclip": _with_kinds(
         {
@@ -65,7 +66,6 @@ DECODER_NAMES = {
         **_with_kinds({"hlfs.l_proj": "mixing.low_proj", "hlfs.proj": "out_proj", **_QUERY_UPDATE_NAMES}),
     },
 }
-"""What the parameters of an official decoder layer are called here."""
 TRANSPOSED = {"hlfs.top_down_transform"}  # what the official code multiplies from the right
 # All that the last layer needs for its scores; nothing reads what the official one does with its queries then.
 _SCORE_NAMES = {"zegclip": ("q_proj.", "k_proj."), "spt-seg": ("mixing.",)}
@@ -199,10 +199,10 @@ def _count_low_frequency_heads(source: _Source, config: ZegClipConfig, dim: int)
     """Tell how many of the decoder's heads, all of one width, the low-frequency queries make up."""
     name, heads = "decode_head.decoder_1.layers.0.hlfs.l_q.weight", config.decoder_attention_heads
     rows = source.shape(name)[0]
-    if rows * heads % dim:
+    if rows * heads % dim or not 0 < rows * heads // dim < heads:
         raise ValueError(
-            f"{name} has {rows} rows, which are no whole number of the heads that decoder_attention_heads={heads} "
-            f"makes of {dim}: give a config with the number of heads that the checkpoint was trained with."
+            f"{name} has {rows} rows, which are no part of the heads that decoder_attention_heads={heads} makes of "
+            f"{dim}: give a config with the number of heads that the checkpoint was trained with."
         )
     return rows * heads // dim
 
@@ -306,7 +306,7 @@ def convert(
         The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
 
     Raises:
-        ValueError: For another method, an unreadable file, or one with missing or unexpected keys.
+        ValueError: For another method, an unreadable file, missing or unexpected keys, or sizes that do not fit.
     """
     if method not in PAPERS:
         raise ValueError(f"method must be {' or '.join(map(repr, PAPERS))}, not {method!r}.")
@@ -318,6 +318,16 @@ def convert(
             f"Not an official SPT-SEG checkpoint: it has no key {SPECTRAL_FILTER!r}; the method of ZegCLIP's "
             "checkpoints is 'zegclip'."
         )
+    try:
+        return _build(source, method, config)
+    except RuntimeError as error:  # of tensors that cannot be joined or loaded
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"Not an official {source.paper} checkpoint: its tensors do not fit each other: {reason}"
+        ) from error
+
+
+def _build(source: _Source, method: Method, config: ZegClipConfig | None) -> ZegClipForSemanticSegmentation:
     model_config, prompt_config = infer_config(source, method, config)
     clip = _convert_clip(source, model_config)
     prompts = _convert_prompts(source, prompt_config)

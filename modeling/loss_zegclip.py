@@ -6,6 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
+
 
 def count_present_masks(
     labels: torch.Tensor, num_classes: int, ignore_index: int
@@ -107,22 +110,19 @@ def ssim_loss(
     labels: torch.Tensor,
     *,
     of_probabilities: bool = False,
-    window_size: int = 11,
-    sigma: float = 1.5,
     ignore_index: int = 255,
     ignored_as_negatives: bool = True,
 ) -> torch.Tensor:
     """
     One minus the mean structural similarity of logit maps and masks (SPT-SEG; Wang et al. 2004).
 
-    The official code compares the raw logits with masks of 0 and 1, as if both were pictures of dynamic range 1.
+    The official code compares the raw logits with masks of 0 and 1, as if both were pictures of dynamic range 1. The
+    window is a Gaussian of 11 pixels a side and a standard deviation of 1.5; zeros lie around the maps.
 
     Args:
         logits: `(batch, classes, height, width)` float32 mask logits.
         labels: `(batch, height, width)` int64 class ids.
         of_probabilities: Compare the sigmoid of the logits instead.
-        window_size: Side, in pixels, of the Gaussian window; zeros lie around the maps.
-        sigma: Its standard deviation in pixels.
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: such pixels count as outside of every mask. Otherwise they are
             zero in both maps and left out of the mean.
@@ -139,14 +139,14 @@ def ssim_loss(
     if not ignored_as_negatives:
         weight = valid.to(maps)
         maps = maps * weight
-    offsets = torch.arange(window_size, dtype=torch.float64) - window_size // 2
-    gaussian = (-(offsets**2) / (2 * sigma**2)).exp()
+    reach = SSIM_WINDOW // 2
+    gaussian = (-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * SSIM_SIGMA**2)).exp()
     gaussian = (gaussian / gaussian.sum()).to(maps).expand(num_classes, 1, 1, -1)
 
     def blur(values: torch.Tensor) -> torch.Tensor:
         # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more pictures.
-        values = F.conv2d(values, gaussian.mT, padding=(window_size // 2, 0), groups=num_classes)
-        return F.conv2d(values, gaussian, padding=(0, window_size // 2), groups=num_classes)
+        values = F.conv2d(values, gaussian.mT, padding=(reach, 0), groups=num_classes)
+        return F.conv2d(values, gaussian, padding=(0, reach), groups=num_classes)
 
     # Differences of squares do not survive the half precision that autocast gives to convolutions.
     with torch.autocast(maps.device.type, enabled=False):
@@ -155,9 +155,9 @@ def ssim_loss(
         variance_x = (blur(maps * maps) - mean_x * mean_x).clamp(min=0)
         variance_y = mean_y - mean_y * mean_y  # a mask is its own square
         covariance = blur(maps * masks) - mean_x * mean_y
-    small, smaller = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + small) * (2 * covariance + smaller)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + small) * (variance_x + variance_y + smaller))
+    c1, c2 = SSIM_CONSTANTS
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return ((1 - similarity) * weight).sum() / (weight.sum() * num_classes).clamp(min=1)
 
 

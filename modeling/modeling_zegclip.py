@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
@@ -19,7 +19,13 @@ from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_spectral import SpectralDecodeHead, SpectralMixing
 from .decode_head_zegclip import ZegClipDecodeHead
 from .loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss, ssim_loss
-from .tuner_zegclip import DOWNLOAD_ARGUMENTS, HEAD_FIELDS, DeepPromptLayer, StoredAdapter, enable_saved_modules
+from .tuner_zegclip import (
+    DOWNLOAD_ARGUMENTS,
+    HEAD_FIELDS,
+    SPECTRAL_HEAD_FIELDS,
+    StoredAdapter,
+    enable_saved_modules,
+)
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,
@@ -125,7 +131,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         if PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip":
             # The load report would list the decode head as missing, which the adapter brings.
             logging.set_verbosity_error()
-        elif any(getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS):
+        elif any(getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS):
             # The base's decode head is of another kind; the adapter's takes its place.
             kwargs.setdefault("ignore_mismatched_sizes", True)
         try:
@@ -332,7 +338,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
-        if isinstance(vision.encoder, DeepPromptLayer):
+        if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
             kwargs["patch_grid"] = grid
         outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
         embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))

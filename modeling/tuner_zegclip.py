@@ -31,9 +31,8 @@ HEAD_FIELDS = (
     "num_decoder_layers",
     "decoder_attention_heads",
     "decoder_ffn_dim",
-    "decoder_window_size",
-    "decoder_low_frequency_heads",
 )
+SPECTRAL_HEAD_FIELDS = ("decoder_window_size", "decoder_low_frequency_heads")
 DOWNLOAD_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
 
@@ -58,7 +57,7 @@ class DeepPromptConfig(PeftConfig):
         spectral_prompt: Whether patches also get a spectral prompt, one filter shared by all `spectral_layers`.
         spectral_layers: Indices of the layers whose incoming patches get it.
         spectral_grid_size: Rows and columns of patches that the filter is made for, those of the training crops; it
-            is resized for others. `None`: `image_size // patch_size` of the encoder, filled in.
+            is resized for others. `None`: `image_size // patch_size` of the first encoder it is used for, filled in.
         target_modules: The vision encoder to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
@@ -95,7 +94,7 @@ class DeepPromptConfig(PeftConfig):
         if self.spectral_grid_size is not None and self.spectral_grid_size < 1:
             raise ValueError(f"spectral_grid_size must be at least 1, not {self.spectral_grid_size}.")
         layers = self.spectral_layers
-        if not isinstance(layers, (list, tuple)) or not all(isinstance(index, int) for index in layers):
+        if not isinstance(layers, (list, tuple)) or not all(type(index) is int for index in layers):
             raise ValueError(f"spectral_layers must be a list of layer numbers, not {layers!r}.")
         self.spectral_layers = list(layers)
         if self.spectral_prompt and not layers:
@@ -185,7 +184,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         Args:
             inputs_embeds: `(batch, 1 + patches, width)`.
             attention_mask: Passed on to the layers; `None` for a vision tower.
-            patch_grid: Rows and columns of patches, for the spectral prompt; `None`: as many of both.
+            patch_grid: Rows and columns of patches, for the spectral prompt; `None`: those of `image_size`.
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`, after the prompt norm.
@@ -202,20 +201,20 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         tokens = self.deep_prompt_proj[name](self.deep_prompt_tokens[name])
         filtered = config.filtered_layers(len(layers))
         if filtered:
-            grid = patch_grid or _square_grid(inputs_embeds.shape[1] - 1)
+            grid = patch_grid or self._configured_grid(inputs_embeds.shape[1] - 1)
             weight = resize_filter(self.deep_prompt_filter[name], grid)
 
         states, count = inputs_embeds, 0
         for index, layer in enumerate(layers):
-            class_token, prompt, patches = states[:, :1], states[:, 1 : 1 + count], states[:, 1 + count :]
-            if index in filtered:
-                patches = patches + spectral_prompt(class_token, patches, weight, grid).to(patches)
-            if index in prompted:
-                prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states)
-                prompt = F.dropout(prompt, config.dropout, self.training)
-            elif count and not carried:
-                prompt = prompt[:, :0]
-            if index in filtered or index in prompted or prompt.shape[1] != count:
+            if index in filtered or index in prompted or (count and not carried):
+                class_token, prompt, patches = states.split([1, count, states.shape[1] - 1 - count], dim=1)
+                if index in filtered:
+                    patches = patches + spectral_prompt(class_token, patches, weight, grid).to(patches)
+                if index in prompted:
+                    prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states)
+                    prompt = F.dropout(prompt, config.dropout, self.training)
+                elif not carried:
+                    prompt = prompt[:, :0]
                 states, count = torch.cat([class_token, prompt, patches], dim=1), prompt.shape[1]
             states = layer(states, attention_mask, **kwargs)
         states = torch.cat([states[:, :1], states[:, 1 + count :]], dim=1)
@@ -224,12 +223,14 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
             states = norm(states.to(norm.weight)).to(states)
         return BaseModelOutput(last_hidden_state=states)
 
-
-def _square_grid(num_patches: int) -> tuple[int, int]:
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(f"{num_patches} patches are no square: a spectral prompt has to be told the patch_grid.")
-    return side, side
+    def _configured_grid(self, num_patches: int) -> tuple[int, int]:
+        side = self.base_layer.config.image_size // self.base_layer.config.patch_size
+        if num_patches != side * side:
+            raise ValueError(
+                f"A spectral prompt has to know how {num_patches} patches lie, which are not the {side}x{side} of the "
+                "configured image_size: pass patch_grid=(rows, columns)."
+            )
+        return side, side
 
 
 class DeepPromptModel(BaseTuner):
@@ -260,11 +261,11 @@ class DeepPromptModel(BaseTuner):
             return
         described = model_config.describe_head()
         stored = config.model_config
-        # What it does not name is younger than the adapter.
-        for name in [name for name in HEAD_FIELDS if name in (stored or {})]:
-            if stored[name] != described[name]:
+        spectral = described["decode_head_type"] == "spectral"
+        for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS * spectral if stored is not None else ():
+            if stored.get(name) != described[name]:
                 raise ValueError(
-                    f"The adapter was trained with {name}={stored[name]!r}, but this model has "
+                    f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
                     f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
                 )
         config.model_config = stored or described

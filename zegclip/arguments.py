@@ -74,15 +74,17 @@ class ModelArguments:
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in given.items() if name in known and value is not None}
 
-    def prompt_config(self, grid_size: int) -> DeepPromptConfig:
+    def prompt_config(self, grid_size: int | None) -> DeepPromptConfig:
         """The adapter's configuration; `grid_size` is the side of the training crops in patches."""
+        if self.spectral_grid_size is not None or not self.spectral_prompt:
+            grid_size = self.spectral_grid_size
         return DeepPromptConfig(
             num_tokens=self.num_prompt_tokens,
             num_deep_layers=self.num_deep_layers,
             dropout=self.prompt_dropout,
             spectral_prompt=self.spectral_prompt,
             spectral_layers=self.spectral_layers,
-            spectral_grid_size=self.spectral_grid_size or grid_size,
+            spectral_grid_size=grid_size,
         )
 
 

@@ -264,9 +264,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
         config.prompt_templates = read_labels(arguments.templates_file)
     try:
         model = convert(arguments.checkpoint, method=arguments.method, config=config)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{arguments.checkpoint}: its tensors do not fit each other: {reason}") from error
     except ValueError as error:
         named = str(arguments.checkpoint) in str(error)
         raise error if named else ValueError(f"{arguments.checkpoint}: {error}") from error

@@ -117,6 +117,12 @@ def test_filtered_layers():
         DeepPromptConfig(spectral_prompt=True, spectral_layers=[])
 
 
+@pytest.mark.parametrize("layers", [0, None, ["0"], [True], "01"])
+def test_filtered_layers_are_a_list_of_numbers(layers):
+    with pytest.raises(ValueError, match="spectral_layers must be a list of layer numbers"):
+        DeepPromptConfig(spectral_prompt=True, spectral_layers=layers)
+
+
 @pytest.mark.parametrize(("layers", "named"), [([0, 4], 4), ([-1], -1)])
 def test_filtered_layers_that_are_not_there(layers, named):
     with pytest.raises(ValueError, match=f"names layer {named}, but the encoder has 0 to 3"):
@@ -194,10 +200,22 @@ def test_a_plain_clip_gets_spectral_prompts_on_square_pictures(model):
         expected = whole.base_model.model.get_image_embeds(pixel_values)[2].last_hidden_state
         actual = plain.base_model.model.vision_model(pixel_values).last_hidden_state
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
-        with pytest.raises(
-            ValueError, match="20 patches are no square: a spectral prompt has to be told the patch_grid"
-        ):
-            plain.base_model.model.vision_model(torch.randn(2, 3, 32, 40), interpolate_pos_encoding=True)
+        wide = torch.randn(2, 3, 16, 72)  # 18 patches: no other square either
+        for size in ((16, 72), (16, 32), (48, 48)):
+            with pytest.raises(ValueError, match=r"patches lie, which are not the 4x4 .* pass patch_grid"):
+                plain.base_model.model.vision_model(torch.randn(2, 3, *size), interpolate_pos_encoding=True)
+        plain.base_model.model.vision_model(wide, interpolate_pos_encoding=True, patch_grid=(2, 9))
+
+
+def test_a_wrapped_encoder_is_told_the_grid(base_folder, inputs):
+    """2x8 patches are as many as 4x4."""
+    tuned = trained(base_folder, spectral_prompt=True)
+    pixel_values = torch.randn(1, 3, 16, 64)
+    expected = logits(tuned, {**inputs, "pixel_values": pixel_values})
+    vision = tuned.base_model.model.clip.vision_model
+    vision.encoder = torch.compile(vision.encoder, backend="eager")
+    actual = logits(tuned, {**inputs, "pixel_values": pixel_values})
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "host_side"), [(6, 4), (4, 6)])
@@ -455,6 +473,15 @@ def test_an_adapter_on_another_head_is_refused(model, base_folder, tmp_path):
         PeftModel.from_pretrained(other, tmp_path / "adapter")
     with pytest.raises(ValueError, match="trained with decoder_attention_heads=2, but this model has 4"):
         other.load_adapter(tmp_path / "adapter")
+
+
+def test_what_a_head_does_not_read_keeps_no_adapter_away(model, base_folder, inputs, tmp_path):
+    tuned = trained(base_folder)
+    tuned.save_pretrained(tmp_path / "adapter")
+    other = load_base(base_folder)
+    other.config.decoder_window_size = 2  # of spectral heads
+    other.load_adapter(tmp_path / "adapter")
+    assert torch.equal(logits(other.eval(), inputs), logits(tuned, inputs))
 
 
 def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tmp_path):
