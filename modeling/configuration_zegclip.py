@@ -38,7 +38,7 @@ class ZegClipConfig(PreTrainedConfig):
             How many of the spectral head's attention heads look at low frequencies; the others look within windows.
         decode_head_init (`str`, defaults to `"default"`):
             `"default"`: PyTorch's initialisation, the same values in every layer, as the official training starts;
-            but the `"spectral"` head's gate starts open, where the official one is shut for good in four of ten seeds;
+            but the `"spectral"` head's gate starts open, where the official one is shut for good in half of all seeds;
             `"identity"`: the `"zegclip"` head starts as a cosine classifier, which small models learn from in hundreds
             of steps.
         prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
