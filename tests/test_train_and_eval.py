@@ -55,6 +55,7 @@ def test_train_saves_an_adapter_that_eval_reads(clip_folder, tmp_path, capsys):
     results = evaluate(tmp_path / "run", tmp_path / "eval")
     folder = tmp_path / "eval" / "eval_picture_world_tuning"
     assert results == json.loads((folder / "results.json").read_text())
+    assert evaluate(tmp_path / "run", tmp_path / "eval") == results  # the same command goes on
     for name in ("pacc", "miou_seen", "miou_unseen", "hiou", "objects_hiou"):
         assert results["model, papers' protocol"][name] == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
     printed = capsys.readouterr().out

@@ -155,9 +155,15 @@ def _shorten(value: Any) -> str:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Return a hash of all weights, names included: a retrained model is another one, wherever it lies."""
+    """
+    Return a hash of all weights in use, names included: a retrained model is another one, wherever it lies.
+
+    The decode head that an adapter has replaced is left out: on a plain CLIP it starts at random with each loading.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
+        if ".original_module." in name:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

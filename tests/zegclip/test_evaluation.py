@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
+from zegclip import DeepPromptConfig
 from zegclip.evaluation import CountStore, Protocol, default_offset, evaluate_pictures, fingerprint, predict_map
 from zegclip.pictures import EvaluationPictures
 from zegclip.processing.class_split_zegclip import ClassSplit
@@ -121,6 +122,13 @@ def test_a_retrained_model_has_another_fingerprint(model):
     assert fingerprint(model) == before
     with torch.no_grad():
         model.decode_head.query_proj.bias[0] += 1e-6
+    assert fingerprint(model) != before
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.decode_head.original_module.query_proj.bias[0] += 1  # at random on a plain CLIP, and not in use
+        assert fingerprint(model) == before
+        model.decode_head.modules_to_save["default"].query_proj.bias[0] += 1e-6
     assert fingerprint(model) != before
 
 
