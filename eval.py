@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         raise ValueError("init_adapter is what a training starts from; what is to be evaluated is the model.")
     source = model_args.model or DEFAULT_MODEL
     models = {"model": load_model(source)}
+    named = "the embedded default model, as no model is given" if model_args.model is None else source
+    PartialState().print(f"Evaluating {named}.")
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
     trained_on = set(models["model"].config.seen_class_names or ())

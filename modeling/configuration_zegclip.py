@@ -128,7 +128,7 @@ class ZegClipConfig(PreTrainedConfig):
             if template.count("{}") != 1:
                 raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
         if self.decode_head_init == "identity" and self.decode_head_type == "spectral":
-            raise ValueError('decode_head_init="identity" is not possible with decode_head_type="spectral".')
+            raise ValueError('decode_head_type="spectral" has no decode_head_init="identity": set it to "default".')
         if self.decode_head_init == "identity" and "text" not in terms:
             raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
         if self.decoder_ffn_dim < 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
@@ -313,17 +314,17 @@ def convert(
     source = _Source(checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint), method)
     if method == "zegclip" and SPECTRAL_FILTER in source.left:
         raise ValueError(f"This is an SPT-SEG checkpoint, with {SPECTRAL_FILTER!r}: its method is 'spt-seg'.")
-    if method == "spt-seg" and SPECTRAL_FILTER not in source.left:
+    if method == "spt-seg" and "backbone.prompt_proj.weight" in source.left and SPECTRAL_FILTER not in source.left:
         raise ValueError(
             f"Not an official SPT-SEG checkpoint: it has no key {SPECTRAL_FILTER!r}; the method of ZegCLIP's "
             "checkpoints is 'zegclip'."
         )
     try:
         return _build(source, method, config)
-    except RuntimeError as error:  # of tensors that cannot be joined or loaded
-        reason = str(error).strip().splitlines()[-1].strip()
+    except (RuntimeError, StrictDataclassError) as error:  # tensors that cannot be joined, sizes that contradict
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
         raise ValueError(
-            f"Not an official {source.paper} checkpoint: its tensors do not fit each other: {reason}"
+            f"Not an official {source.paper} checkpoint, or not of this config: its tensors do not fit: {reason}"
         ) from error
 
 

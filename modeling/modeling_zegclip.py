@@ -128,12 +128,16 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
         config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
         verbosity = logging.get_verbosity()
-        if PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip":
-            # The load report would list the decode head as missing, which the adapter brings.
-            logging.set_verbosity_error()
-        elif any(getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS):
+        plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
+        other_head = any(
+            getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS
+        )
+        if other_head and not plain_clip:
             # The base's decode head is of another kind; the adapter's takes its place.
             kwargs.setdefault("ignore_mismatched_sizes", True)
+        if plain_clip or other_head:
+            # The load report would list the decode head as missing, which the adapter brings.
+            logging.set_verbosity_error()
         try:
             return super().from_pretrained(
                 adapter.base,

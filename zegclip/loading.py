@@ -156,7 +156,8 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     own = get_peft_model_state_dict(model)
     for name in sorted(own.keys() ^ weights.keys()):
         raise ValueError(
-            f"{adapter}: this adapter does not fit: only {'it' if name in weights else 'the model'} has {name}."
+            f"{adapter}: this adapter does not fit, as its decode head or its prompts are others: only "
+            f"{'it' if name in weights else 'the model'} has {name}."
         )
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:

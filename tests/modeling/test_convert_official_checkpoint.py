@@ -135,11 +135,17 @@ def test_spt_seg_low_frequency_heads_follow_from_all_heads(spectral, spectral_co
     assert "\n" not in str(error.value)
 
 
+def test_spt_seg_head_counts_that_do_not_fit(spectral):
+    config = ZegClipConfig(clip_config={"vision_config": {"hidden_size": 35, "num_attention_heads": 5}})
+    with pytest.raises(ValueError, match=r"tensors do not fit: The hidden size \(48\) is not a multiple"):
+        convert(spectral, method="spt-seg", config=config)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
         ("decode_head.decoder_1.layers.0.hlfs.l_q.weight", (32, 32), "32 rows, which are no part of the heads"),
-        ("backbone.complex_weight", (6, 3, 48, 2), "Not an official SPT-SEG checkpoint: its tensors do not fit"),
+        ("backbone.complex_weight", (6, 3, 48, 2), "Not an official SPT-SEG checkpoint, .* its tensors do not fit"),
     ],
 )
 def test_spt_seg_sizes_that_do_not_fit(spectral, spectral_config, name, shape, message):

@@ -484,7 +484,7 @@ def test_what_a_head_does_not_read_keeps_no_adapter_away(model, base_folder, inp
     assert torch.equal(logits(other.eval(), inputs), logits(tuned, inputs))
 
 
-def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tmp_path):
+def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tmp_path, capfd):
     config = copy.deepcopy(model.config)
     config.descriptor, config.num_decoder_layers = ["text"], 2
     other = ZegClipForSemanticSegmentation(config)
@@ -492,7 +492,9 @@ def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tm
     tuned = get_peft_model(other, DeepPromptConfig(num_tokens=2)).eval()
     tuned.peft_config["default"].base_model_name_or_path = str(base_folder)  # whose head has descriptor and 3 layers
     tuned.save_pretrained(tmp_path / "adapter")
+    capfd.readouterr()
     loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
+    assert "LOAD REPORT" not in capfd.readouterr().err
     torch.testing.assert_close(logits(loaded, inputs), logits(tuned, inputs), atol=1e-6, rtol=0)
 
 

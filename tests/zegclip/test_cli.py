@@ -438,7 +438,10 @@ def without(official, *names):
         (lambda official: without(official, "decode_head.q_proj.weight"), "missing keys: decode_head.q_proj.weight"),
         (lambda official: without(official, "backbone.proj"), "no key 'backbone.proj'"),
         (lambda official: official | {"decode_head.other": torch.zeros(1)}, "unexpected keys: decode_head.other"),
-        (lambda official: official | {"decode_head.q_proj.bias": torch.zeros(7)}, "do not fit each other"),
+        (
+            lambda official: official | {"decode_head.q_proj.bias": torch.zeros(7)},
+            "tensors do not fit: size mismatch",
+        ),
         (lambda official: [1, 2], "holds no state dict"),
     ],
 )

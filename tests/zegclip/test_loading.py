@@ -168,7 +168,7 @@ def test_adapters_that_do_not_fit(model, tmp_path):
     with pytest.raises(ValueError, match=r"does not fit: .*deep_prompt_tokens is \(2, 2, 32\) there, \(2, 3, 32\) in"):
         load_adapter_into(other, tmp_path / "adapter")
     shallow = get_peft_model(other.unload(), DeepPromptConfig(num_tokens=2, num_deep_layers=0))
-    with pytest.raises(ValueError, match=r"does not fit: only it has .*deep_prompt_norm"):
+    with pytest.raises(ValueError, match=r"does not fit, as .* others: only it has .*deep_prompt_norm"):
         load_adapter_into(shallow, tmp_path / "adapter")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no adapter can be loaded from there"):
