@@ -207,6 +207,20 @@ def test_no_head_starts_dead(model):
     assert not dead
 
 
+@torch.no_grad()
+def test_a_gate_left_to_chance_is_shut_for_good_in_about_half_of_all_draws():
+    """Why the start is not the official one: at ViT-B/16's sizes, on patches that share a direction."""
+    config = ZegClipConfig(decode_head_type="spectral")
+    dim, shut = config.clip_config.projection_dim, 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        mixing = SpectralMixing(config)
+        torch.nn.init.normal_(mixing.gate)
+        shared, own = torch.randn(dim), torch.randn(1, 32, 32, dim)
+        shut += not mixing(F.normalize(0.5 * shared + own, dim=-1)).any()
+    assert 0.3 <= shut / 40 <= 0.7
+
+
 @pytest.fixture
 def spectral(model):
     """A whole model whose parameters are away from their initial values and whose gate is half open."""
