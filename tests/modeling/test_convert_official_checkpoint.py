@@ -167,7 +167,11 @@ def test_spt_seg_converted_model_saves_and_loads(spectral, spectral_config, tmp_
     model.save_pretrained(tmp_path)
     again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()
     assert again.peft_config["default"].spectral_layers == [0, 1]
-    assert torch.equal(run(again), run(model))
+    stored = again.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(stored[name], tensor), name
+    # Where the weights lie in memory decides how a matrix product rounds its last bit.
+    torch.testing.assert_close(run(again), run(model), atol=1e-5, rtol=0)
 
 
 def test_spt_seg_shallow_prompts_have_one_spectral_prompt(spectral, spectral_config):

@@ -352,10 +352,15 @@ def test_convert_spt_seg(checkpoint, tmp_path, capsys):
     message = succeeds(capsys, "convert", path, output, "--method", "spt-seg")
     assert message.startswith(f"{path}: converted to {output}.\n")
     ours, expected = ZegClipForSemanticSegmentation.from_pretrained(output), convert(official, method="spt-seg")
-    pixels, names = torch.randn(1, 3, 96, 96), torch.randn(4, 32)
+    stored = ours.state_dict()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(stored[name], tensor) or ".original_module." in name, name
+    pixels, names = torch.randn(1, 3, 96, 96), torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
     with torch.no_grad():
         logits = expected(pixel_values=pixels, class_embeds=names).logits
-        assert torch.equal(ours(pixel_values=pixels, class_embeds=names).logits, logits)
+        # Where the weights lie in memory decides how a matrix product rounds its last bit.
+        actual = ours(pixel_values=pixels, class_embeds=names).logits
+        torch.testing.assert_close(actual, logits, atol=1e-5, rtol=0)
 
 
 def test_convert_without_a_tokenizer_says_how_to_add_one(checkpoint, tokenizer, tmp_path, capsys):
