@@ -22,46 +22,73 @@ def names(count=3, dim=32, seed=1):
     return torch.nn.functional.normalize(embeds, dim=-1)
 
 
+@torch.no_grad()
+def move(model, seed=5):
+    """Take the trained values away from their initial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
 @pytest.fixture
 def prompted(model):
     """A model with an adapter whose values are all away from their initial ones."""
     model.add_adapter(DeepPromptConfig(num_tokens=3))
-    generator = torch.Generator().manual_seed(5)
+    return move(model)
+
+
+@pytest.fixture(params=["zegclip", "spectral"])
+def whole(request, model):
+    """A model with each kind of trained head; of the spectral one's gate, that some patches pass and some don't."""
+    if request.param == "zegclip":
+        return request.getfixturevalue("prompted")
+    fields = {"decode_head_type": "spectral", "decoder_attention_heads": 4, "decoder_low_frequency_heads": 3}
+    torch.manual_seed(0)
+    spectral = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=model.config.clip_config, **fields))
+    spectral.add_adapter(DeepPromptConfig(num_tokens=3, spectral_prompt=True))
+    move(spectral)
+    mixing = spectral.decode_head.modules_to_save["default"].mask_scores.mixing
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+        for parameter in mixing.low_proj.parameters():
+            parameter *= 0.1  # what patches have in common would put all of them on the same side of the gate
+        mixing.gate.copy_(torch.randn(mixing.gate.shape, generator=torch.Generator().manual_seed(0)))
+        memory = spectral.get_image_embeds(pictures())[1]
+        share = (mixing(memory).abs().amax(dim=-1) > 0).float().mean()
+    assert 0.2 < share < 0.8
+    return spectral
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (33, 50), (1, 1), (8, 72)])
-def test_any_size(prompted, height, width):
-    logits = prompted(pictures(1, height, width), class_embeds=names()).logits
+def test_any_size(whole, height, width):
+    logits = whole(pictures(1, height, width), class_embeds=names()).logits
     assert logits.shape == (1, 3, -(-height // 8), -(-width // 8))
     assert logits.isfinite().all()
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_pictures(prompted):
+def test_a_batch_equals_its_pictures(whole):
     batch = pictures(3, 40, 24)
-    together = prompted(batch, class_embeds=names()).logits
-    alone = torch.cat([prompted(picture[None], class_embeds=names()).logits for picture in batch])
+    together = whole(batch, class_embeds=names()).logits
+    alone = torch.cat([whole(picture[None], class_embeds=names()).logits for picture in batch])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_permuted_names_permute_the_logits(prompted):
+def test_permuted_names_permute_the_logits(whole):
     order = torch.tensor([2, 0, 1])
-    straight = prompted(pictures(), class_embeds=names()).logits
-    permuted = prompted(pictures(), class_embeds=names()[order]).logits
+    straight = whole(pictures(), class_embeds=names()).logits
+    permuted = whole(pictures(), class_embeds=names()[order]).logits
     torch.testing.assert_close(permuted, straight[:, order], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @torch.no_grad()
-def test_another_name_leaves_the_others_alone(prompted):
-    few = prompted(pictures(), class_embeds=names(3)).logits
-    more = torch.cat([names(3), names(4, seed=9)])
-    torch.testing.assert_close(prompted(pictures(), class_embeds=more).logits[:, :3], few, atol=1e-5, rtol=0)
+def test_another_name_leaves_the_others_alone(whole, count):
+    few = whole(pictures(), class_embeds=names(7)[:count]).logits
+    more = whole(pictures(), class_embeds=names(7)).logits
+    torch.testing.assert_close(more[:, :count], few, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -76,11 +103,11 @@ def test_eager_equals_sdpa(prompted, processor):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(prompted, dtype):
+def test_half_precision(whole, dtype):
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     with torch.no_grad():
-        exact = prompted(pictures(), class_embeds=names(), labels=labels)
-        half = prompted.to(dtype)(pictures().to(dtype), class_embeds=names(), labels=labels)
+        exact = whole(pictures(), class_embeds=names(), labels=labels)
+        half = whole.to(dtype)(pictures().to(dtype), class_embeds=names(), labels=labels)
     assert half.logits.dtype == dtype
     assert half.loss.dtype == torch.float32
     assert (half.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
