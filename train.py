@@ -77,7 +77,7 @@ def run_stage(
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     setting = cast(Setting, data_args.setting)
     augmentation = make_augmentation(data_args, processor, split)
-    model, class_embeds = build_model(model_args, setting, split, processor, augmentation.crop_size)
+    model, names = build_model(model_args, setting, split, processor, augmentation.crop_size)
 
     output_dir = Path(training_args.output_dir)
     skipped_file = output_dir / SKIPPED_FILE if data_args.skip_bad_samples else None
@@ -96,7 +96,7 @@ def run_stage(
         ),
         eval_dataset=EvaluationPictures(data["validation"], split, image_processor, skipped_file),
         processing_class=processor,
-        class_embeds=class_embeds,
+        names=names,
         split=split,
         setting=setting,
     )
@@ -139,8 +139,8 @@ def run_stage(
 
 def build_model(
     model_args: ModelArguments, setting: Setting, split: ClassSplit, processor: Any, crop_size: int
-) -> tuple[Any, torch.Tensor]:
-    """Return a CLIP with a fresh or given adapter, ready to train, and the embeddings of all class names."""
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return a CLIP with a fresh or given adapter, ready to train, and all class names as the Trainer takes them."""
     overrides = model_args.config_overrides()
     # The classes whose masks were trained on.
     overrides["seen_class_names"] = list(split.names) if setting == "fully_supervised" else split.seen_names
@@ -149,15 +149,17 @@ def build_model(
     model.config.id2label = dict(enumerate(split.names))
     model.config.label2id = {name: index for index, name in enumerate(split.names)}
     model.config.prompt_templates = processor.prompt_templates
-    names = processor(text=list(split.names), return_tensors="pt")
-    with torch.no_grad():
-        class_embeds = model.eval().get_class_embeds(**names)
+    names = dict(processor(text=list(split.names), return_tensors="pt"))
+    if model_args.text_prompts is None:
+        with torch.no_grad():
+            names = {"class_embeds": model.eval().get_class_embeds(**names)}
     # A CLIP from the Hub is configured for smaller pictures than the crops.
     grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
-    model = get_peft_model(model, model_args.prompt_config(grid_size))
+    text_prompt_ids = None if model_args.text_prompts is None else processor.text_prompt_ids()
+    model = get_peft_model(model, model_args.prompt_config(grid_size, text_prompt_ids))
     if model_args.init_adapter is not None:
         load_adapter_into(model, model_args.init_adapter)
-    return model, class_embeds
+    return model, names
 
 
 def say(sentence: str) -> None:

@@ -24,21 +24,31 @@ class ZegClipConfig(PreTrainedConfig):
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
             `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
+            `"consensus"`: the same descriptor, and layers in which patches look at windows like their own and at the
+            classes (LDVC);
             `"similarity"`: no parameters, the cosine of patch and class embedding (the training-free baseline).
         descriptor (`list[str]`, defaults to `["product", "text"]`):
             What is concatenated and projected to a class query: `"product"` is the global image embedding times the
-            class embedding, `"text"` the class embedding itself. `["text"]` is the ablation without descriptor.
-        num_decoder_layers (`int`, defaults to 3): Layers of the decode head; only the last one's scores are masks.
+            class embedding, `"text"` the class embedding itself, `"difference"` the absolute difference of the two.
+            `["text"]` is the ablation without descriptor.
+        num_decoder_layers (`int`, defaults to 3): Layers of the decode head; LDVC has 2.
         decoder_attention_heads (`int`, defaults to 8): Heads of the decode head's attention.
         decoder_ffn_dim (`int`, defaults to 2048): Width of the decode head's feed-forward layers.
         decoder_dropout (`float`, defaults to 0.1): Dropout of the decode head, in [0, 1).
         decoder_window_size (`int`, defaults to 3):
-            Side, in patches, of the spectral head's windows; their means are its low frequencies.
+            Side, in patches, of the windows of the spectral head, whose means are its low frequencies, and of the
+            consensus head; LDVC's are 4.
         decoder_low_frequency_heads (`int`, defaults to 7):
             How many of the spectral head's attention heads look at low frequencies; the others look within windows.
+        decoder_top_k (`int`, defaults to 16):
+            At how many windows each window of the consensus head looks; 0 leaves its self-attention out.
+        out_indices (`list[int]`, defaults to `[7, 11]`):
+            Layers of the vision tower, counted from 0, whose hidden states enter the consensus head: one for each of
+            its layers, in their order.
         decode_head_init (`str`, defaults to `"default"`):
             `"default"`: PyTorch's initialisation, the same values in every layer, as the official training starts;
-            but the `"spectral"` head's gate starts open, where the official one is shut for good in half of all seeds;
+            but the `"spectral"` head's gate starts open, where the official one is shut for good in half of all seeds,
+            and the `"consensus"` head starts with normal values of deviation 0.02;
             `"identity"`: the `"zegclip"` head starts as a cosine classifier, which small models learn from in hundreds
             of steps.
         prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
@@ -53,6 +63,8 @@ class ZegClipConfig(PreTrainedConfig):
         ssim_weight (`float`, defaults to 0.0): Weight of the structural similarity loss; 1 in SPT-SEG, without dice.
         ssim_of_probabilities (`bool`, defaults to `False`):
             Whether that loss compares the masks with the logits' sigmoid; SPT-SEG compares with the logits themselves.
+        cross_entropy_weight (`float`, defaults to 0.0):
+            Weight of a cross-entropy over all classes, for the ablation of the losses that let classes overlap.
         semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels without a class.
         ignored_pixels_as_negatives (`bool`, defaults to `True`):
             The official code counts an ignored pixel as a negative of every class; `False` leaves it out of the loss.
@@ -62,7 +74,7 @@ class ZegClipConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
-    decode_head_type: Literal["zegclip", "spectral", "similarity"] = "zegclip"
+    decode_head_type: Literal["zegclip", "spectral", "consensus", "similarity"] = "zegclip"
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = 3
     decoder_attention_heads: int = 8
@@ -70,6 +82,8 @@ class ZegClipConfig(PreTrainedConfig):
     decoder_dropout: float | int = 0.1
     decoder_window_size: int = 3
     decoder_low_frequency_heads: int = 7
+    decoder_top_k: int = 16
+    out_indices: list[int] | tuple[int, ...] = (7, 11)
     decode_head_init: Literal["default", "identity"] = "default"
     prompt_templates: list[str] | tuple[str, ...] = ("a photo of a {}",)
     seen_class_names: list[str] | None = None
@@ -80,6 +94,7 @@ class ZegClipConfig(PreTrainedConfig):
     dice_weight: float | int = 1.0
     ssim_weight: float | int = 0.0
     ssim_of_probabilities: bool = False
+    cross_entropy_weight: float | int = 0.0
     semantic_loss_ignore_index: int = 255
     ignored_pixels_as_negatives: bool = True
 
@@ -88,6 +103,7 @@ class ZegClipConfig(PreTrainedConfig):
             self.clip_config = CLIPConfig(vision_config={"image_size": 512, "patch_size": 16})
         self.descriptor = list(self.descriptor)
         self.prompt_templates = list(self.prompt_templates)
+        self.out_indices = list(self.out_indices)
         for name in kwargs:
             # transformers stores what it does not know; a misspelt field would silently do nothing.
             close = difflib.get_close_matches(name, [item.name for item in fields(ZegClipConfig)], n=1, cutoff=0.7)
@@ -120,15 +136,17 @@ class ZegClipConfig(PreTrainedConfig):
         if self.num_decoder_layers < 1:
             raise ValueError(f"num_decoder_layers must be at least 1, not {self.num_decoder_layers}.")
         terms = list(self.descriptor)
-        if not terms or len(set(terms)) != len(terms) or not set(terms) <= {"product", "text"}:
-            raise ValueError(f'descriptor must list "product", "text" or both, not {terms}.')
+        if not terms or len(set(terms)) != len(terms) or not set(terms) <= {"product", "text", "difference"}:
+            raise ValueError(f'descriptor must list "product", "text", "difference" or some of them, not {terms}.')
         if not self.prompt_templates:
             raise ValueError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
         for template in self.prompt_templates:
             if template.count("{}") != 1:
                 raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
-        if self.decode_head_init == "identity" and self.decode_head_type == "spectral":
-            raise ValueError('decode_head_type="spectral" has no decode_head_init="identity": set it to "default".')
+        if self.decode_head_init == "identity" and self.decode_head_type in ("spectral", "consensus"):
+            raise ValueError(
+                f'decode_head_type="{self.decode_head_type}" has no decode_head_init="identity": set it to "default".'
+            )
         if self.decode_head_init == "identity" and "text" not in terms:
             raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
         if self.decoder_ffn_dim < 1:
@@ -143,13 +161,26 @@ class ZegClipConfig(PreTrainedConfig):
                 f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
                 f"decoder_attention_heads={heads}."
             )
+        if self.decoder_top_k < 0:
+            raise ValueError(f"decoder_top_k must not be negative, not {self.decoder_top_k}.")
+        if self.decode_head_type == "consensus":
+            depth = self.clip_config.vision_config.num_hidden_layers
+            if len(self.out_indices) != self.num_decoder_layers:
+                raise ValueError(
+                    f"out_indices={self.out_indices} must name one layer of the vision tower for each of the "
+                    f"num_decoder_layers={self.num_decoder_layers}."
+                )
+            for index in self.out_indices:
+                if not 0 <= index < depth:
+                    raise ValueError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
-        for name in ("focal_weight", "focal_gamma", "dice_weight", "ssim_weight"):
+        weights = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
+        for name in (*weights, "focal_gamma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        if not (self.focal_weight or self.dice_weight or self.ssim_weight):
-            raise ValueError("focal_weight, dice_weight and ssim_weight are all 0: give one of them a weight.")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight.")
 
 
 __all__ = ["ZegClipConfig"]

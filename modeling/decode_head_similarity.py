@@ -1,6 +1,9 @@
 """The training-free baseline: a class is where patches look like its name."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .configuration_zegclip import ZegClipConfig
@@ -13,20 +16,25 @@ class SimilarityDecodeHead(nn.Module):
         super().__init__()
 
     def forward(
-        self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor, class_embeds: torch.Tensor
+        self,
+        image_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        hidden_states: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """
         Score every patch against every class.
 
         Args:
             image_embeds: `(batch, dim)`, unused here.
-            patch_embeds: `(batch, height, width, dim)`, L2-normalised.
+            patch_embeds: `(batch, height, width, dim)`; the head normalises them.
             class_embeds: `(classes, dim)`, L2-normalised.
+            hidden_states: Unused here.
 
         Returns:
             `(batch, classes, height, width)` cosines in [-1, 1].
         """
-        return torch.einsum("bhwd,nd->bnhw", patch_embeds, class_embeds)
+        return torch.einsum("bhwd,nd->bnhw", F.normalize(patch_embeds, dim=-1), class_embeds)
 
 
 __all__ = ["SimilarityDecodeHead"]

@@ -1,14 +1,11 @@
 """SPT-SEG's spectral guided decode head: patches split into high and low frequencies before queries see them."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_zegclip import ZegClipConfig
-from .decode_head_zegclip import QueryUpdate, ZegClipDecodeHead, eager_attention_forward
+from .decode_head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
 
 
 class SpectralMixing(nn.Module):
@@ -35,22 +32,13 @@ class SpectralMixing(nn.Module):
         self.gate = nn.Parameter(torch.empty(dim))
         self.transform = nn.Linear(dim, dim, bias=False)
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Multi-head attention over `(batch, tokens, dim)`."""
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        heads = [states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in (query, key, value)]
-        attended, _ = attend(self, *heads, None, scaling=self.head_dim**-0.5, dropout=0.0, is_causal=False)
-        return attended.flatten(2)
-
     def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
         """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
         size = self.window_size
         batch, height, width, _ = patches.shape
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
         windows = patches.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
-        mixed = self._attend(*self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
+        mixed = multi_head_attention(self, *self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
         mixed = mixed.unflatten(1, (size, size)).unflatten(0, (batch, height // size, width // size))
         return mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -62,7 +50,7 @@ class SpectralMixing(nn.Module):
         padded = F.pad(patch_embeds, (0, 0, 0, -width % size, 0, -height % size))
         high = self._mix_windows(padded)[:, :height, :width].flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
-        low = self._attend(self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
+        low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)
         cosine = F.normalize(mixed, dim=-1) @ F.normalize(self.gate, dim=0).to(mixed.dtype)
         # Patches that point away from the gate become exactly zero.

@@ -1,6 +1,6 @@
 """ZegCLIP's decode head: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,51 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and the weights."""
-    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    """
+    Attend over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and the weights.
+
+    `attention_mask` is boolean, true where a query may look, and broadcasts to `(batch, heads, queries, keys)`.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def multi_head_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """
+    Attend with the implementation that the configuration names.
+
+    Args:
+        module: Has the `config` and, as `head_dim`, the width of a head.
+        query: `(batch, queries, dim)`.
+        key: `(batch, keys, dim)`.
+        value: `(batch, keys, dim)`.
+        attention_mask: Boolean `(batch, 1, queries, keys)`, true where a query may look.
+        dropout: Of the attention weights, in training.
+
+    Returns:
+        `(batch, queries, dim)`.
+    """
+    implementation = module.config._attn_implementation
+    if attention_mask is not None and implementation != "eager":
+        implementation = "sdpa"  # the others take no such mask
+    attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    heads = [states.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for states in (query, key, value)]
+    dropout = dropout if module.training else 0.0
+    attended, _ = attend(
+        module, *heads, attention_mask, scaling=module.head_dim**-0.5, dropout=dropout, is_causal=False
+    )
+    return attended.flatten(2)
 
 
 class ZegClipMaskScores(nn.Module):
@@ -51,10 +92,10 @@ class ZegClipMaskScores(nn.Module):
 
 class QueryUpdate(nn.Module):
     """
-    Post-norm layer in which each class query takes in what it has seen; queries never look at each other.
+    Post-norm layer in which each query takes in what it has seen; queries never look at each other.
 
-    So the masks of one class do not depend on which other classes are asked for. How a query looks at the patches is
-    left to the subclass.
+    So where classes are the queries, the masks of one do not depend on which others are asked for. How a query looks
+    is left to the subclass.
     """
 
     def __init__(self, config: ZegClipConfig):
@@ -75,73 +116,79 @@ class QueryUpdate(nn.Module):
 
 
 class ZegClipDecoderLayer(QueryUpdate):
-    """Queries look at the patches by multi-head cross-attention."""
+    """Queries look at the memory by multi-head cross-attention."""
 
     def __init__(self, config: ZegClipConfig):
         super().__init__(config)
         dim = config.clip_config.projection_dim
         self.config = config
-        self.num_heads = config.decoder_attention_heads
-        self.scaling = (dim // self.num_heads) ** -0.5
+        self.head_dim = dim // config.decoder_attention_heads
         self.is_causal = False
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
 
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
+        """`queries` `(batch, queries, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
         memory = memory.flatten(1, 2)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+        attended = multi_head_attention(
+            self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=self.dropout
         )
-        dropout = self.dropout if self.training else 0.0
-        attended, _ = attend(
-            self,
-            self._split_heads(self.q_proj(queries)),
-            self._split_heads(self.k_proj(memory)),
-            self._split_heads(self.v_proj(memory)),
-            None,
-            scaling=self.scaling,
-            dropout=dropout,
-            is_causal=False,
-        )
-        return self.update(queries, attended.flatten(2))
+        return self.update(queries, attended)
 
 
-class ZegClipDecodeHead(nn.Module):
-    """Class queries from the relationship descriptor, refined against the patches, scored against them as masks."""
-
-    layer_class: type[nn.Module] = ZegClipDecoderLayer
-    mask_scores_class: type[nn.Module] = ZegClipMaskScores
+class DescriptorHead(nn.Module):
+    """What a decode head starts from: class queries that know the picture (relationship descriptor, section 3.3)."""
 
     def __init__(self, config: ZegClipConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.descriptor = config.descriptor
         self.query_proj = nn.Linear(len(config.descriptor) * dim, dim)
+
+    def describe(self, image_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
+        """`image_embeds` `(batch, dim)`, `class_embeds` `(classes, dim)`: queries `(batch, classes, dim)`."""
+        product = image_embeds[:, None] * class_embeds
+        terms = {
+            "product": product,
+            "text": class_embeds.expand_as(product),
+            "difference": (image_embeds[:, None] - class_embeds).abs(),
+        }
+        return self.query_proj(torch.cat([terms[name] for name in self.descriptor], dim=-1))
+
+
+class ZegClipDecodeHead(DescriptorHead):
+    """Class queries from the relationship descriptor, refined against the patches, scored against them as masks."""
+
+    layer_class: type[nn.Module] = ZegClipDecoderLayer
+    mask_scores_class: type[nn.Module] = ZegClipMaskScores
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
         self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_decoder_layers - 1))
         self.mask_scores: Any = self.mask_scores_class(config)
 
     def forward(
-        self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor, class_embeds: torch.Tensor
+        self,
+        image_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        hidden_states: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """
         Compute one mask logit map per class.
 
         Args:
             image_embeds: `(batch, dim)` global embedding, L2-normalised.
-            patch_embeds: `(batch, height, width, dim)`, L2-normalised per patch.
+            patch_embeds: `(batch, height, width, dim)`; the head normalises them.
             class_embeds: `(classes, dim)`, L2-normalised.
+            hidden_states: Unused here.
 
         Returns:
             `(batch, classes, height, width)` mask logits.
         """
-        product = image_embeds[:, None] * class_embeds
-        terms = {"product": product, "text": class_embeds.expand_as(product)}
-        queries = self.query_proj(torch.cat([terms[name] for name in self.descriptor], dim=-1))
+        patch_embeds = F.normalize(patch_embeds, dim=-1)
+        queries = self.describe(image_embeds, class_embeds)
         for layer in self.layers:
             queries = layer(queries, patch_embeds)
         return self.mask_scores(queries, patch_embeds).unflatten(-1, patch_embeds.shape[1:3])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,24 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_zegclip import ZegClipConfig
+from .decode_head_consensus import ConsensusDecodeHead
 from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_spectral import SpectralDecodeHead, SpectralMixing
 from .decode_head_zegclip import ZegClipDecodeHead
-from .loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss, ssim_loss
-from .tuner_zegclip import (
-    DOWNLOAD_ARGUMENTS,
-    HEAD_FIELDS,
-    SPECTRAL_HEAD_FIELDS,
-    StoredAdapter,
-    enable_saved_modules,
+from .loss_zegclip import (
+    count_present_masks,
+    cross_entropy_loss,
+    dice_loss,
+    fill_pseudo_labels,
+    focal_loss,
+    ssim_loss,
 )
+from .tuner_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter, enable_saved_modules, head_fields
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,
     "spectral": SpectralDecodeHead,
+    "consensus": ConsensusDecodeHead,
     "similarity": SimilarityDecodeHead,
 }
 
@@ -44,7 +48,8 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, classes, height, width)`):
             Mask logits on the patch grid; their sigmoid, after upsampling, is the class score.
         loss_dict (`dict[str, torch.Tensor]`, *optional*):
-            Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`.
+            Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`,
+            `loss_cross_entropy`.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
@@ -92,6 +97,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         "ZegClipDecoderLayer",
         "SpectralDecoderLayer",
         "SpectralMaskScores",
+        "ConsensusDecoderLayer",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -129,9 +135,8 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
         verbosity = logging.get_verbosity()
         plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
-        other_head = any(
-            getattr(config, name) != getattr(base_config, name) for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS
-        )
+        fields = head_fields(config.decode_head_type)
+        other_head = any(getattr(config, name) != getattr(base_config, name) for name in fields)
         if other_head and not plain_clip:
             # The base's decode head is of another kind; the adapter's takes its place.
             kwargs.setdefault("ignore_mismatched_sizes", True)
@@ -174,6 +179,8 @@ class ZegClipPreTrainedModel(PreTrainedModel):
                 _init_as_cosine_classifier(module)
             else:
                 _init_layers_alike(module)
+        if isinstance(module, ConsensusDecodeHead):
+            _init_small(module)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
@@ -229,6 +236,14 @@ def _init_layers_alike(head: ZegClipDecodeHead) -> None:
     for layer in (*head.layers[1:], head.mask_scores):
         for name, parameter in layer.named_parameters():
             init.copy_(parameter, first[name])
+
+
+def _init_small(head: ConsensusDecodeHead) -> None:
+    """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
 
 
 # In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
@@ -305,6 +320,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         Encode class names once, for any number of pictures.
 
+        An adapter with text prompts puts them in the place of the template that it was made for.
+
         Args:
             input_ids: `(names * templates, length)` token ids, all templates of the first name first.
             attention_mask: Same shape, 1 for tokens and 0 for padding.
@@ -319,7 +336,11 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 f"input_ids has {len(input_ids)} rows, not a multiple of the {num_templates} prompt templates: pass "
                 "num_templates if the processor uses other templates than the model's configuration."
             )
-        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        encoder, kwargs = self.clip.text_model.encoder, {}
+        if not isinstance(encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
+            input_ids, attention_mask = encoder.make_room(input_ids, attention_mask)
+            kwargs["room_made"] = True
+        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         embeds = F.normalize(outputs.pooler_output, dim=-1)
         return F.normalize(embeds.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
@@ -337,6 +358,13 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             Global embeddings `(batch, dim)` and patch embeddings `(batch, height, width, dim)`, both L2-normalised,
             and the vision tower's own output.
         """
+        image_embeds, patch_embeds, outputs = self._project_image(pixel_values, **kwargs)
+        return F.normalize(image_embeds, dim=-1), F.normalize(patch_embeds, dim=-1), outputs
+
+    def _project_image(
+        self, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput]:
+        """As [`get_image_embeds`], before normalisation."""
         patch = self.config.clip_config.vision_config.patch_size
         grid = tuple(math.ceil(side / patch) for side in pixel_values.shape[-2:])
         size = (grid[0] * patch, grid[1] * patch)
@@ -347,7 +375,6 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             kwargs["patch_grid"] = grid
         outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
         embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))
-        embeds = F.normalize(embeds, dim=-1)
         return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
 
     def compute_loss(
@@ -390,6 +417,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if config.ssim_weight:
             ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
             terms["loss_ssim"] = config.ssim_weight * ssim
+        if config.cross_entropy_weight:
+            entropy = cross_entropy_loss(logits, labels, ignore_index=ignore_index)
+            terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
         return terms
 
     @can_return_tuple
@@ -422,9 +452,19 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
             raise ValueError("Give the class names either as input_ids or as class_embeds.")
-        image_embeds, patch_embeds, vision_outputs = self.get_image_embeds(pixel_values, **kwargs)
+        asked_for_states = bool(kwargs.get("output_hidden_states"))
+        out_indices = self.config.out_indices if self.config.decode_head_type == "consensus" else []
+        if out_indices and not asked_for_states:
+            kwargs["output_hidden_states"] = [index + 1 for index in out_indices]  # the first are the embeddings
+        image_embeds, patch_embeds, vision_outputs = self._project_image(pixel_values, **kwargs)
+        grid = patch_embeds.shape[1:3]
+        hidden_states = [
+            vision_outputs.hidden_states[index + 1][:, -grid[0] * grid[1] :].unflatten(1, grid)
+            for index in out_indices
+        ]
+        image_embeds = F.normalize(image_embeds, dim=-1)
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
-        logits = self.decode_head(image_embeds, patch_embeds, class_embeds)
+        logits = self.decode_head(image_embeds, patch_embeds, class_embeds, hidden_states)
 
         loss_dict = self.compute_loss(logits, labels, pseudo_label_ids) if labels is not None else None
         return ZegClipSemanticSegmenterOutput(
@@ -432,9 +472,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             logits=logits,
             loss_dict=loss_dict,
             image_embeds=image_embeds,
-            patch_embeds=patch_embeds,
+            patch_embeds=F.normalize(patch_embeds, dim=-1),
             class_embeds=class_embeds,
-            hidden_states=vision_outputs.hidden_states,
+            hidden_states=vision_outputs.hidden_states if asked_for_states or not out_indices else None,
             attentions=vision_outputs.attentions,
         )
 

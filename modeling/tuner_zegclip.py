@@ -1,4 +1,4 @@
-"""Visual prompt tuning as a PEFT method: learned tokens in every layer of a frozen encoder, and spectral prompts."""
+"""Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
 import enum
 import json
@@ -14,6 +14,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import CLIPTextModel
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -24,7 +26,7 @@ from transformers.utils import (
 
 from .spectral_prompt_zegclip import resize_filter, spectral_prompt
 
-# What decides the shape and the meaning of a decode head's weights.
+# What decides the shape and the meaning of a decode head's weights: of any head's, and of one kind's.
 HEAD_FIELDS = (
     "decode_head_type",
     "descriptor",
@@ -32,8 +34,16 @@ HEAD_FIELDS = (
     "decoder_attention_heads",
     "decoder_ffn_dim",
 )
-SPECTRAL_HEAD_FIELDS = ("decoder_window_size", "decoder_low_frequency_heads")
+OWN_HEAD_FIELDS = {
+    "spectral": ("decoder_window_size", "decoder_low_frequency_heads"),
+    "consensus": ("decoder_window_size", "decoder_top_k", "out_indices"),
+}
 DOWNLOAD_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
+
+
+def head_fields(decode_head_type: str) -> tuple[str, ...]:
+    """Return the fields of the configuration in which two decode heads of a kind must agree."""
+    return HEAD_FIELDS + OWN_HEAD_FIELDS.get(decode_head_type, ())
 
 
 class DeepPromptPeftType(str, enum.Enum):
@@ -45,10 +55,10 @@ class DeepPromptPeftType(str, enum.Enum):
 @dataclass
 class DeepPromptConfig(PeftConfig):
     """
-    Configuration of deep prompts (ZegCLIP section 3.2; VPT-deep) and spectral prompts (SPT-SEG).
+    Configuration of deep prompts (ZegCLIP section 3.2; VPT-deep), spectral prompts (SPT-SEG) and text prompts (LDVC).
 
     Args:
-        num_tokens: Prompt tokens per layer; the papers use 10 for VOC and 100 for COCO-Stuff.
+        num_tokens: Visual prompt tokens per layer; ZegCLIP uses 10 for VOC and 100 for COCO-Stuff. 0: none.
         num_deep_layers: How many layers after the first get prompts of their own, where each layer's prompt outputs
             are discarded and replaced. `None`: all. `n > 0`: the first `n`; later layers see no prompts. `0`: the
             first layer's prompts are carried through all layers ("shallow"; no final norm). `-n`: only the last `n`
@@ -58,7 +68,15 @@ class DeepPromptConfig(PeftConfig):
         spectral_layers: Indices of the layers whose incoming patches get it.
         spectral_grid_size: Rows and columns of patches that the filter is made for, those of the training crops; it
             is resized for others. `None`: `image_size // patch_size` of the first encoder it is used for, filled in.
-        target_modules: The vision encoder to wrap, by name or regular expression. Found by default.
+        text_prompts: What the text tower's prompts, one table per layer, stand for. `None`: the text tower is frozen.
+            `"whole"`: all tokens of the template, start and end included, with the name behind them (LDVC's six tokens
+            for "a photo of a"). `"words"`: the template's words alone, between the frozen start token and the name;
+            from the template's own states this starts exactly at the frozen embeddings.
+        text_prompt_ids: Token ids of the template, start and end included, as `ZegClipProcessor.text_prompt_ids` gives
+            them. The number of prompts follows from it.
+        text_prompt_init: `"template"`: prompts start as the states with which `text_prompt_ids` enter each layer of
+            the frozen text tower. `"random"`: from a normal distribution of deviation 0.02.
+        target_modules: The encoders to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
     """
@@ -76,7 +94,16 @@ class DeepPromptConfig(PeftConfig):
     spectral_grid_size: int | None = field(
         default=None, metadata={"help": "Side of the patch grid that the filter is made for; None: the encoder's."}
     )
-    target_modules: str | list[str] | None = field(default=None, metadata={"help": "The encoder to wrap."})
+    text_prompts: str | None = field(
+        default=None, metadata={"help": "whole or words: what of the template has prompts; None: no text prompts."}
+    )
+    text_prompt_ids: list[int] | None = field(
+        default=None, metadata={"help": "Token ids of the template that the text prompts stand for."}
+    )
+    text_prompt_init: str = field(
+        default="template", metadata={"help": "template or random: what the text prompts start from."}
+    )
+    target_modules: str | list[str] | None = field(default=None, metadata={"help": "The encoders to wrap."})
     modules_to_save: list[str] | None = field(
         default_factory=lambda: ["decode_head"], metadata={"help": "Trained and saved beside the prompts."}
     )
@@ -87,8 +114,8 @@ class DeepPromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = DeepPromptPeftType.DEEP_PROMPT
-        if self.num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, not {self.num_tokens}.")
+        if self.num_tokens < 0:
+            raise ValueError(f"num_tokens must be at least 0, not {self.num_tokens}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}.")
         if self.spectral_grid_size is not None and self.spectral_grid_size < 1:
@@ -99,9 +126,20 @@ class DeepPromptConfig(PeftConfig):
         self.spectral_layers = list(layers)
         if self.spectral_prompt and not layers:
             raise ValueError("spectral_layers is empty: name a layer, or leave spectral_prompt off.")
+        if self.text_prompts not in (None, "whole", "words"):
+            raise ValueError(f'text_prompts must be "whole", "words" or None, not {self.text_prompts!r}.')
+        if self.text_prompt_init not in ("template", "random"):
+            raise ValueError(f'text_prompt_init must be "template" or "random", not {self.text_prompt_init!r}.')
+        if self.text_prompts is not None and len(self.text_prompt_ids or ()) < 3:
+            raise ValueError(
+                "text_prompts need text_prompt_ids, the template's token ids with start and end and at least one word "
+                "between them: take them from ZegClipProcessor.text_prompt_ids()."
+            )
 
     def prompted_layers(self, num_layers: int) -> range:
-        """Return the indices of the layers that get prompts of their own, of an encoder with `num_layers`."""
+        """Return the indices of the layers that get visual prompts of their own, of an encoder with `num_layers`."""
+        if self.num_tokens == 0:
+            return range(0)
         deep = num_layers - 1 if self.num_deep_layers is None else self.num_deep_layers
         if not -num_layers <= deep < num_layers:
             raise ValueError(f"num_deep_layers={deep} does not fit an encoder of {num_layers} layers.")
@@ -117,30 +155,58 @@ class DeepPromptConfig(PeftConfig):
         return set(self.spectral_layers)
 
 
-class DeepPromptLayer(nn.Module, BaseTunerLayer):
-    """
-    Wraps an encoder and owns everything trainable there, one entry per adapter.
-
-    Tokens stand between the class token and the patches, so `states[:, 0]` and the patches keep their places.
-    """
+class PromptLayer(nn.Module, BaseTunerLayer):
+    """Wraps an encoder and owns everything trainable there, one entry per adapter."""
 
     # Each piece is its own container of plain modules: `load_adapter` renames keys of nested ones wrongly.
-    adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm", "deep_prompt_filter")
+    adapter_layer_names: tuple[str, ...] = ("deep_prompt_tokens",)
     other_param_names = ("prompt_configs",)
     # Inherited; said here because a Module's attributes are typed "Tensor | Module".
     active_adapters: list[str]
     base_layer: Any
     set_adapter: Any
     _move_adapter_to_device_of_base_layer: Any
+    # Of the subclasses, which differ in what they take.
+    update_layer: Any
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DeepPromptConfig):
+    def __init__(self, base_layer: nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.deep_prompt_tokens = nn.ParameterDict()
+        self.prompt_configs: dict[str, DeepPromptConfig] = {}
+
+    def active_name(self) -> str | None:
+        """Return the name of the adapter to run with, if any."""
+        if self.disable_adapters or not self.active_adapters:
+            return None
+        if len(self.active_adapters) > 1:
+            raise ValueError(f"Deep prompts cannot be mixed: activate one adapter, not {self.active_adapters}.")
+        name = self.active_adapters[0]
+        return name if name in self.prompt_configs else None
+
+    def place(self, adapter_name: str, config: DeepPromptConfig) -> None:
+        """Finish adding an adapter: keep its configuration, move it to where the encoder is, and activate."""
+        self.prompt_configs[adapter_name] = config
+        devices = [parameter.device for parameter in self.base_layer.parameters() if parameter.device.type != "meta"]
+        if devices:  # none where all weights are still to be loaded, or lie on the disk
+            self._move_adapter_to_device_of_base_layer(adapter_name, devices[0])
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+
+class DeepPromptLayer(PromptLayer):
+    """
+    Visual and spectral prompts.
+
+    Tokens stand between the class token and the patches, so `states[:, 0]` and the patches keep their places.
+    """
+
+    adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm", "deep_prompt_filter")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DeepPromptConfig):
+        super().__init__(base_layer)
         self.deep_prompt_proj = nn.ModuleDict()
         self.deep_prompt_norm = nn.ModuleDict()
         self.deep_prompt_filter = nn.ParameterDict()
-        self.prompt_configs: dict[str, DeepPromptConfig] = {}
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DeepPromptConfig) -> None:
@@ -149,15 +215,15 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         width = vision_config.hidden_size
         num_prompted = len(config.prompted_layers(len(self.base_layer.layers)))
         filtered = config.filtered_layers(len(self.base_layer.layers))
-        bound = math.sqrt(6 / (3 * vision_config.patch_size**2 + width))
-        tokens = torch.empty(num_prompted, config.num_tokens, width).uniform_(-bound, bound)
-        projection = nn.Linear(width, width)
-        nn.init.kaiming_normal_(projection.weight, mode="fan_out")
-        self.prompt_configs[adapter_name] = config
-        self.deep_prompt_tokens[adapter_name] = nn.Parameter(tokens)
-        self.deep_prompt_proj[adapter_name] = projection
-        if config.num_deep_layers != 0:
-            self.deep_prompt_norm[adapter_name] = nn.LayerNorm(width, eps=1e-6)
+        if num_prompted:
+            bound = math.sqrt(6 / (3 * vision_config.patch_size**2 + width))
+            tokens = torch.empty(num_prompted, config.num_tokens, width).uniform_(-bound, bound)
+            projection = nn.Linear(width, width)
+            nn.init.kaiming_normal_(projection.weight, mode="fan_out")
+            self.deep_prompt_tokens[adapter_name] = nn.Parameter(tokens)
+            self.deep_prompt_proj[adapter_name] = projection
+            if config.num_deep_layers != 0:
+                self.deep_prompt_norm[adapter_name] = nn.LayerNorm(width, eps=1e-6)
         if filtered:
             # Kept, so that the adapter also fits an encoder that is configured for another size.
             side = config.spectral_grid_size = (
@@ -166,10 +232,7 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
             # Real and imaginary part apart: optimisers, half precision and safetensors all know real numbers.
             # Trained, as in the paper; the official helper freezes what has no "prompt" in its name.
             self.deep_prompt_filter[adapter_name] = nn.Parameter(0.02 * torch.randn(side, side // 2 + 1, width, 2))
-        devices = [parameter.device for parameter in self.base_layer.parameters() if parameter.device.type != "meta"]
-        if devices:  # none where all weights are still to be loaded, or lie on the disk
-            self._move_adapter_to_device_of_base_layer(adapter_name, devices[0])
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.place(adapter_name, config)
 
     def forward(
         self,
@@ -189,16 +252,15 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         Returns:
             `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`, after the prompt norm.
         """
-        if self.disable_adapters or not self.active_adapters:
+        name = self.active_name()
+        if name is None:
             return self.base_layer(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        if len(self.active_adapters) > 1:
-            raise ValueError(f"Deep prompts cannot be mixed: activate one adapter, not {self.active_adapters}.")
-        name = self.active_adapters[0]
         config = self.prompt_configs[name]
         layers = self.base_layer.layers
         prompted = config.prompted_layers(len(layers))
         carried = config.num_deep_layers == 0
-        tokens = self.deep_prompt_proj[name](self.deep_prompt_tokens[name])
+        if prompted:
+            tokens = self.deep_prompt_proj[name](self.deep_prompt_tokens[name])
         filtered = config.filtered_layers(len(layers))
         if filtered:
             grid = patch_grid or self._configured_grid(inputs_embeds.shape[1] - 1)
@@ -233,12 +295,115 @@ class DeepPromptLayer(nn.Module, BaseTunerLayer):
         return side, side
 
 
+class TextPromptLayer(PromptLayer):
+    """
+    Text prompts (LDVC section 3.2): at every layer they take the place of a template that stands before each name.
+
+    Because the template is part of the input, positions, causal mask and padding are CLIP's own.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: DeepPromptConfig, template_states: torch.Tensor
+    ):
+        super().__init__(base_layer)
+        self.update_layer(adapter_name, config, template_states)
+
+    def update_layer(self, adapter_name: str, config: DeepPromptConfig, template_states: torch.Tensor) -> None:
+        """Add an adapter; `template_states` `(layers, tokens, width)` are those that enter each frozen layer."""
+        tokens = template_states if config.text_prompts == "whole" else template_states[:, 1:-1]
+        if config.text_prompt_init == "random":
+            tokens = 0.02 * torch.randn_like(tokens)
+        self.deep_prompt_tokens[adapter_name] = nn.Parameter(tokens.clone())
+        self.place(adapter_name, config)
+
+    def make_room(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Check that names stand behind the template, and make room where the prompts are more than its tokens.
+
+        Args:
+            input_ids: `(names, length)`, the template, the name, the end token and padding.
+            attention_mask: Same shape.
+
+        Returns:
+            Both, with one place more before the names if the prompts stand for the template's end token too. Without
+            an active adapter they stay as they are.
+
+        Raises:
+            ValueError: If a row begins with something else, or the place is one too many for the text tower.
+        """
+        name = self.active_name()
+        if name is None:
+            return input_ids, attention_mask
+        config = self.prompt_configs[name]
+        ids = torch.tensor(config.text_prompt_ids, device=input_ids.device)
+        end = len(ids) - 1
+        if input_ids.shape[1] <= end or not (input_ids[:, :end] == ids[:end]).all():
+            raise ValueError(
+                "This adapter's text prompts stand for one template, with which every row of input_ids must begin: "
+                "use the processor that is saved with the adapter, or the prompt_templates that it was trained with."
+            )
+        if config.text_prompts == "words":
+            return input_ids, attention_mask
+        limit = self.base_layer.config.max_position_embeddings
+        if input_ids.shape[1] >= limit:
+            raise ValueError(
+                f"A class name is too long: with its text prompts it has {input_ids.shape[1] + 1} tokens, but at most "
+                f"{limit} are allowed."
+            )
+        # What is repeated does not matter, only its place: a prompt covers it.
+        places = torch.arange(input_ids.shape[1], device=input_ids.device).repeat_interleave(
+            1 + (torch.arange(input_ids.shape[1], device=input_ids.device) == end - 1)
+        )
+        return input_ids[:, places], attention_mask if attention_mask is None else attention_mask[:, places]
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        room_made: bool = False,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """
+        Run the encoder with the active adapter's prompts.
+
+        Args:
+            inputs_embeds: `(names, length, width)`.
+            attention_mask: Passed on to the layers.
+            room_made: Whether the template has been looked for, see `make_room`.
+
+        Returns:
+            `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`.
+        """
+        name = self.active_name()
+        if name is None:
+            return self.base_layer(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        if not room_made:
+            raise ValueError("Encode class names with get_class_embeds, which makes room for the text prompts.")
+        tokens = self.deep_prompt_tokens[name]
+        start = 0 if self.prompt_configs[name].text_prompts == "whole" else 1
+        states = inputs_embeds
+        for layer, prompt in zip(self.base_layer.layers, tokens.to(states), strict=True):
+            prompt = prompt.expand(len(states), -1, -1)
+            states = torch.cat([states[:, :start], prompt, states[:, start + prompt.shape[1] :]], dim=1)
+            states = layer(states, attention_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=states)
+
+
 class DeepPromptModel(BaseTuner):
-    """Adds [`DeepPromptLayer`] to a model, see [`DeepPromptConfig`]."""
+    """Adds [`DeepPromptLayer`] and [`TextPromptLayer`] to a model, see [`DeepPromptConfig`]."""
 
     prefix = "deep_prompt_"
-    tuner_layer_cls = DeepPromptLayer
+    tuner_layer_cls = PromptLayer
     target_module_mapping = {"zegclip": r".*\.vision_model\.encoder", "clip": r"vision_model\.encoder"}
+
+    def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
+        found = peft_config.target_modules is None
+        peft_config = super()._prepare_adapter_config(peft_config, model_config)
+        if found and peft_config.text_prompts is not None:
+            peft_config.target_modules = str(peft_config.target_modules).replace("vision", "(vision|text)")
+        return peft_config
 
     def _create_and_replace(
         self,
@@ -250,19 +415,25 @@ class DeepPromptModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        if isinstance(target, DeepPromptLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        self._replace_module(parent, target_name, DeepPromptLayer(target, adapter_name, peft_config), target)
+        layer_class: Any = DeepPromptLayer
+        arguments: list[Any] = [adapter_name, peft_config]
+        if isinstance(parent, CLIPTextModel):
+            layer_class = TextPromptLayer
+            arguments.append(_template_states(parent, peft_config))
+        if isinstance(target, PromptLayer):
+            target.update_layer(*arguments)
+        else:
+            self._replace_module(parent, target_name, layer_class(target, *arguments), target)
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         model_config = getattr(model, "config", None)
         if getattr(model_config, "model_type", None) != "zegclip":
+            if config.text_prompts is not None:
+                raise ValueError("text_prompts need a ZegClipForSemanticSegmentation, which makes room for them.")
             return
         described = model_config.describe_head()
         stored = config.model_config
-        spectral = described["decode_head_type"] == "spectral"
-        for name in HEAD_FIELDS + SPECTRAL_HEAD_FIELDS * spectral if stored is not None else ():
+        for name in head_fields(described["decode_head_type"]) if stored is not None else ():
             if stored.get(name) != described[name]:
                 raise ValueError(
                     f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
@@ -276,6 +447,21 @@ class DeepPromptModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError("Deep prompts are tokens, not weights, and cannot be merged; `unload` removes them.")
+
+
+@torch.no_grad()
+def _template_states(text_model: Any, config: DeepPromptConfig) -> torch.Tensor:
+    """Return the states `(layers, tokens, width)` with which the template enters each layer of the frozen tower."""
+    encoder: Any = text_model.encoder
+    frozen = encoder.base_layer if isinstance(encoder, PromptLayer) else encoder
+    ids = torch.tensor([config.text_prompt_ids], device=text_model.device)
+    states = text_model.embeddings(input_ids=ids)
+    mask = create_causal_mask(frozen.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
+    entering = []
+    for layer in frozen.layers:
+        entering.append(states[0].float())
+        states = layer(states, mask, is_causal=True)
+    return torch.stack(entering)
 
 
 def register_tuner() -> None:
@@ -343,4 +529,4 @@ def enable_saved_modules(model: nn.Module) -> None:
 
 register_tuner()
 
-__all__ = ["DeepPromptConfig", "DeepPromptLayer", "DeepPromptModel"]
+__all__ = ["DeepPromptConfig", "DeepPromptLayer", "DeepPromptModel", "TextPromptLayer"]

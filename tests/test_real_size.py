@@ -63,7 +63,7 @@ def test_one_training_step(tmp_path, method, expected, bf16):
         ),
         train_dataset=Pictures(),
         processing_class=Processor(),
-        class_embeds=torch.nn.functional.normalize(torch.randn(20, 512), dim=-1),
+        names={"class_embeds": torch.nn.functional.normalize(torch.randn(20, 512), dim=-1)},
         split=benchmark_split("voc"),
         callbacks=[gradients],
     )

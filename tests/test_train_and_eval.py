@@ -135,7 +135,7 @@ def test_the_spectral_filter_has_the_grid_of_the_training_crops(clip_folder, tmp
     _, split = load_data(data_args, training=True)
     processor = load_processor(clip_folder, **data_args.image_processor_fields())
     build_model = script("train").build_model
-    tuned, class_embeds = build_model(model_args, "inductive", split, processor, data_args.crop_size)
+    tuned, names = build_model(model_args, "inductive", split, processor, data_args.crop_size)
     weights = tuned.base_model.model.clip.vision_model.encoder.deep_prompt_filter["default"]
     assert weights.shape == (side, side // 2 + 1, 32, 2)
 
@@ -144,7 +144,7 @@ def test_the_spectral_filter_has_the_grid_of_the_training_crops(clip_folder, tmp
     clip = ZegClipForSemanticSegmentation.from_pretrained(clip_folder, config=tuned.base_model.model.config)
     put_on = PeftModel.from_pretrained(clip, tmp_path / "adapter")
     for size in ((48, 48), (40, 56)):
-        inputs = {"pixel_values": torch.randn(2, 3, *size), "class_embeds": class_embeds}
+        inputs = {"pixel_values": torch.randn(2, 3, *size), **names}
         with torch.no_grad():
             expected = tuned.eval()(**inputs).logits
             for model in (adapter_alone, put_on):

@@ -32,17 +32,25 @@ class ModelArguments:
     init_adapter: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of an adapter to go on from; none: fresh prompts and head."}
     )
-    decode_head_type: str | None = field(default=None, metadata={"help": "zegclip, spectral or similarity."})
+    decode_head_type: str | None = field(
+        default=None, metadata={"help": "zegclip, spectral, consensus or similarity."}
+    )
     descriptor: list[str] | None = field(
-        default=None, metadata={"help": "Terms of the relationship descriptor: product, text."}
+        default=None, metadata={"help": "Terms of the relationship descriptor: product, text, difference."}
     )
     num_decoder_layers: int | None = field(default=None, metadata={"help": "Layers of the decode head."})
     decoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the decode head."})
     decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of its feed-forward layers."})
     decoder_dropout: float | None = field(default=None, metadata={"help": "Dropout of the decode head."})
-    decoder_window_size: int | None = field(default=None, metadata={"help": "Spectral: side of its windows."})
+    decoder_window_size: int | None = field(default=None, metadata={"help": "Spectral, consensus: side of windows."})
     decoder_low_frequency_heads: int | None = field(
         default=None, metadata={"help": "Spectral: how many of the heads look at low frequencies."}
+    )
+    decoder_top_k: int | None = field(
+        default=None, metadata={"help": "Consensus: at how many windows a window looks; 0: no self-attention."}
+    )
+    out_indices: list[int] | None = field(
+        default=None, metadata={"help": "Consensus: layers of the vision tower that enter it, counted from 0."}
     )
     decode_head_init: str | None = field(default=None, metadata={"help": "default or identity."})
     focal_weight: float | None = field(default=None, metadata={"help": "Weight of the focal loss."})
@@ -51,11 +59,12 @@ class ModelArguments:
     ssim_of_probabilities: bool | None = field(
         default=None, metadata={"help": "Whether that loss looks at probabilities instead of logits."}
     )
+    cross_entropy_weight: float | None = field(default=None, metadata={"help": "Weight of a cross-entropy."})
     ignored_pixels_as_negatives: bool | None = field(
         default=None, metadata={"help": "Whether ignored pixels count as outside of every mask."}
     )
     prompt_templates: list[str] | None = field(default=None, metadata={"help": "Text templates, each with one {}."})
-    num_prompt_tokens: int = field(default=10, metadata={"help": "Visual prompt tokens per layer."})
+    num_prompt_tokens: int = field(default=10, metadata={"help": "Visual prompt tokens per layer; 0: none."})
     num_deep_layers: int | None = field(
         default=None, metadata={"help": "Layers after the first with own prompts; none: all, 0: shallow, -n: last n."}
     )
@@ -68,14 +77,31 @@ class ModelArguments:
         default=None, metadata={"help": "Side of the patch grid that its filter is for; none: that of training crops."}
     )
 
+    text_prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "whole: a text prompt for each token of the template, start and end included; words: for its "
+            "words alone; none: the text tower is frozen."
+        },
+    )
+    text_prompt_init: str = field(
+        default="template", metadata={"help": "template or random: what text prompts start from."}
+    )
+
     def config_overrides(self) -> dict[str, Any]:
         """The given fields of [`ZegClipConfig`]."""
         known = {item.name for item in fields(ZegClipConfig)}
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in given.items() if name in known and value is not None}
 
-    def prompt_config(self, grid_size: int | None) -> DeepPromptConfig:
-        """The adapter's configuration; `grid_size` is the side of the training crops in patches."""
+    def prompt_config(self, grid_size: int | None, text_prompt_ids: list[int] | None = None) -> DeepPromptConfig:
+        """
+        The adapter's configuration.
+
+        Args:
+            grid_size: Side of the training crops in patches.
+            text_prompt_ids: Of the template that text prompts stand for, see [`DeepPromptConfig`].
+        """
         if self.spectral_grid_size is not None or not self.spectral_prompt:
             grid_size = self.spectral_grid_size
         return DeepPromptConfig(
@@ -85,6 +111,9 @@ class ModelArguments:
             spectral_prompt=self.spectral_prompt,
             spectral_layers=self.spectral_layers,
             spectral_grid_size=grid_size,
+            text_prompts=self.text_prompts,
+            text_prompt_ids=text_prompt_ids,
+            text_prompt_init=self.text_prompt_init,
         )
 
 

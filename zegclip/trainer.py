@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,9 @@ class ZegClipTrainer(Trainer):
     Trains an adapter on the classes of a setting and evaluates on all.
 
     Args:
-        class_embeds: `(names, dim)` embeddings of all class names of `split`.
+        names: All class names of `split` as inputs of the model: their `class_embeds` `(names, dim)`, or, where the
+            text tower is trained, the processor's `input_ids` and `attention_mask` `(names * templates, length)`,
+            which are encoded anew in each step, and once for each evaluation.
         split: The classes.
         setting: Which of them training sees, and how (ZegCLIP section 4.1; see [`ClassSplit.training_labels`]).
         **kwargs: `Trainer`'s own; the windows of the evaluation are those of `processing_class`'s image processor.
@@ -137,7 +139,7 @@ class ZegClipTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        class_embeds: torch.Tensor,
+        names: Mapping[str, torch.Tensor],
         split: ClassSplit,
         setting: Setting = "inductive",
         **kwargs: Any,
@@ -146,8 +148,9 @@ class ZegClipTrainer(Trainer):
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
-        self.class_embeds = class_embeds.to(self.args.device)
-        self.train_class_embeds = self.class_embeds[list(split.training_ids(setting))]
+        self.names = {name: tensor.to(self.args.device) for name, tensor in names.items()}
+        self.train_names = _select_names(self.names, split.training_ids(setting), len(split.names))
+        self.class_embeds: Any = self.names.get("class_embeds")
         self.pseudo_label_ids: list[int] | None = None
         if setting == "transductive":
             self.pseudo_label_ids = [i for i in range(len(split.names)) if i not in split.seen_ids]
@@ -229,7 +232,7 @@ class ZegClipTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Run the model on the names of the setting and remember each loss term for the log."""
-        outputs = model(**inputs, class_embeds=self.train_class_embeds, pseudo_label_ids=self.pseudo_label_ids)
+        outputs = model(**inputs, **self.train_names, pseudo_label_ids=self.pseudo_label_ids)
         for name, term in outputs.loss_dict.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0) + term.detach()
         self._loss_steps += 1
@@ -242,6 +245,14 @@ class ZegClipTrainer(Trainer):
                 logs[name] = self.accelerator.gather(total / self._loss_steps).mean().item()
             self._loss_sums, self._loss_steps = {}, 0
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as the parent, with the class embeddings of the text tower as it is now."""
+        if "class_embeds" not in self.names:
+            model: Any = self.accelerator.unwrap_model(self.model).eval()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self.class_embeds = model.get_class_embeds(**self.names)
+        return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """
@@ -370,6 +381,15 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the start of an epoch this is a whole number, or the share of it done before an interruption is added.
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+def _select_names(names: Mapping[str, torch.Tensor], ids: Sequence[int], num_names: int) -> dict[str, torch.Tensor]:
+    """Select some names, whose rows are all templates of each, and cut off the columns that are padding for all."""
+    selected = {name: tensor.unflatten(0, (num_names, -1))[list(ids)].flatten(0, 1) for name, tensor in names.items()}
+    if "attention_mask" in selected:
+        used = selected["attention_mask"].any(dim=0)
+        selected = {name: tensor[:, used] for name, tensor in selected.items()}
+    return selected
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | list[torch.Tensor]]:

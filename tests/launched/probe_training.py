@@ -75,7 +75,7 @@ def main(clip: str, output: str) -> None:
         train_dataset=Pictures(12, 3, ((32, 32),)),
         eval_dataset=Pictures(7, 4, ((32, 32), (40, 24), (24, 50))),
         processing_class=Processor(),
-        class_embeds=torch.nn.functional.normalize(torch.randn(4, 32), dim=-1),
+        names={"class_embeds": torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)},
         split=SPLIT,
     )
     # Before training on purpose: this must not leave the processes to train on their own.

@@ -60,7 +60,7 @@ class Golden:
             model=self.model,
             args=arguments,
             processing_class=SimpleNamespace(image_processor=ZegClipImageProcessorPil()),
-            class_embeds=self.text,
+            names={"class_embeds": self.text},
             split=self.split,
             setting=self.setting,
         )

@@ -270,7 +270,7 @@ def test_save_and_load_identity(spectral, tmp_path):
         ({"decoder_attention_heads": 4}, "decoder_low_frequency_heads=7 must be at least 1 and less than"),
         ({"decoder_window_size": 0}, "decoder_window_size must be at least 1, not 0"),
         ({"decode_head_init": "identity"}, 'has no decode_head_init="identity"'),
-        ({"focal_weight": 0, "dice_weight": 0}, "focal_weight, dice_weight and ssim_weight are all 0"),
+        ({"focal_weight": 0, "dice_weight": 0}, "ssim_weight and cross_entropy_weight are all 0"),
         ({"ssim_weight": -1.0}, "ssim_weight must not be negative"),
     ],
 )

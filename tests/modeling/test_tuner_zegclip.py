@@ -101,7 +101,7 @@ def test_depths_that_do_not_fit(num_deep_layers):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_tokens", 0), ("dropout", 1.0), ("spectral_grid_size", 0), ("spectral_grid_size", -4)]
+    ("field", "value"), [("num_tokens", -1), ("dropout", 1.0), ("spectral_grid_size", 0), ("spectral_grid_size", -4)]
 )
 def test_impossible_values(field, value):
     with pytest.raises(ValueError, match=f"{field} must be"):

@@ -65,7 +65,7 @@ def make_trainer(model, processor, tmp_path):
             args=args,
             train_dataset=Samples(train or samples(8)),
             processing_class=processor,
-            class_embeds=embeds,
+            names={"class_embeds": embeds},
             split=SPLIT,
         )
 
