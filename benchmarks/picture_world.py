@@ -15,7 +15,9 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import peft
@@ -28,9 +30,10 @@ MODEL = "model, papers' protocol"
 BASELINE = "training-free baseline, papers' protocol"
 
 
-def run(script: str, *words: str) -> None:
-    """Run one of the repository's scripts and stop if it fails."""
-    subprocess.run([sys.executable, str(ROOT / script), *words], check=True)
+def run(script: str, *words: str, log: Path | None = None) -> None:
+    """Run one of the repository's scripts, which writes to the terminal or a log file, and stop if it fails."""
+    with log.open("a", encoding="utf-8") if log else nullcontext() as file:
+        subprocess.run([sys.executable, str(ROOT / script), *words], check=True, stdout=file, stderr=file)
 
 
 def check_settings(folder: Path, settings: dict[str, str]) -> None:
@@ -43,7 +46,18 @@ def check_settings(folder: Path, settings: dict[str, str]) -> None:
         sys.exit(f"{folder} holds a run with another configuration or model: remove it, or choose another --output.")
 
 
-def figures(config: Path, seed: int, arguments: argparse.Namespace, *, baseline: bool) -> dict[str, dict[str, float]]:
+def describe_machine() -> dict[str, Any]:
+    """Return what figures depend on beside the code of this repository."""
+    return {
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+    }
+
+
+def figures(
+    config: Path, seed: int, arguments: argparse.Namespace, *, baseline: bool, log: Path | None = None
+) -> dict[str, dict[str, float]]:
     """Train unless done, evaluate unless done, and return the figures of the model and, if asked, of the baseline."""
     folder = arguments.output / config.stem / f"seed{seed}"
     check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": str(arguments.model)})
@@ -51,12 +65,16 @@ def figures(config: Path, seed: int, arguments: argparse.Namespace, *, baseline:
     common = ["--seed", str(seed), "--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu)]
     if not (folder / "adapter_model.safetensors").is_file():
         # What training reports at its end is of the tuning split; the test split is left to eval.py.
-        run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:])
+        run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:], log=log)
     results = folder / f"{arguments.eval_split}_{arguments.num_pictures}"
     size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
-    # Pictures that were evaluated before are not done again.
-    run("eval.py", str(config), "--model", str(folder), *common, *size, "--results_dir", str(results))
-    return json.loads((results / "results.json").read_text())
+    path = results / "results.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if MODEL not in known or (baseline and BASELINE not in known):
+        # Pictures that were evaluated before are not done again.
+        words = ["--model", str(folder), *common, *size, "--results_dir", str(results)]
+        run("eval.py", str(config), *words, log=log)
+    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -87,9 +105,7 @@ def main() -> None:
         }
     report = {
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+        **describe_machine(),
         "eval_split": arguments.eval_split,
         "num_pictures": arguments.num_pictures,
         "figures": record,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers.pipelines.base import Pipeline
 
@@ -28,8 +29,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     [{"label": "car", "score": 0.93, "mask": <PIL.Image.Image mode=L>}, {"label": "tree", ...}]
     ```
 
-    Every pixel goes to the label with the highest score. The names are encoded once per call, pictures are taken one
-    at a time, each in overlapping windows of the geometry that the image processor was saved with.
+    Every pixel goes to the label with the highest score. Names are encoded once for as long as they stay the
+    same, pictures are taken one at a time, each in overlapping windows of the geometry that the image processor was saved with.
     """
 
     _load_processor: Any = True
@@ -43,6 +44,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # A model that comes straight from training would predict with dropout.
         self.model.eval()
+        self._encoded: tuple[Any, torch.Tensor] | None = None
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
@@ -85,14 +87,27 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return super().__call__(images, candidate_labels=labels, class_embeds=self._encode(labels), **kwargs)
 
     def _encode(self, labels: list[str]) -> torch.Tensor:
-        """Class embeddings, `(names, dim)`, L2-normalised, on the model's device."""
+        """Class embeddings, `(names, dim)`, L2-normalised, on the model's device; kept until something changes."""
+        key = (labels, list(self.processor.prompt_templates), self.device, self._text_state())
+        if self._encoded is not None and self._encoded[0] == key:
+            return self._encoded[1]
         tokens = self.processor(text=labels, return_tensors="pt").to(self.device)
         with self.device_placement(), torch.no_grad():
-            return self.model.get_class_embeds(
+            class_embeds = self.model.get_class_embeds(
                 input_ids=tokens["input_ids"],
                 attention_mask=tokens["attention_mask"],
                 num_templates=len(self.processor.prompt_templates),
             )
+        self._encoded = (key, class_embeds)
+        return class_embeds
+
+    def _text_state(self) -> list[Any]:
+        """What the embeddings of given names depend on: the adapter in use, and each weight with its changes."""
+        clip = self.model.clip
+        layers = [module for module in clip.text_model.modules() if isinstance(module, BaseTunerLayer)]
+        adapters = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+        weights = [*clip.text_model.parameters(), *clip.text_projection.parameters()]
+        return [*adapters, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = _select(kwargs, "timeout")

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from zegclip import DeepPromptConfig
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
 
@@ -65,7 +66,7 @@ def test_paths_lists_tuples_and_generators(pipe, tmp_path):
     assert pipe([], candidate_labels=LABELS) == []
 
 
-def test_names_are_encoded_once_per_call(pipe, model, monkeypatch):
+def test_names_are_encoded_once_until_something_changes(pipe, model, processor, monkeypatch):
     calls = []
     encode = model.get_class_embeds
 
@@ -74,8 +75,35 @@ def test_names_are_encoded_once_per_call(pipe, model, monkeypatch):
         return encode(**kwargs)
 
     monkeypatch.setattr(model, "get_class_embeds", count_and_encode)
-    pipe([noise(), noise()], candidate_labels=LABELS)
+    before = pipe([noise(), noise()], candidate_labels=LABELS)[0]
     assert len(calls) == 1
+    assert same(pipe(noise(), candidate_labels=LABELS), before)
+    assert len(calls) == 1
+
+    ids = processor.text_prompt_ids()
+    for count, change in enumerate(
+        (
+            lambda: model.add_adapter(
+                DeepPromptConfig(text_prompts="words", text_prompt_ids=ids, text_prompt_init="random"), "random"
+            ),
+            lambda: model.add_adapter(DeepPromptConfig(), "visual"),
+            lambda: model.set_adapter("random"),
+            model.disable_adapters,
+            model.enable_adapters,
+            lambda: model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()}),
+        ),
+        start=2,
+    ):
+        change()
+        model.eval()  # what is added is in training mode
+        after = pipe(noise(), candidate_labels=LABELS)
+        assert len(calls) == count
+        model.get_class_embeds = encode  # the pipeline's result is that of a fresh one
+        fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+        assert same(fresh(noise(), candidate_labels=LABELS), after)
+        model.get_class_embeds = count_and_encode
+    pipe(noise(), candidate_labels=LABELS[::-1])
+    assert len(calls) == count + 1
 
 
 def test_order_of_the_names_does_not_matter(pipe):

@@ -1,0 +1,99 @@
+"""
+Train the runs of an ablation file over several seeds and print its tables as Markdown.
+
+    python benchmarks/ablations.py configs/ablations/picture_world.yaml --use_cpu --jobs 2
+
+A run that is in the output folder is not trained or evaluated again, so the same command goes on after an
+interruption. Figures are mean and standard deviation over seeds of the papers' protocol; they are also written as JSON
+with hardware, date and versions.
+"""
+
+import argparse
+import datetime
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from picture_world import BASELINE, MODEL, describe_machine, figures
+
+COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
+
+
+def write_configs(file: Path, folder: Path) -> dict[str, Path]:
+    """Write each run's fields as a configuration of its own, and return where."""
+    table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, run in table["runs"].items():
+        base = yaml.safe_load((file.parent.parent / run["config"]).read_text(encoding="utf-8"))
+        changed = table["fields"] | {key: value for key, value in run.items() if key != "config"}
+        fields = {key: value for key, value in (base | changed).items() if value is not None}
+        paths[name] = folder / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    return paths
+
+
+def format_row(runs: list[dict[str, float]]) -> dict[str, str]:
+    """Mean and deviation over seeds of each column."""
+    table = pd.DataFrame(runs)[list(COLUMNS)].rename(columns=COLUMNS)
+    if len(runs) == 1:
+        return {name: f"{value:.1f}" for name, value in table.iloc[0].items()}
+    return {name: f"{table[name].mean():.1f} ± {table[name].std():.1f}" for name in table}
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, print and save the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="runs and tables, see configs/ablations/picture_world.yaml")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
+    parser.add_argument("--num_pictures", type=int, default=200, help="scenes of the evaluation")
+    parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
+    parser.add_argument("--output", type=Path, default=Path("outputs/ablations"))
+    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
+    arguments = parser.parse_args()
+
+    configs = write_configs(arguments.file, arguments.output / "configs")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
+    results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
+    # All runs of a seed before the next seed: an interrupted command has whole tables of fewer seeds.
+    todo = [(name, seed) for seed in arguments.seeds for name in configs]
+    first = todo[0]
+
+    def run(item: tuple[str, int]) -> dict[str, dict[str, float]]:
+        name, seed = item
+        log = arguments.output / name / f"seed{seed}" / "log.txt"
+        return figures(configs[name], seed, arguments, baseline=item == first, log=log)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for (name, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
+            results[name].append(result)
+
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        **describe_machine(),
+        "eval_split": arguments.eval_split,
+        "num_pictures": arguments.num_pictures,
+        "seeds": arguments.seeds,
+        "figures": {
+            name: [{column: run[MODEL][column] for column in COLUMNS} for run in runs]
+            for name, runs in results.items()
+        },
+    }
+    (arguments.output / f"{arguments.eval_split}.json").write_text(json.dumps(report, indent=1) + "\n")
+    free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
+    print(pd.DataFrame(free).T.to_markdown(stralign="right"))
+    for title, rows in yaml.safe_load(arguments.file.read_text(encoding="utf-8"))["tables"].items():
+        table = {label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()}
+        print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right')}")
+
+
+if __name__ == "__main__":
+    main()
