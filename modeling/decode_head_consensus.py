@@ -26,10 +26,13 @@ def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Te
         Boolean `(batch, 1, patches, patches)`, queries first.
     """
     height, width = patches.shape[1:3]
-    means = F.avg_pool2d(patches.permute(0, 3, 1, 2), window_size, ceil_mode=True, count_include_pad=False)
+    # No gradient goes through a choice; half precision would choose others.
+    maps = patches.detach().permute(0, 3, 1, 2).float()
+    means = F.avg_pool2d(maps, window_size, ceil_mode=True, count_include_pad=False)
     columns = means.shape[-1]
     means = means.flatten(2)
-    similarity = means.mT @ means
+    with torch.autocast(patches.device.type, enabled=False):
+        similarity = means.mT @ means
     nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
     allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
     rows = torch.arange(height, device=patches.device) // window_size

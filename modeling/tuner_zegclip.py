@@ -338,25 +338,31 @@ class TextPromptLayer(PromptLayer):
             return input_ids, attention_mask
         config = self.prompt_configs[name]
         ids = torch.tensor(config.text_prompt_ids, device=input_ids.device)
-        end = len(ids) - 1
-        if input_ids.shape[1] <= end or not (input_ids[:, :end] == ids[:end]).all():
+        words = len(ids) - 1  # with the start token
+        too_short = input_ids.shape[1] <= words
+        if not torch.compiler.is_compiling() and (too_short or (input_ids[:, :words] != ids[:words]).any()):
             raise ValueError(
                 "This adapter's text prompts stand for one template, with which every row of input_ids must begin: "
                 "use the processor that is saved with the adapter, or the prompt_templates that it was trained with."
             )
         if config.text_prompts == "words":
             return input_ids, attention_mask
-        limit = self.base_layer.config.max_position_embeddings
-        if input_ids.shape[1] >= limit:
-            raise ValueError(
-                f"A class name is too long: with its text prompts it has {input_ids.shape[1] + 1} tokens, but at most "
-                f"{limit} are allowed."
-            )
         # What is repeated does not matter, only its place: a prompt covers it.
-        places = torch.arange(input_ids.shape[1], device=input_ids.device).repeat_interleave(
-            1 + (torch.arange(input_ids.shape[1], device=input_ids.device) == end - 1)
-        )
-        return input_ids[:, places], attention_mask if attention_mask is None else attention_mask[:, places]
+        input_ids = torch.cat([input_ids[:, :words], input_ids[:, words - 1 :]], dim=1)
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask[:, :words], attention_mask[:, words - 1 :]], dim=1)
+        limit = self.base_layer.config.max_position_embeddings
+        if input_ids.shape[1] > limit:
+            longest = int((input_ids == ids[-1]).int().argmax(dim=1).max()) + 1
+            if longest > limit:
+                raise ValueError(
+                    f"A class name is too long: with its text prompts it has {longest} tokens, but at most {limit} "
+                    "are allowed."
+                )
+            # The last column is padding in every row.
+            input_ids = input_ids[:, :limit]
+            attention_mask = None if attention_mask is None else attention_mask[:, :limit]
+        return input_ids, attention_mask
 
     def forward(
         self,

@@ -30,7 +30,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     ```
 
     Every pixel goes to the label with the highest score. Names are encoded once for as long as they stay the
-    same, pictures are taken one at a time, each in overlapping windows of the geometry that the image processor was saved with.
+    same, pictures are taken one at a time, each in overlapping windows of the geometry that the image processor was
+    saved with.
     """
 
     _load_processor: Any = True

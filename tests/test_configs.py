@@ -1,5 +1,6 @@
 """Every configuration in `configs/` can be read, and describes what the papers train."""
 
+import importlib
 import json
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from peft import get_peft_model
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.arguments import SETTINGS, parse_arguments
 from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.processing.class_split_zegclip import split_classes
@@ -23,15 +24,41 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOLDEN_RATES = json.loads((Path(__file__).parent / "goldens" / "zegclip_lr_schedule.json").read_text())
 STEPS = {"voc": 20_000, "coco_stuff": 80_000, "pascal_context": 40_000}
 # Weights of focal, dice and SSIM.
-LOSSES = {"zegclip": (100, 1, 0), "spt_seg": (100, 0, 1)}
+LOSSES = {"zegclip": (100, 1, 0), "spt_seg": (100, 0, 1), "ldvc": (100, 1, 0)}
+# Visual prompts on VOC; on the others there are 100.
+VOC_PROMPTS = {"zegclip": 10, "spt_seg": 10, "ldvc": 40}
+# What the other methods' files say otherwise than ZegCLIP's, or beyond them, besides the number of visual prompts.
+OWN_FIELDS = {
+    "spt_seg": {
+        "spectral_prompt": True,
+        "spectral_layers": [0, 1],
+        "decode_head_type": "spectral",
+        "num_decoder_layers": 3,
+        "decoder_attention_heads": 8,
+        "decoder_low_frequency_heads": 7,
+        "decoder_window_size": 3,
+        "dice_weight": 0,
+        "ssim_weight": 1,
+        "ssim_of_probabilities": False,
+    },
+    "ldvc": {
+        "text_prompts": "whole",
+        "text_prompt_init": "template",
+        "prompt_templates": ["a photo of a {}"],
+        "decode_head_type": "consensus",
+        "num_decoder_layers": 2,
+        "decoder_window_size": 4,
+        "decoder_top_k": 16,
+        "out_indices": [7, 11],
+        "descriptor": ["product", "text"],
+        "decoder_attention_heads": 8,
+        "decoder_ffn_dim": 2048,
+    },
+}
+# "a photo of a" by CLIP's tokenizer.
+TEMPLATE_IDS = [49406, 320, 1125, 539, 320, 49407]
 RUNS = set(product(LOSSES, STEPS, ("inductive", "transductive", "fully_supervised")))
 TRAINING = [path for path in CONFIGS if path.stem.startswith(tuple(f"{m}_{d}" for m, d in product(LOSSES, STEPS)))]
-# What SPT-SEG adds to ZegCLIP.
-SPECTRAL = {
-    "decode_head_type", "num_decoder_layers", "decoder_attention_heads", "decoder_low_frequency_heads",
-    "decoder_window_size", "spectral_prompt", "spectral_layers", "ssim_weight",
-    "ssim_of_probabilities",
-}  # fmt: skip
 
 
 def parse(path, *words):
@@ -46,31 +73,52 @@ def method_and_data_set(path):
     return next((m, d) for m, d in product(LOSSES, STEPS) if path.stem.startswith(f"{m}_{d}_"))
 
 
+def visual_prompts(path):
+    method, data_set = method_and_data_set(path)
+    return VOC_PROMPTS[method] if data_set == "voc" else 100
+
+
 def trained_parameters(method, tokens):
     """What is trained of ViT-B/16, as the specifications count it."""
-    if method == "zegclip":
-        return {10: 8_039_168, 100: 8_868_608}[tokens]
-    width, dim, ffn, layers, side = 768, 512, 2048, 3, 32
+    width, dim, ffn, side = 768, 512, 2048, 32
     low, high = 7 * 64, 64
+    norm, linear = 2 * dim, dim * dim + dim
+    feed_forward = dim * ffn + ffn + ffn * dim + dim
     prompts = 12 * tokens * width + width * width + width + 2 * width
-    spectral_filter = side * (side // 2 + 1) * width * 2
     descriptor = 2 * dim * dim + dim
-    gate_and_transform = dim + dim * dim
     mixing = dim * 3 * high + dim * low + dim * 2 * low + low * low + low
-    update = dim * dim + dim + 4 * dim + dim * ffn + ffn + ffn * dim + dim  # the last layer has none
-    layers_in_all = layers * (gate_and_transform + mixing) + (layers - 1) * update
-    return prompts + spectral_filter + descriptor + layers_in_all
+    own = {
+        # Cross-attention and update in all layers but the last, which is the product of two projections.
+        "zegclip": 2 * (4 * linear + feed_forward + 2 * norm) + 2 * linear,
+        # The filter; gate, transform and mixing in each layer; update in all but the last.
+        "spt_seg": side * (side // 2 + 1) * width * 2
+        + 3 * (dim + dim * dim + mixing)
+        + 2 * (linear + feed_forward + 2 * norm),
+        # Text prompts; two blocks of fusion, self- and cross-attention, and feed-forward part.
+        "ldvc": 12 * len(TEMPLATE_IDS) * dim + 2 * (width * dim + dim + 2 * 4 * linear + feed_forward + 3 * norm),
+    }
+    return prompts + descriptor + own[method]
 
 
 def test_there_is_one_for_each_method_data_set_and_setting():
     assert sorted(path.stem for path in TRAINING) == sorted("_".join(run) for run in RUNS)
-    assert len(TRAINING) == 2 * 3 * 3
+    assert len(TRAINING) == 3 * 3 * 3
     assert {"zegclip_coco_to_voc", "zegclip_coco_to_context"} <= {path.stem for path in CONFIGS}
 
 
-def test_parameters_are_counted_as_the_specification_does():
-    assert trained_parameters("spt_seg", 10) == 10_524_224
-    assert trained_parameters("spt_seg", 100) == 10_524_224 + 829_440
+@pytest.mark.parametrize(
+    ("method", "tokens", "expected"),
+    [
+        ("zegclip", 10, 8_039_168),
+        ("zegclip", 100, 8_868_608),
+        ("spt_seg", 10, 10_524_224),
+        ("spt_seg", 100, 11_353_664),
+        ("ldvc", 40, 10_717_952),
+        ("ldvc", 100, 11_270_912),
+    ],
+)
+def test_parameters_are_counted_as_the_specification_does(method, tokens, expected):
+    assert trained_parameters(method, tokens) == expected
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -90,12 +138,13 @@ def test_it_trains_the_papers_model(path):
     with torch.device("meta"):
         model = ZegClipForSemanticSegmentation(config)
         patch = config.clip_config.vision_config.patch_size
-        model = get_peft_model(model, model_args.prompt_config(data_args.crop_size // patch))
-    assert model_args.num_prompt_tokens == (10 if data_args.dataset == "voc" else 100)
+        model = get_peft_model(model, model_args.prompt_config(data_args.crop_size // patch, TEMPLATE_IDS))
+    assert model_args.num_prompt_tokens == visual_prompts(path)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == trained_parameters(method, model_args.num_prompt_tokens)
     assert (config.focal_weight, config.dice_weight, config.ssim_weight) == LOSSES[method]
-    assert len(model_args.prompt_templates) == (1 if data_args.dataset == "voc" else 15)
+    # Text prompts stand for one.
+    assert len(model_args.prompt_templates) == (1 if data_args.dataset == "voc" or method == "ldvc" else 15)
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
@@ -132,18 +181,16 @@ def test_it_leaves_nothing_of_the_protocol_to_defaults(path):
         "weight_decay", "warmup_steps", "focal_weight", "dice_weight", "crop_size", "scale_range", "image_size",
         "window_size", "window_stride", "seed",
     }  # fmt: skip
-    if path.stem.startswith("spt_seg"):
-        names |= SPECTRAL
     assert names <= read(path).keys()
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINING if p.stem.startswith("spt_seg")], ids=lambda path: path.stem)
-def test_spt_seg_is_trained_as_zegclip_is(path):
-    """It has published no training configuration."""
-    written = read(path)
-    other = read(path.with_name(path.name.replace("spt_seg", "zegclip")))
-    different = {name for name in written.keys() | other.keys() if written.get(name) != other.get(name)}
-    assert different == SPECTRAL | {"dice_weight", "output_dir"}
+@pytest.mark.parametrize("method", OWN_FIELDS)
+@pytest.mark.parametrize("path", [p for p in TRAINING if p.stem.startswith("zegclip")], ids=lambda path: path.stem)
+def test_the_other_methods_are_trained_as_zegclip_is(path, method):
+    """SPT-SEG has published no training configuration, LDVC no code; and nothing of their own is left to defaults."""
+    other = path.with_name(path.name.replace("zegclip", method))
+    written_anew = {"num_prompt_tokens": visual_prompts(other), "output_dir": f"outputs/{other.stem}"}
+    assert read(other) == read(path) | OWN_FIELDS[method] | written_anew
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
@@ -167,3 +214,30 @@ def test_the_folder_example_splits_classes_as_the_picture_world_does():
     )
     expected = picture_world_split("tuning")
     assert (split.names, split.seen_ids, split.unseen_ids) == (expected.names, expected.seen_ids, expected.unseen_ids)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_run_of_an_ablation_can_be_trained_and_is_shown(path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    configs = importlib.import_module("ablations").write_configs(path, tmp_path)
+    described = read(path)
+    shown = {run for rows in described["tables"].values() for run in rows.values()}
+    assert configs.keys() == described["runs"].keys() == shown
+    clip_config = ZegClipConfig.from_pretrained(DEFAULT_MODEL).clip_config
+    seen = {}
+    for name, config in configs.items():
+        model_args, data_args, training_args = parse(config)
+        base = read(ROOT / "configs" / described["runs"][name]["config"])
+        fields = described["fields"] | described["runs"][name]
+        for field, value in (base | fields).items():
+            if field not in ("config", "output_dir"):
+                assert read(config).get(field) == value
+        with torch.device("meta"):
+            model = ZegClipForSemanticSegmentation(
+                ZegClipConfig(clip_config=clip_config, **model_args.config_overrides())
+            )
+            ids = [0, 322, 517, 518, 322, 1] if model_args.text_prompts else None
+            get_peft_model(model, model_args.prompt_config(data_args.crop_size // 6, ids))
+        assert training_args.max_steps == described["fields"]["max_steps"]
+        seen[json.dumps(read(config), sort_keys=True)] = name
+    assert len(seen) == len(configs)  # no run stands for another

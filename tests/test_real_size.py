@@ -13,6 +13,8 @@ from zegclip.processing.benchmarks_zegclip import benchmark_split
 from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+# "a photo of a" by CLIP's tokenizer.
+TEMPLATE_IDS = [49406, 320, 1125, 539, 320, 49407]
 
 
 class Processor:
@@ -41,13 +43,27 @@ class Gradients(TrainerCallback):
         self.seen = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
+def names_to_train_on(text_prompts):
+    """20 made-up ones: embeddings, or, where the text tower is trained, tokens of one to three words each."""
+    if text_prompts is None:
+        return {"class_embeds": torch.nn.functional.normalize(torch.randn(20, 512), dim=-1)}
+    *template, end = TEMPLATE_IDS
+    words = [torch.randint(1000, 40_000, (1 + index % 3,)).tolist() for index in range(20)]
+    padding = [[end] * (3 - len(name)) for name in words]
+    ids = [template + name + [end] + rest for name, rest in zip(words, padding)]
+    mask = [[1] * (9 - len(rest)) + [0] * len(rest) for rest in padding]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(("method", "expected"), [("zegclip", 8_039_168), ("spt_seg", 10_524_224)])
+@pytest.mark.parametrize(
+    ("method", "expected"), [("zegclip", 8_039_168), ("spt_seg", 10_524_224), ("ldvc", 10_717_952)]
+)
 def test_one_training_step(tmp_path, method, expected, bf16):
     given, _, _ = parse_arguments([str(CONFIGS / f"{method}_voc_inductive.yaml"), "--use_cpu"])
     model = ZegClipForSemanticSegmentation(ZegClipConfig(**given.config_overrides()))
-    model = get_peft_model(model, given.prompt_config(grid_size=32))
+    model = get_peft_model(model, given.prompt_config(grid_size=32, text_prompt_ids=TEMPLATE_IDS))
     gradients = Gradients()
     trainer = ZegClipTrainer(
         model=model,
@@ -63,7 +79,7 @@ def test_one_training_step(tmp_path, method, expected, bf16):
         ),
         train_dataset=Pictures(),
         processing_class=Processor(),
-        names={"class_embeds": torch.nn.functional.normalize(torch.randn(20, 512), dim=-1)},
+        names=names_to_train_on(given.text_prompts),
         split=benchmark_split("voc"),
         callbacks=[gradients],
     )

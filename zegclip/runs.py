@@ -89,10 +89,12 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
     if _holds_weights(folder):
         if stored is None:
             raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
+        # A field that did not exist yet has done nothing there, as its default does.
+        before = asdict(ModelArguments()) | asdict(DataArguments()) | stored
         for name, value in record.items():
-            if stored.get(name) != value:
+            if before.get(name) != value:
                 raise ValueError(
-                    f"{folder} holds a run with {name} {stored.get(name)!r}, but it is {value!r} now: choose another "
+                    f"{folder} holds a run with {name} {before.get(name)!r}, but it is {value!r} now: choose another "
                     "output_dir, or remove that one."
                 )
     state.wait_for_everyone()

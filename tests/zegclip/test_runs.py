@@ -41,6 +41,15 @@ def test_another_run_is_refused(tmp_path, changed, name):
         claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, **{"max_steps": 4} | changed)))
 
 
+def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
+    record = describe_run(*arguments(tmp_path, max_steps=4))
+    claim_output_dir(tmp_path / "run", {name: value for name, value in record.items() if name != "text_prompt_init"})
+    (tmp_path / "run" / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match="text_prompt_init 'template', but it is 'random' now"):
+        claim_output_dir(tmp_path / "run", record | {"text_prompt_init": "random"})
+    claim_output_dir(tmp_path / "run", record)
+
+
 def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "run" / "inductive").mkdir(parents=True)
