@@ -1,4 +1,4 @@
-# Works from a fresh clone with python3 (3.10 or newer), pip and make; `make` alone lists the targets.
+# Works from a fresh clone with python3 (3.11 or newer), pip and make; `make` alone lists the targets.
 
 PYTHON = python3
 VENV   = .venv
@@ -55,8 +55,8 @@ clean:
 # Redone only when one of these files changes. The mark is written last, so an interrupted
 # installation is taken up again.
 $(READY): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-		{ echo "zegclip needs Python 3.10 or newer as '$(PYTHON)'; another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "zegclip needs Python 3.11 or newer as '$(PYTHON)'; another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "'$(PYTHON)' comes without venv; install it first (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -157,6 +157,11 @@ def build_model(
     grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
     text_prompt_ids = None if model_args.text_prompts is None else processor.text_prompt_ids()
     model = get_peft_model(model, model_args.prompt_config(grid_size, text_prompt_ids))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"There is nothing to train: decode_head_type {model_args.decode_head_type} has no weights, and "
+            "there are no prompts."
+        )
     if model_args.init_adapter is not None:
         load_adapter_into(model, model_args.init_adapter)
     return model, names

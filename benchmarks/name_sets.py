@@ -24,7 +24,7 @@ def main() -> None:
     model_args, data_args, training_args = parse_arguments()
     source = model_args.model or DEFAULT_MODEL
     model = load_model(source).to(training_args.device)
-    processor = load_processor(source, **data_args.image_processor_fields())
+    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
     names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
     class_embeds = model.get_class_embeds(**names, num_templates=len(processor.prompt_templates))

@@ -31,7 +31,7 @@ def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Te
     means = F.avg_pool2d(maps, window_size, ceil_mode=True, count_include_pad=False)
     columns = means.shape[-1]
     means = means.flatten(2)
-    with torch.autocast(patches.device.type, enabled=False):
+    with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
         similarity = means.mT @ means
     nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
     allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)

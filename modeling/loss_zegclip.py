@@ -1,4 +1,4 @@
-"""Losses over one mask logit map per class and picture: focal, dice and structural similarity."""
+"""Losses over one mask logit map per class and picture: focal, dice, structural similarity and cross-entropy."""
 
 from collections.abc import Sequence
 
@@ -201,4 +201,11 @@ def fill_pseudo_labels(
     return torch.where(labels == unlabelled, best, labels)
 
 
-__all__ = ["count_present_masks", "dice_loss", "fill_pseudo_labels", "focal_loss", "ssim_loss"]
+__all__ = [
+    "count_present_masks",
+    "cross_entropy_loss",
+    "dice_loss",
+    "fill_pseudo_labels",
+    "focal_loss",
+    "ssim_loss",
+]

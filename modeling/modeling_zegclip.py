@@ -97,7 +97,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         "ZegClipDecoderLayer",
         "SpectralDecoderLayer",
         "SpectralMaskScores",
-        "ConsensusDecoderLayer",
+        "ConsensusDecodeHead",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -336,9 +336,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 f"input_ids has {len(input_ids)} rows, not a multiple of the {num_templates} prompt templates: pass "
                 "num_templates if the processor uses other templates than the model's configuration."
             )
-        encoder, kwargs = self.clip.text_model.encoder, {}
-        if not isinstance(encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
-            input_ids, attention_mask = encoder.make_room(input_ids, attention_mask)
+        kwargs = {}
+        make_room = getattr(self.clip.text_model.encoder, "make_room", None)
+        if make_room is not None:  # an adapter's text prompts
+            input_ids, attention_mask = make_room(input_ids, attention_mask)
             kwargs["room_made"] = True
         outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         embeds = F.normalize(outputs.pooler_output, dim=-1)
@@ -454,8 +455,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             raise ValueError("Give the class names either as input_ids or as class_embeds.")
         asked_for_states = bool(kwargs.get("output_hidden_states"))
         out_indices = self.config.out_indices if self.config.decode_head_type == "consensus" else []
-        if out_indices and not asked_for_states:
-            kwargs["output_hidden_states"] = [index + 1 for index in out_indices]  # the first are the embeddings
+        if out_indices:
+            # All, if some are asked for; the first are the embeddings.
+            kwargs["output_hidden_states"] = asked_for_states or [index + 1 for index in out_indices]
         image_embeds, patch_embeds, vision_outputs = self._project_image(pixel_values, **kwargs)
         grid = patch_embeds.shape[1:3]
         hidden_states = [

@@ -11,7 +11,7 @@ import peft.mapping
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
@@ -130,10 +130,13 @@ class DeepPromptConfig(PeftConfig):
             raise ValueError(f'text_prompts must be "whole", "words" or None, not {self.text_prompts!r}.')
         if self.text_prompt_init not in ("template", "random"):
             raise ValueError(f'text_prompt_init must be "template" or "random", not {self.text_prompt_init!r}.')
-        if self.text_prompts is not None and len(self.text_prompt_ids or ()) < 3:
+        ids = self.text_prompt_ids
+        if self.text_prompts is not None and not (
+            isinstance(ids, (list, tuple)) and len(ids) > 2 and all(type(item) is int and item >= 0 for item in ids)
+        ):
             raise ValueError(
-                "text_prompts need text_prompt_ids, the template's token ids with start and end and at least one word "
-                "between them: take them from ZegClipProcessor.text_prompt_ids()."
+                "text_prompts need text_prompt_ids, a list of the template's token ids with start and end and a word "
+                f"or more between them, not {ids!r}: take it from ZegClipProcessor.text_prompt_ids()."
             )
 
     def prompted_layers(self, num_layers: int) -> range:
@@ -355,9 +358,10 @@ class TextPromptLayer(PromptLayer):
         if input_ids.shape[1] > limit:
             longest = int((input_ids == ids[-1]).int().argmax(dim=1).max()) + 1
             if longest > limit:
+                row = int((input_ids == ids[-1]).int().argmax(dim=1).argmax()) + 1
                 raise ValueError(
-                    f"A class name is too long: with its text prompts it has {longest} tokens, but at most {limit} "
-                    "are allowed."
+                    f"Row {row} of input_ids is too long: with its text prompts it has {longest} tokens, but at most "
+                    f"{limit} are allowed."
                 )
             # The last column is padding in every row.
             input_ids = input_ids[:, :limit]
@@ -390,8 +394,8 @@ class TextPromptLayer(PromptLayer):
         tokens = self.deep_prompt_tokens[name]
         start = 0 if self.prompt_configs[name].text_prompts == "whole" else 1
         states = inputs_embeds
-        for layer, prompt in zip(self.base_layer.layers, tokens.to(states), strict=True):
-            prompt = prompt.expand(len(states), -1, -1)
+        for layer, prompt in zip(self.base_layer.layers, tokens, strict=True):
+            prompt = prompt.expand(len(states), -1, -1).to(states)
             states = torch.cat([states[:, :start], prompt, states[:, start + prompt.shape[1] :]], dim=1)
             states = layer(states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=states)
@@ -409,6 +413,12 @@ class DeepPromptModel(BaseTuner):
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
         if found and peft_config.text_prompts is not None:
             peft_config.target_modules = str(peft_config.target_modules).replace("vision", "(vision|text)")
+        wraps_text = bool(check_target_module_exists(peft_config, "clip.text_model.encoder"))
+        if wraps_text != (peft_config.text_prompts is not None):
+            raise ValueError(
+                f"target_modules={peft_config.target_modules!r} contradicts text_prompts={peft_config.text_prompts!r}: "
+                "the text encoder is wrapped for text prompts, and for nothing else. Leave target_modules out."
+            )
         return peft_config
 
     def _create_and_replace(
@@ -456,18 +466,31 @@ class DeepPromptModel(BaseTuner):
 
 
 @torch.no_grad()
-def _template_states(text_model: Any, config: DeepPromptConfig) -> torch.Tensor:
+def _template_states(text_model: CLIPTextModel, config: DeepPromptConfig) -> torch.Tensor:
     """Return the states `(layers, tokens, width)` with which the template enters each layer of the frozen tower."""
     encoder: Any = text_model.encoder
     frozen = encoder.base_layer if isinstance(encoder, PromptLayer) else encoder
-    ids = torch.tensor([config.text_prompt_ids], device=text_model.device)
-    states = text_model.embeddings(input_ids=ids)
-    mask = create_causal_mask(frozen.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
-    entering = []
-    for layer in frozen.layers:
-        entering.append(states[0].float())
-        states = layer(states, mask, is_causal=True)
-    return torch.stack(entering)
+    embeddings: Any = text_model.embeddings
+    table = embeddings.token_embedding.weight
+    if max(config.text_prompt_ids or ()) >= len(table):
+        raise ValueError(
+            f"text_prompt_ids={config.text_prompt_ids} are not of this CLIP, which has {len(table)} tokens."
+        )
+    # Where weights lie on the disk, accelerate fetches them and moves what meets them.
+    fetched = table.is_meta and hasattr(embeddings, "_hf_hook")
+    states = embeddings(input_ids=torch.tensor([config.text_prompt_ids], device="cpu" if fetched else table.device))
+    implementation = frozen.config._attn_implementation
+    # Others may need a GPU or half precision, and this also happens before a model is moved there.
+    frozen.config._attn_implementation = "eager"
+    try:
+        mask = create_causal_mask(frozen.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
+        entering = []
+        for layer in frozen.layers:
+            entering.append(states[0].float())
+            states = layer(states, mask, is_causal=True)
+    finally:
+        frozen.config._attn_implementation = implementation
+    return torch.stack([states.to(entering[0].device) for states in entering])
 
 
 def register_tuner() -> None:

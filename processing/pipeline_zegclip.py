@@ -1,5 +1,6 @@
 """The pipeline `zero-shot-image-segmentation`: pictures and class names in, one mask per name out."""
 
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # A model that comes straight from training would predict with dropout.
         self.model.eval()
-        self._encoded: tuple[Any, torch.Tensor] | None = None
+        self._encoded: tuple[Any, list[Any], list[Any], torch.Tensor] | None = None
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
@@ -89,26 +90,32 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _encode(self, labels: list[str]) -> torch.Tensor:
         """Class embeddings, `(names, dim)`, L2-normalised, on the model's device; kept until something changes."""
-        key = (labels, list(self.processor.prompt_templates), self.device, self._text_state())
-        if self._encoded is not None and self._encoded[0] == key:
-            return self._encoded[1]
+        templates = self.processor.prompt_templates
+        settings = (labels, list(templates), self.device, torch.is_autocast_enabled(self.device.type))
+        parts, versions = self._text_state()
+        if self._encoded is not None:
+            known_settings, known_parts, known_versions, class_embeds = self._encoded
+            same_parts = len(parts) == len(known_parts) and all(map(operator.is_, parts, known_parts))
+            if settings == known_settings and same_parts and versions == known_versions:
+                return class_embeds
         tokens = self.processor(text=labels, return_tensors="pt").to(self.device)
         with self.device_placement(), torch.no_grad():
             class_embeds = self.model.get_class_embeds(
                 input_ids=tokens["input_ids"],
                 attention_mask=tokens["attention_mask"],
-                num_templates=len(self.processor.prompt_templates),
+                num_templates=len(templates),
             )
-        self._encoded = (key, class_embeds)
+        self._encoded = (settings, parts, versions, class_embeds)
         return class_embeds
 
-    def _text_state(self) -> list[Any]:
-        """What the embeddings of given names depend on: the adapter in use, and each weight with its changes."""
+    def _text_state(self) -> tuple[list[Any], list[Any]]:
+        """What encodes names: tokenizer and weights; which adapter is in use, and how often a weight has changed."""
         clip = self.model.clip
         layers = [module for module in clip.text_model.modules() if isinstance(module, BaseTunerLayer)]
         adapters = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
         weights = [*clip.text_model.parameters(), *clip.text_projection.parameters()]
-        return [*adapters, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)]
+        changes = [0 if weight.is_inference() else weight._version for weight in weights]
+        return [self.processor.tokenizer, *weights], [adapters, changes]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = _select(kwargs, "timeout")

@@ -132,11 +132,11 @@ class ZegClipProcessor(ProcessorMixin):
         Return the token ids of the template's words, start and end included, for the text prompts of an adapter.
 
         Raises:
-            ValueError: If there are several templates, or the only one does not end with the name: text prompts stand
-                before the name, and one table of them cannot stand for many templates.
+            ValueError: If there are several templates, or the only one does not end with the name, after a space: text
+                prompts stand before the name, and one table of them cannot stand for many templates.
         """
         words, _, behind = self.prompt_templates[0].partition("{}")
-        if len(self.prompt_templates) > 1 or behind or not words.strip():
+        if len(self.prompt_templates) > 1 or behind or not words.strip() or not words[-1].isspace():
             raise ValueError(
                 "Text prompts stand for one template that ends with the name, such as 'a photo of a {}'; "
                 f"prompt_templates is {self.prompt_templates}."
