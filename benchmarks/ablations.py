@@ -20,22 +20,33 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from picture_world import BASELINE, MODEL, describe_machine, figures
+from picture_world import BASELINE, MODEL, ROOT, describe_machine, figures
+from zegclip.arguments import complaints_of, parse_arguments
 
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
 
 
 def write_configs(file: Path, folder: Path) -> dict[str, Path]:
-    """Write each run's fields as a configuration of its own, and return where."""
-    table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    """
+    Write each run's fields as a configuration of its own, and return where.
+
+    Raises:
+        ValueError: One sentence, if a table names a run that is not there, or a run is no configuration.
+    """
+    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for title, rows in described["tables"].items():
+        for label, name in rows.items():
+            if name not in described["runs"]:
+                raise ValueError(f"{file}: {label!r} in the table {title!r} is the run {name!r}, which is not there.")
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, run in table["runs"].items():
-        base = yaml.safe_load((file.parent.parent / run["config"]).read_text(encoding="utf-8"))
-        changed = table["fields"] | {key: value for key, value in run.items() if key != "config"}
+    for name, run in described["runs"].items():
+        base = yaml.safe_load((ROOT / "configs" / run["config"]).read_text(encoding="utf-8"))
+        changed = described["fields"] | {key: value for key, value in run.items() if key != "config"}
         fields = {key: value for key, value in (base | changed).items() if value is not None}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        parse_arguments([str(paths[name])])
     return paths
 
 
@@ -60,7 +71,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     arguments = parser.parse_args()
 
-    configs = write_configs(arguments.file, arguments.output / "configs")
+    with complaints_of("ablations.py"):
+        configs = write_configs(arguments.file, arguments.output / "configs")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
     # All runs of a seed before the next seed: an interrupted command has whole tables of fewer seeds.

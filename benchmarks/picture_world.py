@@ -33,7 +33,9 @@ BASELINE = "training-free baseline, papers' protocol"
 def run(script: str, *words: str, log: Path | None = None) -> None:
     """Run one of the repository's scripts, which writes to the terminal or a log file, and stop if it fails."""
     with log.open("a", encoding="utf-8") if log else nullcontext() as file:
-        subprocess.run([sys.executable, str(ROOT / script), *words], check=True, stdout=file, stderr=file)
+        done = subprocess.run([sys.executable, str(ROOT / script), *words], stdout=file, stderr=file)
+    if done.returncode:
+        sys.exit(f"{script} {words[0]} failed" + (f": see {log}." if log else "."))
 
 
 def check_settings(folder: Path, settings: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ from .loss_zegclip import (
     focal_loss,
     ssim_loss,
 )
-from .tuner_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter, enable_saved_modules, head_fields
+from .tuner_zegclip import DOWNLOAD_ARGUMENTS, PromptLayer, StoredAdapter, enable_saved_modules, head_fields
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,
@@ -144,7 +144,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             # The load report would list the decode head as missing, which the adapter brings.
             logging.set_verbosity_error()
         try:
-            return super().from_pretrained(
+            loaded = super().from_pretrained(
                 adapter.base,
                 *model_args,
                 config=config,
@@ -154,6 +154,8 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             )
         finally:
             logging.set_verbosity(verbosity)
+        _check_prompts_in_memory(loaded[0] if output_loading_info else loaded)
+        return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For classes outside of transformers the parent skips modules without parameters of their own, and with them
@@ -226,6 +228,21 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
         super().enable_adapters()
         enable_saved_modules(self)
+
+
+def _check_prompts_in_memory(model: PreTrainedModel) -> None:
+    """Refuse a `device_map` that offloads a whole encoder: its prompts would silently not be those of the file."""
+    places = getattr(model, "hf_device_map", {})
+    offloaded = {"disk"} if set(places.values()) <= {"cpu", "disk"} else {"cpu", "disk"}
+    for name, module in model.named_modules():
+        if not isinstance(module, PromptLayer):
+            continue
+        for mapped, place in places.items():
+            if place in offloaded and f"{name}.".startswith(f"{mapped}." if mapped else ""):
+                raise ValueError(
+                    f"device_map offloads {mapped or 'the model'} with the prompts of an adapter, which cannot be "
+                    f"loaded there: map the layers of {name} one by one, or keep it in memory."
+                )
 
 
 def _init_layers_alike(head: ZegClipDecodeHead) -> None:

@@ -409,15 +409,16 @@ class DeepPromptModel(BaseTuner):
     target_module_mapping = {"zegclip": r".*\.vision_model\.encoder", "clip": r"vision_model\.encoder"}
 
     def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
+        text_prompts = peft_config.text_prompts
         found = peft_config.target_modules is None
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
-        if found and peft_config.text_prompts is not None:
+        if found and text_prompts is not None:
             peft_config.target_modules = str(peft_config.target_modules).replace("vision", "(vision|text)")
         wraps_text = bool(check_target_module_exists(peft_config, "clip.text_model.encoder"))
-        if wraps_text != (peft_config.text_prompts is not None):
+        if wraps_text != (text_prompts is not None):
             raise ValueError(
-                f"target_modules={peft_config.target_modules!r} contradicts text_prompts={peft_config.text_prompts!r}: "
-                "the text encoder is wrapped for text prompts, and for nothing else. Leave target_modules out."
+                f"target_modules={peft_config.target_modules!r} does not fit text_prompts={text_prompts!r}: "
+                "text prompts wrap the text encoder, and nothing else does. Leave target_modules out."
             )
         return peft_config
 

@@ -638,3 +638,57 @@ def test_adapter_of_the_full_size_model_is_small(tmp_path):
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     assert sum(torch.Size(shape).numel() for shape in shapes) == 8_039_168
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 33_000_000
+
+
+PLACES = {"clip": "cpu", "decode_head": "cpu"}
+TOWER = {"clip.text_model": "cpu", "clip.visual_projection": "cpu", "clip.text_projection": "cpu"}
+VISION = {f"clip.vision_model.{name}": "cpu" for name in ("embeddings", "pre_layrnorm", "post_layernorm")}
+APART = TOWER | VISION | {"clip.logit_scale": "cpu", "decode_head": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [PLACES | {"clip": "disk"}, APART | {"clip.vision_model.encoder": "disk"}],
+    ids=["with the whole CLIP", "alone"],
+)
+def test_an_offloaded_encoder_gets_no_adapter(base_folder, tmp_path, places):
+    """Its prompts would be loaded somewhere else, and others used."""
+    get_peft_model(load_base(base_folder), DeepPromptConfig(num_tokens=2)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"map the layers of clip\.vision_model\.encoder one by one"):
+        ZegClipForSemanticSegmentation.from_pretrained(
+            tmp_path / "adapter", device_map=places, offload_folder=tmp_path / "disk"
+        )
+
+
+def test_single_layers_may_be_offloaded(base_folder, inputs, tmp_path):
+    tuned = get_peft_model(load_base(base_folder), DeepPromptConfig(num_tokens=2)).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    layers = {f"clip.vision_model.encoder.layers.{i}": "disk" if i else "cpu" for i in range(2)}
+    placed = ZegClipForSemanticSegmentation.from_pretrained(
+        tmp_path / "adapter", device_map=APART | layers, offload_folder=tmp_path / "disk"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(placed.eval()(**inputs).logits, tuned(**inputs).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "text_prompts"),
+    [(r".*vision_model\.encoder", "whole"), (r".*(vision|text)_model\.encoder", None), (["encoder"], None)],
+)
+def test_text_prompts_and_target_modules_must_agree(base_folder, target_modules, text_prompts):
+    config = DeepPromptConfig(
+        target_modules=target_modules, text_prompts=text_prompts, text_prompt_ids=[0, 5, 1] if text_prompts else None
+    )
+    with pytest.raises(ValueError, match="does not fit text_prompts"):
+        get_peft_model(load_base(base_folder), config)
+
+
+def test_template_tokens_of_another_clip(base_folder):
+    with pytest.raises(ValueError, match="are not of this CLIP, which has"):
+        get_peft_model(load_base(base_folder), DeepPromptConfig(text_prompts="words", text_prompt_ids=[0, 99999, 1]))
+
+
+@pytest.mark.parametrize("ids", [None, [], [0, 1], torch.tensor([0, 5, 1]), [0, 5.0, 1], [0, -5, 1]])
+def test_text_prompts_need_the_ids_of_a_template(ids):
+    with pytest.raises(ValueError, match="need text_prompt_ids, a list of the template's token ids"):
+        DeepPromptConfig(text_prompts="whole", text_prompt_ids=ids)
