@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zegclip import ZegClipForSemanticSegmentation
-from zegclip.arguments import parse_arguments
+from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.data import load_data
 from zegclip.loading import load_processor
 from zegclip.picture_world.dataset import export_picture_world
@@ -27,6 +28,10 @@ HEAD = ["--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prom
 SPT_SEG = [
     "--decode_head_type", "spectral", "--decode_head_init", "default", "--decoder_low_frequency_heads", "1",
     "--spectral_prompt", "true", "--ssim_weight", "1", "--dice_weight", "0",
+]  # fmt: skip
+LDVC = [
+    "--decode_head_type", "consensus", "--decode_head_init", "default", "--num_decoder_layers", "2",
+    "--out_indices", "0", "1", "--decoder_window_size", "2", "--decoder_top_k", "4", "--dice_weight", "1",
 ]  # fmt: skip
 
 
@@ -125,6 +130,105 @@ def test_spt_seg_is_trained_resumed_and_evaluated(clip_folder, tmp_path, capsys)
     # Nothing is right after so few steps, but the table says which classes were found.
     table = tmp_path / "eval" / "eval_picture_world_tuning" / "per_class_model_papers_protocol.csv"
     assert table.read_text() == (tmp_path / "run" / "per_class.csv").read_text()
+
+
+def tokens_of(folder, tower):
+    """The prompts of one tower in a saved adapter, none if it has none."""
+    weights = load_file(folder / "adapter_model.safetensors")
+    return [tensor for name, tensor in weights.items() if f"{tower}.encoder.deep_prompt_tokens" in name]
+
+
+@pytest.mark.parametrize("kind", ["whole", "words"])
+def test_ldvc_is_trained_resumed_and_evaluated(clip_folder, tmp_path, capsys, kind):
+    words = [
+        *LDVC,
+        "--text_prompts",
+        kind,
+        "--text_prompt_init",
+        "template",
+        "--max_steps",
+        "4",
+        "--logging_steps",
+        "1",
+    ]
+    words += ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "5", "--learning_rate", "0.01"]
+    words += ["--eval_strategy", "steps", "--eval_steps", "2", "--warmup_steps", "0"]
+    run = tmp_path / "run"
+    metrics = train(clip_folder, run, *words)
+    described = json.loads((run / "adapter_config.json").read_text())
+    assert described["text_prompts"] == kind
+    assert described["model_config"]["out_indices"] == [0, 1]
+    (first,), (last,) = tokens_of(run / "checkpoint-1", "text_model"), tokens_of(run, "text_model")
+    assert first.shape == (2, 11 if kind == "whole" else 9, 32)  # letters: the tiny vocabulary knows few words
+    assert (first - last).abs().amax(dim=-1).min() > 0
+
+    files = {path.name: path.read_bytes() for path in (run / "adapter_model.safetensors", run / "per_class.csv")}
+    for step in (3, 4):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (run / name).unlink()
+    assert train(clip_folder, run, *words).keys() == metrics.keys()
+    assert f"Resuming from {run / 'checkpoint-2'}." in capsys.readouterr().out
+    assert {name: (run / name).read_bytes() for name in files} == files
+    # Finished, it is evaluated once more with what is loaded from the folder.
+    assert train(clip_folder, run, *words)["eval_pacc"] == metrics["eval_pacc"]
+
+    results = evaluate(run, tmp_path / "eval")
+    for name in ("pacc", "miou_seen", "miou_unseen", "hiou"):
+        assert results["model, papers' protocol"][name] == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
+    table = tmp_path / "eval" / "eval_picture_world_tuning" / "per_class_model_papers_protocol.csv"
+    assert table.read_bytes() == files["per_class.csv"]
+
+    # Nothing but the adapter has changed.
+    trained = ZegClipForSemanticSegmentation.from_pretrained(run)
+    base = ZegClipForSemanticSegmentation.from_pretrained(clip_folder, config=trained.config)
+    for name, tensor in base.clip.state_dict().items():
+        name = name.replace("_model.encoder.", "_model.encoder.base_layer.")
+        assert torch.equal(trained.clip.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("setting", ["transductive", "fully_supervised"])
+def test_ldvc_trains_in_other_settings_without_visual_prompts(clip_folder, tmp_path, setting):
+    words = [*LDVC, "--text_prompts", "whole", "--text_prompt_init", "random", "--num_prompt_tokens", "0"]
+    train(clip_folder, tmp_path / "run", *words, "--setting", setting)
+    assert tokens_of(tmp_path / "run", "text_model")
+    assert not tokens_of(tmp_path / "run", "vision_model")
+    if setting == "transductive":
+        (first,), (last,) = (tokens_of(tmp_path / run, "text_model") for run in ("run/inductive", "run"))
+        assert not torch.equal(first, last)
+    evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false", "--setting", setting)
+
+
+def test_text_prompts_go_with_any_head(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run", "--text_prompts", "words")
+    assert tokens_of(tmp_path / "run", "text_model")
+
+
+def test_the_head_may_come_without_text_prompts(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run", *LDVC, "--decoder_top_k", "0", "--cross_entropy_weight", "1")
+    assert not tokens_of(tmp_path / "run", "text_model")
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    terms = [{name for name in entry if name.startswith("loss_")} for entry in log if "loss" in entry]
+    assert all(found == {"loss_focal", "loss_dice", "loss_cross_entropy"} for found in terms)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*LDVC, "--out_indices", "0", "2"], "out_indices names layer 2, but the vision tower has 0 to 1"),
+        (["--decode_head_type", "consensus", "--decode_head_init", "default"], r"out_indices=\[7, 11\] must name one"),
+        (["--text_prompts", "whole", "--prompt_templates", "the {} there"], "one template that ends with the name"),
+        (["--text_prompts", "whole", "--prompt_templates", "a {}", "the {}"], "one template that ends with the name"),
+        (["--text_prompts", "all"], 'text_prompts must be "whole", "words" or None'),
+        (["--text_prompts", "whole", "--text_prompt_init", "zero"], "text_prompt_init must be"),
+    ],
+)
+def test_what_contradicts_itself_is_one_sentence(clip_folder, tmp_path, capsys, words, message):
+    arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(tmp_path / "run"), *SMALL, *HEAD, *words]
+    with pytest.raises(SystemExit), complaints_of("train.py"):
+        script("train").main(arguments)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert re.search(message, line), line
 
 
 @pytest.mark.parametrize(("words", "side"), [([], 6), (["--spectral_grid_size", "5"], 5)])

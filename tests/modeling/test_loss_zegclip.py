@@ -1,10 +1,19 @@
 """The losses against plain one-hot formulas, and their edge cases."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from zegclip.modeling.loss_zegclip import count_present_masks, dice_loss, fill_pseudo_labels, focal_loss, ssim_loss
+from zegclip.modeling.loss_zegclip import (
+    count_present_masks,
+    cross_entropy_loss,
+    dice_loss,
+    fill_pseudo_labels,
+    focal_loss,
+    ssim_loss,
+)
 
 
 def example(seed=0):
@@ -47,6 +56,49 @@ def test_dice_equals_its_one_hot_formula(ignored_as_negatives):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
 
 
+def test_cross_entropy_equals_its_formula():
+    logits, labels = example()
+    labelled = labels != 255
+    assert 0 < labelled.sum() < labels.numel()
+    gradients = []
+    for compute in ("formula", "ours"):
+        maps = logits.clone().requires_grad_()
+        if compute == "formula":
+            terms = [
+                maps[picture, :, row, column].exp().sum().log()
+                - maps[picture, labels[picture, row, column], row, column]
+                for picture, row, column in labelled.nonzero().tolist()
+            ]
+            expected = torch.stack(terms).mean()  # over pixels of all pictures, not over pictures
+            gradients.append(torch.autograd.grad(expected, maps)[0])
+        else:
+            actual = cross_entropy_loss(maps, labels)
+            gradients.append(torch.autograd.grad(actual, maps)[0])
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-12)
+    assert not gradients[1][~labelled[:, None].expand_as(logits)].any()
+
+
+def test_cross_entropy_where_everything_is_ignored():
+    logits, labels = example()
+    logits.requires_grad_()
+    loss = cross_entropy_loss(logits, torch.full_like(labels, 255))
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
+
+
+def test_classes_exclude_each_other_in_the_cross_entropy_alone():
+    """A second class at the same place costs in the cross-entropy; raising all logits costs nothing."""
+    logits, labels = example()
+    labelled = (labels != 255)[:, None]
+    torch.testing.assert_close(cross_entropy_loss(logits + 5, labels), cross_entropy_loss(logits, labels))
+    own = F.one_hot(labels.where(labels != 255, 0), 4).permute(0, 3, 1, 2).bool() & labelled
+    certain = torch.where(own, 20.0, -20.0).double()
+    assert cross_entropy_loss(certain, labels) < 1e-9
+    assert cross_entropy_loss(torch.full_like(certain, 20.0), labels) == pytest.approx(math.log(4))
+
+
 def test_present_masks():
     _, labels = example()
     present, count = count_present_masks(labels, 4, 255)
@@ -70,6 +122,7 @@ def test_extreme_logits_stay_finite():
     labels = torch.tensor([[[0, 0]]])
     present, count = count_present_masks(labels, 2, 255)
     loss = focal_loss(logits, labels, count) + dice_loss(logits, labels, present, count)
+    loss = loss + cross_entropy_loss(logits, labels)
     loss.backward()
     assert loss.isfinite()
     assert logits.grad.isfinite().all()
@@ -210,6 +263,7 @@ def test_an_ignore_index_below_the_number_of_classes():
                         focal_loss(logits, ids, count, **rule),
                         dice_loss(logits, ids, present, count, **rule),
                         ssim_loss(logits, ids, **rule),
+                        cross_entropy_loss(logits, ids, ignore_index=ignore_index),
                     ]
                 )
             )

@@ -39,11 +39,29 @@ def prompted(model):
     return move(model)
 
 
-@pytest.fixture(params=["zegclip", "spectral"])
+def consensus_model(clip_config):
+    """A model with LDVC's head, whose scores are products of patches and class queries of about unit scale."""
+    fields = {"decoder_attention_heads": 2, "decoder_ffn_dim": 64, "num_decoder_layers": 2, "out_indices": [0, 1]}
+    fields |= {"decoder_window_size": 2, "decoder_top_k": 2}
+    torch.manual_seed(0)
+    model = ZegClipForSemanticSegmentation(
+        ZegClipConfig(clip_config=clip_config, decode_head_type="consensus", **fields)
+    )
+    model.add_adapter(DeepPromptConfig(num_tokens=3))
+    move(model)
+    with torch.no_grad():
+        # From weights of 0.02 the descriptor would be all bias: the same for all names.
+        model.decode_head.modules_to_save["default"].query_proj.weight *= 10
+    return model
+
+
+@pytest.fixture(params=["zegclip", "spectral", "consensus"])
 def whole(request, model):
     """A model with each kind of trained head; of the spectral one's gate, that some patches pass and some don't."""
     if request.param == "zegclip":
         return request.getfixturevalue("prompted")
+    if request.param == "consensus":
+        return consensus_model(model.config.clip_config)
     fields = {"decode_head_type": "spectral", "decoder_attention_heads": 4, "decoder_low_frequency_heads": 3}
     torch.manual_seed(0)
     spectral = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=model.config.clip_config, **fields))
@@ -85,10 +103,13 @@ def test_permuted_names_permute_the_logits(whole):
 
 @pytest.mark.parametrize("count", [1, 3])
 @torch.no_grad()
-def test_another_name_leaves_the_others_alone(whole, count):
+def test_another_name_leaves_the_others_alone_but_where_patches_look_at_names(whole, count):
     few = whole(pictures(), class_embeds=names(7)[:count]).logits
-    more = whole(pictures(), class_embeds=names(7)).logits
-    torch.testing.assert_close(more[:, :count], few, atol=1e-5, rtol=0)
+    more = whole(pictures(), class_embeds=names(7)).logits[:, :count]
+    if whole.config.decode_head_type == "consensus":
+        assert (more - few).abs().amax(dim=(0, 2, 3)).min() > 0.01  # of each name, and far beyond rounding
+    else:
+        torch.testing.assert_close(more, few, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -211,6 +232,8 @@ def test_the_loss_ignores_how_the_trainer_counts(model):
         {"focal_weight": 100, "dice_weight": 0, "ssim_weight": 1},
         {"focal_weight": 0.0, "dice_weight": 0.0, "ssim_weight": 3.0},
         {"focal_weight": 2.0, "dice_weight": 0.5, "ssim_weight": 0.25},
+        {"focal_weight": 2.0, "dice_weight": 0.5, "ssim_weight": 0.25, "cross_entropy_weight": 0.5},
+        {"focal_weight": 0, "dice_weight": 0, "cross_entropy_weight": 2},
     ],
 )
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
@@ -218,14 +241,15 @@ def test_the_loss_is_the_sum_of_the_terms_with_a_weight(model, weights, ignored_
     labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
     labels[0, :9] = 255
     model.config.ignored_pixels_as_negatives = ignored_as_negatives
-    terms = ("focal", "dice", "ssim")
+    terms = ("focal", "dice", "ssim", "cross_entropy")
     for term in terms:
         setattr(model.config, f"{term}_weight", 1.0)
     whole = model(pictures(), class_embeds=names(), labels=labels).loss_dict
-    for name, weight in weights.items():
-        setattr(model.config, name, weight)
+    given = ZegClipConfig(**weights)  # what is not named keeps its default
+    for term in terms:
+        setattr(model.config, f"{term}_weight", getattr(given, f"{term}_weight"))
     output = model(pictures(), class_embeds=names(), labels=labels)
-    assert output.loss_dict.keys() == {f"loss_{term}" for term in terms if weights[f"{term}_weight"]}
+    assert output.loss_dict.keys() == {f"loss_{term}" for term in terms if weights.get(f"{term}_weight")}
     for name, value in output.loss_dict.items():
         torch.testing.assert_close(value, weights[f"{name.removeprefix('loss_')}_weight"] * whole[name])
     torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
@@ -242,6 +266,17 @@ def test_similarity_of_structure_is_of_logits_or_probabilities(model, of_probabi
     expected = ssim_loss(upsampled, labels, of_probabilities=of_probabilities, ignored_as_negatives=False)
     assert not torch.equal(expected, ssim_loss(upsampled, labels, of_probabilities=of_probabilities))
     torch.testing.assert_close(output.loss_dict["loss_ssim"], expected)
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_cross_entropy_is_of_upsampled_logits_at_labelled_pixels(model, ignored_as_negatives):
+    model.config.cross_entropy_weight, model.config.ignored_pixels_as_negatives = 3.0, ignored_as_negatives
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
+    labels[0, :9] = 255
+    output = model(pictures(), class_embeds=names(), labels=labels)
+    upsampled = torch.nn.functional.interpolate(output.logits, size=(32, 32), mode="bilinear")
+    expected = 3 * torch.nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
+    torch.testing.assert_close(output.loss_dict["loss_cross_entropy"], expected)
 
 
 def test_save_and_load_identity(model, tmp_path):

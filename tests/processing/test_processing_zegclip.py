@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zegclip import DEFAULT_MODEL
 from zegclip.processing.processing_zegclip import ZegClipProcessor, check_labels
 
 
@@ -79,6 +80,38 @@ def test_a_name_too_long_is_an_error_that_names_it(processor):
 def test_bad_templates(image_processor, tokenizer, templates):
     with pytest.raises(ValueError, match="template"):
         ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
+
+
+@pytest.mark.parametrize("template", ["a photo of a {}", "the {}", "  a  cat: {}"])
+def test_text_prompts_stand_for_the_words_before_the_name(image_processor, tokenizer, template):
+    """What every prompt begins with, then the name and the end; nothing of the template is lost."""
+    processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=[template])
+    ids = processor.text_prompt_ids()
+    assert all(type(index) is int for index in ids)
+    assert [ids[0], ids[-1]] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    for name in ("cat", "b", "5-d"):
+        own = tokenizer(name)["input_ids"][1:]
+        assert processor(text=[name])["input_ids"] == [[*ids[:-1], *own]]
+
+
+def test_the_default_template_has_six_text_prompts():
+    """In the papers' vocabulary; the embedded model's has the same four words."""
+    processor = ZegClipProcessor.from_pretrained(DEFAULT_MODEL)
+    words = processor.tokenizer.convert_ids_to_tokens(processor.text_prompt_ids())
+    assert words == ["<|startoftext|>", "a</w>", "photo</w>", "of</w>", "a</w>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [["a photo of a {}", "the {}"], ["the {} there"], ["a {}."], ["a {} "], ["{}"], [" {}"], ["a photo of a{}"]],
+)
+def test_templates_that_text_prompts_cannot_stand_for(image_processor, tokenizer, templates):
+    """Without a space before the name, its letters and the last word's make tokens that no other name has."""
+    processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
+    with pytest.raises(ValueError, match="stand for one template that ends with the name") as refused:
+        processor.text_prompt_ids()
+    assert str(templates) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("templates", [None, ["a {}", "the {} there"]])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import TrainerCallback
 
 from zegclip import DeepPromptConfig
 from zegclip.processing.class_split_zegclip import ClassSplit
@@ -43,7 +44,7 @@ class Samples(torch.utils.data.Dataset):
 
 @pytest.fixture
 def make_trainer(model, processor, tmp_path):
-    def make(train=None, **arguments):
+    def make(train=None, evaluation=None, prompts=None, names=None, **arguments):
         torch.manual_seed(1)
         defaults = {
             "output_dir": str(tmp_path / "run"),
@@ -58,14 +59,15 @@ def make_trainer(model, processor, tmp_path):
             "seen_offset": 0.1,
         }
         args = ZegClipTrainingArguments(**defaults | arguments)
-        tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+        tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2, **prompts or {}))
         embeds = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
         return ZegClipTrainer(
             model=tuned,
             args=args,
             train_dataset=Samples(train or samples(8)),
+            eval_dataset=Samples(evaluation) if evaluation else None,
             processing_class=processor,
-            names={"class_embeds": embeds},
+            names=names or {"class_embeds": embeds},
             split=SPLIT,
         )
 
@@ -192,6 +194,141 @@ def test_seen_offset_moves_pixels_to_unseen_classes(make_trainer):
     evaluation = Samples(samples(3, classes=4))
     trainer = make_trainer(seen_offset=2.0)  # more than any score
     assert trainer.evaluate(evaluation)["eval_miou_seen"] == 0
+
+
+class SeenTexts:
+    """Notes what the text tower encodes, and when a step or an evaluation ends and with which class embeddings."""
+
+    def __init__(self, trainer):
+        self.events, self.embeds, self.tokens = [], [], []
+        clip = trainer.model.base_model.model.clip
+        clip.text_model.register_forward_pre_hook(
+            lambda module, _args, kwargs: self.events.append((module.training, tuple(kwargs["input_ids"].shape))),
+            with_kwargs=True,
+        )
+        tokens = clip.text_model.encoder.deep_prompt_tokens["default"]
+        watcher = self
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, *_args, **_kwargs):
+                watcher.events.append("step")
+
+            def on_evaluate(self, *_args, **_kwargs):
+                watcher.events.append("evaluation")
+                watcher.embeds.append(trainer.class_embeds.clone())
+                watcher.tokens.append(tokens.detach().clone())
+
+        trainer.add_callback(Watch())
+
+
+@pytest.fixture
+def text_trainer(make_trainer, processor, model):
+    """Of names whose only unseen one is much longer than the others."""
+
+    def make(kind, **arguments):
+        with torch.no_grad():
+            # Untrained, all names are alike and scores hardly depend on the place.
+            model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
+            for layer in (model.decode_head.mask_scores.q_proj, model.decode_head.mask_scores.k_proj):
+                layer.weight.mul_(10)
+        names = dict(processor(text=["cat", "b", "much longer name", "tree"], return_tensors="pt"))
+        assert names["input_ids"].shape == (4, 10 + 14 + 1)
+        prompts = {"text_prompts": kind, "text_prompt_ids": processor.text_prompt_ids()}
+        return make_trainer(prompts=prompts, names=names, **arguments)
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "more"), [("words", 0), ("whole", 1)])
+def test_names_are_encoded_in_each_step_and_once_for_an_evaluation(text_trainer, kind, more):
+    """In a step those of seen classes, without the columns that are padding for all of them."""
+    trainer = text_trainer(
+        kind,
+        evaluation=samples(3, sizes=((32, 32), (40, 24)), classes=4),
+        max_steps=2,
+        warmup_steps=0,
+        learning_rate=0.01,
+        eval_strategy="steps",
+        eval_steps=1,
+        gradient_accumulation_steps=2,
+    )
+    seen = SeenTexts(trainer)
+    trainer.train()
+    step, evaluation = (True, (3, 10 + 4 + 1 + more)), (False, (4, 10 + 14 + 1 + more))
+    assert seen.events == [step, step, "step", evaluation, "evaluation"] * 2
+    assert not torch.equal(*seen.tokens)
+    assert trainer.evaluate()["eval_miou"] >= 0
+    assert seen.events[10:] == [evaluation, "evaluation"]
+
+    # Each evaluation has had the embeddings of its moment, the last two the same.
+    model = trainer.model
+    parameter = model.base_model.model.clip.text_model.encoder.deep_prompt_tokens["default"]
+    assert torch.equal(seen.tokens[1], seen.tokens[2])
+    for embeds, tokens in zip(seen.embeds, seen.tokens):
+        with torch.no_grad():
+            parameter.copy_(tokens)
+            torch.testing.assert_close(model.get_class_embeds(**trainer.names), embeds, atol=1e-6, rtol=0)
+    assert (seen.embeds[0] - seen.embeds[1]).abs().max() > 1e-4
+
+
+def test_the_trimmed_names_train_as_the_padded_ones(text_trainer):
+    trainer = text_trainer("whole")
+    without_dropout(trainer)
+    padded = {name: tensor[[0, 1, 3]] for name, tensor in trainer.names.items()}
+    inputs = trainer.train_dataset[0]
+    inputs = {name: tensor[None] for name, tensor in inputs.items()}
+    losses, gradients = [], []
+    for names in (padded, trainer.train_names):
+        trainer.train_names = names
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model.train(), inputs)
+        loss.backward()
+        losses.append(loss)
+        gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(losses[0], losses[1])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_evaluation_uses_the_text_tower_as_it_is_now(text_trainer):
+    trainer = text_trainer("words", seen_offset=0.0)
+    evaluation = samples(4, sizes=((32, 32), (40, 24)), classes=4)
+    tokens = trainer.model.base_model.model.clip.text_model.encoder.deep_prompt_tokens["default"]
+    figures = []
+    for seed in range(2):
+        with torch.no_grad():
+            tokens.add_(torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed)))
+        figures.append(trainer.evaluate(Samples(evaluation)))
+        total = np.zeros((3, 4))
+        with torch.no_grad():
+            embeds = trainer.model.get_class_embeds(**trainer.names)
+            for sample in evaluation:
+                windows = predict_windows(trainer.model, sample["pixel_values"][None], embeds, 32, 20)
+                scores = merge_scores(windows, tuple(sample["labels"].shape), SPLIT.seen_ids, 0.0)
+                total += class_counts(scores.argmax(0), sample["labels"], 4).numpy()
+        for name, value in summarise(total, SPLIT).items():
+            assert figures[-1][f"eval_{name}"] == pytest.approx(value, abs=1e-9), name
+    assert figures[0]["eval_pacc"] != figures[1]["eval_pacc"]
+
+
+def test_text_prompts_are_in_the_prompts_group(text_trainer):
+    trainer = text_trainer("whole", decode_head_lr_multiplier=10.0)
+    trainer.create_optimizer()
+    (parameter,) = [p for name, p in trainer.model.named_parameters() if "text_model" in name and p.requires_grad]
+    (group,) = [group for group in trainer.optimizer.param_groups if any(p is parameter for p in group["params"])]
+    assert group["lr"] == pytest.approx(2e-4)
+
+
+def test_names_may_come_without_a_mask_and_with_several_templates(make_trainer, processor):
+    """Of each name all rows are chosen; only a mask says which columns are padding."""
+    processor.prompt_templates = ["a photo of a {}", "the {}"]
+    names = processor(text=["cat", "b", "much longer name", "tree"], return_tensors="pt")
+    trainer = make_trainer(names={"input_ids": names["input_ids"]})
+    assert torch.equal(trainer.train_names["input_ids"], names["input_ids"][[0, 1, 2, 3, 6, 7]])
+    trainer.model.unload()
+    masked = make_trainer(names=dict(names)).train_names
+    assert masked["input_ids"].shape == masked["attention_mask"].shape == (6, 10 + 4 + 1)
+    assert torch.equal(masked["input_ids"], trainer.train_names["input_ids"][:, :15])
 
 
 def test_collate():
