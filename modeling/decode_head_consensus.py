@@ -63,7 +63,7 @@ class LocalConsensusAttention(nn.Module):
         return self.out_proj(attended).unflatten(1, patches.shape[1:3])
 
 
-class ConsensusDecoderLayer(ZegClipDecoderLayer):
+class ConsensusDecoderLayer(nn.Module):
     """
     Patches take in features of the vision tower (eq. 4), each other (eq. 5), and the class queries (eqs. 6 and 7).
 
@@ -71,16 +71,15 @@ class ConsensusDecoderLayer(ZegClipDecoderLayer):
     """
 
     def __init__(self, config: ZegClipConfig):
-        super().__init__(config)
+        super().__init__()
         dim = config.clip_config.projection_dim
+        self.dropout = config.decoder_dropout
         self.fuse = nn.Linear(config.clip_config.vision_config.hidden_size, dim)  # the paper's 1x1 convolution
-        if config.decoder_top_k:
-            self.self_attention = LocalConsensusAttention(config)
-            self.self_norm = nn.LayerNorm(dim)
+        self.self_attention = LocalConsensusAttention(config) if config.decoder_top_k else None
+        self.self_norm = nn.LayerNorm(dim) if config.decoder_top_k else nn.Identity()
+        self.text_layer = ZegClipDecoderLayer(config)
 
-    def forward(  # type: ignore[override]
-        self, patches: torch.Tensor, hidden_state: torch.Tensor, queries: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, hidden_state: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """
         Update the patches.
 
@@ -89,12 +88,11 @@ class ConsensusDecoderLayer(ZegClipDecoderLayer):
             hidden_state: `(batch, height, width, vision width)` of the vision tower.
             queries: `(batch, classes, dim)`.
         """
-        grid = patches.shape[1:3]
         patches = patches + self.fuse(hidden_state)
-        if self.config.decoder_top_k:
+        if self.self_attention is not None:
             consensus = F.dropout(self.self_attention(patches), self.dropout, self.training)
             patches = self.self_norm(patches + consensus)
-        return super().forward(patches.flatten(1, 2), queries[:, None]).unflatten(1, grid)
+        return self.text_layer(patches.flatten(1, 2), queries).unflatten(1, patches.shape[1:3])
 
 
 class ConsensusDecodeHead(DescriptorHead):

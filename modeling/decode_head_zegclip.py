@@ -129,8 +129,8 @@ class ZegClipDecoderLayer(QueryUpdate):
         self.v_proj = nn.Linear(dim, dim)
 
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`queries` `(batch, queries, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
-        memory = memory.flatten(1, 2)
+        """`queries` `(batch, queries, dim)`, `memory` `(batch, ..., dim)`; returns updated queries."""
+        memory = memory.flatten(1, -2)
         attended = multi_head_attention(
             self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=self.dropout
         )

@@ -206,6 +206,7 @@ def layer_by_equations(layer, patches, hidden_state, queries, window, top_k):
         states = F.layer_norm(
             states + torch.stack(attended), (24,), layer.self_norm.weight, layer.self_norm.bias, eps=1e-5
         )
+    layer = layer.text_layer
     states = states + cross_attention(layer, states, queries)
     states = F.layer_norm(states, (24,), layer.norm1.weight, layer.norm1.bias, eps=1e-5)
     hidden = (states @ layer.fc1.weight.T + layer.fc1.bias).clamp(min=0)
@@ -478,7 +479,7 @@ def test_eager_equals_sdpa(model, top_k):
     outputs, learned = {}, {}
     for implementation in ("eager", "sdpa"):
         whole.set_attn_implementation(implementation)
-        assert whole.decode_head.layers[0].config._attn_implementation == implementation
+        assert whole.decode_head.layers[0].text_layer.config._attn_implementation == implementation
         whole.zero_grad()
         output = whole(pictures(2, 40, 24), class_embeds=names(), labels=labels)
         output.loss.backward()
