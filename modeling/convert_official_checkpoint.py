@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
 from .modeling_zegclip import ZegClipForSemanticSegmentation
-from .tuner_zegclip import DeepPromptConfig
+from .tuner_config_zegclip import DeepPromptConfig
 
 StateDict = dict[str, torch.Tensor]
 Method = Literal["zegclip", "spt-seg"]

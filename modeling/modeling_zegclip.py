@@ -28,7 +28,9 @@ from .loss_zegclip import (
     focal_loss,
     ssim_loss,
 )
-from .tuner_zegclip import DOWNLOAD_ARGUMENTS, PromptLayer, StoredAdapter, enable_saved_modules, head_fields
+from .stored_adapter_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter
+from .tuner_layers_zegclip import PromptLayer
+from .tuner_zegclip import enable_saved_modules, head_fields
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,

@@ -22,7 +22,8 @@ if not (Path(__file__).parent / "modeling").exists() and (Path(__file__).parents
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.tuner_zegclip import DeepPromptConfig, DeepPromptModel
+from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
+from zegclip.modeling.tuner_zegclip import DeepPromptModel
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline

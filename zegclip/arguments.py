@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
-from zegclip.modeling.tuner_zegclip import DeepPromptConfig
+from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
 from zegclip.processing.class_split_zegclip import Setting
 from zegclip.trainer import ZegClipTrainingArguments
 

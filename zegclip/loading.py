@@ -22,7 +22,7 @@ from transformers.utils import (
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.tuner_zegclip import StoredAdapter
+from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
