@@ -101,10 +101,10 @@ def main() -> None:
     }
     (arguments.output / f"{arguments.eval_split}.json").write_text(json.dumps(report, indent=1) + "\n")
     free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
-    print(pd.DataFrame(free).T.to_markdown(stralign="right"))
+    print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))
     for title, rows in yaml.safe_load(arguments.file.read_text(encoding="utf-8"))["tables"].items():
         table = {label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()}
-        print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right')}")
+        print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right', disable_numparse=True)}")
 
 
 if __name__ == "__main__":

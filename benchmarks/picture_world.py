@@ -114,7 +114,7 @@ def main() -> None:
     }
     path = arguments.output / f"{arguments.eval_split}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
-    print(pd.DataFrame(rows).T.to_markdown(stralign="right"))
+    print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
 
 
 if __name__ == "__main__":
