@@ -21,17 +21,24 @@ import yaml
 from tqdm import tqdm
 
 from picture_world import BASELINE, MODEL, ROOT, describe_machine, figures
+from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.arguments import complaints_of, parse_arguments
+from zegclip.loading import base_of, check_model_path, load_processor
 
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
 
 
-def write_configs(file: Path, folder: Path) -> dict[str, Path]:
+def write_configs(file: Path, folder: Path, model: str) -> dict[str, Path]:
     """
     Write each run's fields as a configuration of its own, and return where.
 
+    Args:
+        file: Runs and tables.
+        folder: For the configurations.
+        model: Folder or Hub id of the CLIP that all runs train on.
+
     Raises:
-        ValueError: One sentence, if a table names a run that is not there, or a run is no configuration.
+        ValueError: One sentence, if a table names a run that is not there, or a run cannot be trained on the CLIP.
     """
     described = yaml.safe_load(file.read_text(encoding="utf-8"))
     for title, rows in described["tables"].items():
@@ -39,6 +46,8 @@ def write_configs(file: Path, folder: Path) -> dict[str, Path]:
             if name not in described["runs"]:
                 raise ValueError(f"{file}: {label!r} in the table {title!r} is the run {name!r}, which is not there.")
     folder.mkdir(parents=True, exist_ok=True)
+    processor = load_processor(model)
+    stored = ZegClipConfig.from_pretrained(base_of(model)).to_dict()
     paths = {}
     for name, run in described["runs"].items():
         base = yaml.safe_load((ROOT / "configs" / run["config"]).read_text(encoding="utf-8"))
@@ -46,7 +55,11 @@ def write_configs(file: Path, folder: Path) -> dict[str, Path]:
         fields = {key: value for key, value in (base | changed).items() if value is not None}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
-        parse_arguments([str(paths[name])])
+        # All of it before the first training, which may be hours before the last one.
+        model_args, _, _ = parse_arguments([str(paths[name])])
+        ids = processor.text_prompt_ids() if model_args.text_prompts else None
+        model_args.prompt_config(None, ids)
+        ZegClipConfig.from_dict(stored | model_args.config_overrides())
     return paths
 
 
@@ -72,7 +85,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with complaints_of("ablations.py"):
-        configs = write_configs(arguments.file, arguments.output / "configs")
+        model = check_model_path(arguments.model or DEFAULT_MODEL)
+        configs = write_configs(arguments.file, arguments.output / "configs", model)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
     # All runs of a seed before the next seed: an interrupted command has whole tables of fewer seeds.

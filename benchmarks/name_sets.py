@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import parse_arguments
+from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
 from zegclip.pictures import EvaluationPictures
@@ -49,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with complaints_of("name_sets.py"):
+        main()
