@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from picture_world import BASELINE, MODEL, ROOT, describe_machine, figures
+from picture_world import BASELINE, MODEL, ROOT, describe_machine, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.loading import base_of, check_model_path, load_processor
@@ -28,23 +28,22 @@ from zegclip.loading import base_of, check_model_path, load_processor
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
 
 
-def write_configs(file: Path, folder: Path, model: str) -> dict[str, Path]:
+def write_configs(described: dict[str, Any], folder: Path, model: str) -> dict[str, Path]:
     """
     Write each run's fields as a configuration of its own, and return where.
 
     Args:
-        file: Runs and tables.
+        described: What the ablation file says: `fields`, `runs` and `tables`.
         folder: For the configurations.
         model: Folder or Hub id of the CLIP that all runs train on.
 
     Raises:
         ValueError: One sentence, if a table names a run that is not there, or a run cannot be trained on the CLIP.
     """
-    described = yaml.safe_load(file.read_text(encoding="utf-8"))
     for title, rows in described["tables"].items():
         for label, name in rows.items():
             if name not in described["runs"]:
-                raise ValueError(f"{file}: {label!r} in the table {title!r} is the run {name!r}, which is not there.")
+                raise ValueError(f"{label!r} in the table {title!r} is the run {name!r}, which is not there.")
     folder.mkdir(parents=True, exist_ok=True)
     processor = load_processor(model)
     stored = ZegClipConfig.from_pretrained(base_of(model)).to_dict()
@@ -65,10 +64,7 @@ def write_configs(file: Path, folder: Path, model: str) -> dict[str, Path]:
 
 def format_row(runs: list[dict[str, float]]) -> dict[str, str]:
     """Mean and deviation over seeds of each column."""
-    table = pd.DataFrame(runs)[list(COLUMNS)].rename(columns=COLUMNS)
-    if len(runs) == 1:
-        return {name: f"{value:.1f}" for name, value in table.iloc[0].items()}
-    return {name: f"{table[name].mean():.1f} ± {table[name].std():.1f}" for name in table}
+    return mean_and_deviation([{title: run[name] for name, title in COLUMNS.items()} for run in runs])
 
 
 def main() -> None:
@@ -86,7 +82,8 @@ def main() -> None:
 
     with complaints_of("ablations.py"):
         model = check_model_path(arguments.model or DEFAULT_MODEL)
-        configs = write_configs(arguments.file, arguments.output / "configs", model)
+        described = yaml.safe_load(arguments.file.read_text(encoding="utf-8"))
+        configs = write_configs(described, arguments.output / "configs", model)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
     # All runs of a seed before the next seed: an interrupted command has whole tables of fewer seeds.
@@ -116,7 +113,7 @@ def main() -> None:
     (arguments.output / f"{arguments.eval_split}.json").write_text(json.dumps(report, indent=1) + "\n")
     free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
     print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))
-    for title, rows in yaml.safe_load(arguments.file.read_text(encoding="utf-8"))["tables"].items():
+    for title, rows in described["tables"].items():
         table = {label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()}
         print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right', disable_numparse=True)}")
 

@@ -10,7 +10,6 @@ with the others dropped afterwards. Where class queries never meet, both are the
 import torch
 from tqdm import tqdm
 
-from zegclip import DEFAULT_MODEL
 from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
@@ -22,7 +21,9 @@ from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks,
 def main() -> None:
     """Print the share of right pixels both ways, and the share of pixels on which they differ."""
     model_args, data_args, training_args = parse_arguments()
-    source = model_args.model or DEFAULT_MODEL
+    source = model_args.model
+    if source is None:
+        raise ValueError("model is missing: say whose adapter to measure, for example --model outputs/my-run.")
     model = load_model(source).to(training_args.device)
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)

@@ -79,6 +79,13 @@ def figures(
     return json.loads(path.read_text())
 
 
+def mean_and_deviation(runs: list[dict[str, float]]) -> dict[str, str]:
+    """Format each figure over seeds; of one seed, the figure alone."""
+    table = pd.DataFrame(runs)
+    deviations = [f" ± {value:.1f}" if len(runs) > 1 else "" for value in table.std()]
+    return {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations)}
+
+
 def main() -> None:
     """Parse the command line, run what is missing, print and save the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,12 +106,8 @@ def main() -> None:
         ]
         record[config.stem] = dict(zip(map(str, arguments.seeds), runs))
         if BASELINE in runs[0]:
-            rows[BASELINE] = {name: f"{value:.1f}" for name, value in runs[0][BASELINE].items()}
-        table = pd.DataFrame([seed_figures[MODEL] for seed_figures in runs])
-        rows[config.stem] = {
-            name: f"{mean:.1f} ± {deviation:.1f}" if len(runs) > 1 else f"{mean:.1f}"
-            for name, mean, deviation in zip(table.columns, table.mean(), table.std())
-        }
+            rows[BASELINE] = mean_and_deviation([runs[0][BASELINE]])
+        rows[config.stem] = mean_and_deviation([seed_figures[MODEL] for seed_figures in runs])
     report = {
         "date": datetime.date.today().isoformat(),
         **describe_machine(),

@@ -219,8 +219,8 @@ def test_the_folder_example_splits_classes_as_the_picture_world_does():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_of_an_ablation_can_be_trained_and_is_shown(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    configs = importlib.import_module("ablations").write_configs(path, tmp_path, DEFAULT_MODEL)
     described = read(path)
+    configs = importlib.import_module("ablations").write_configs(described, tmp_path, DEFAULT_MODEL)
     shown = {run for rows in described["tables"].values() for run in rows.values()}
     assert configs.keys() == described["runs"].keys() == shown
     clip_config = ZegClipConfig.from_pretrained(DEFAULT_MODEL).clip_config
@@ -253,11 +253,9 @@ def test_every_run_of_an_ablation_can_be_trained_and_is_shown(path, tmp_path, mo
 )
 def test_an_ablation_is_refused_before_its_first_run(tmp_path, monkeypatch, run, message):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    file = tmp_path / "ablation.yaml"
+    write_configs = importlib.import_module("ablations").write_configs
     runs = {"one": {"config": "ldvc_picture_world_inductive.yaml"} | run}
-    file.write_text(yaml.safe_dump({"fields": {}, "runs": runs, "tables": {"A": {"row": "one"}}}))
     with pytest.raises(Exception, match=message):
-        importlib.import_module("ablations").write_configs(file, tmp_path / "configs", DEFAULT_MODEL)
-    file.write_text(yaml.safe_dump({"fields": {}, "runs": runs, "tables": {"A": {"row": "two"}}}))
+        write_configs({"fields": {}, "runs": runs, "tables": {"A": {"row": "one"}}}, tmp_path, DEFAULT_MODEL)
     with pytest.raises(ValueError, match="'row' in the table 'A' is the run 'two', which is not there"):
-        importlib.import_module("ablations").write_configs(file, tmp_path / "configs", DEFAULT_MODEL)
+        write_configs({"fields": {}, "runs": runs, "tables": {"A": {"row": "two"}}}, tmp_path, DEFAULT_MODEL)

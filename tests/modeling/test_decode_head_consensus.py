@@ -514,17 +514,6 @@ def test_any_number_of_names_and_any_grid(consensus):
         assert logits.isfinite().all()
 
 
-def test_autocast(consensus):
-    labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    exact = consensus(pictures(), class_embeds=names(), labels=labels).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = consensus(pictures(), class_embeds=names(), labels=labels)
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32
-    assert (output.logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
-    assert all(parameter.grad.isfinite().all() for parameter in consensus.decode_head.parameters())
-
-
 def test_compiles_with_any_number_of_names(model):
     """The hidden states are captured by hooks, and windows are chosen by what the patches are."""
     whole = whole_model(model, depth=2, num_decoder_layers=1, out_indices=[0])

@@ -85,6 +85,19 @@ def test_any_size(whole, height, width):
     assert logits.isfinite().all()
 
 
+def test_autocast(whole):
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    exact = whole(pictures(), class_embeds=names(), labels=labels).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = whole(pictures(), class_embeds=names(), labels=labels)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert (output.logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert all(
+        parameter.grad.isfinite().all() for parameter in whole.decode_head.parameters() if parameter.requires_grad
+    )
+
+
 @torch.no_grad()
 def test_a_batch_equals_its_pictures(whole):
     batch = pictures(3, 40, 24)
