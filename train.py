@@ -29,6 +29,7 @@ from zegclip.arguments import (
 )
 from zegclip.data import load_data, make_augmentation
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
+from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.reports import class_table, write_class_table
@@ -164,6 +165,11 @@ def build_model(
         )
     if model_args.init_adapter is not None:
         load_adapter_into(model, model_args.init_adapter)
+    elif model_args.model is not None and StoredAdapter.find(model_args.model) is not None:
+        say(
+            f"{model_args.model} holds an adapter, which is left out: the training starts afresh on its base. "
+            f"--init_adapter {model_args.model} goes on from it."
+        )
     return model, names
 
 

@@ -5,7 +5,7 @@ Train the runs of an ablation file over several seeds and print its tables as Ma
 
 A run that is in the output folder is not trained or evaluated again, so the same command goes on after an
 interruption. Figures are mean and standard deviation over seeds of the papers' protocol; they are also written as JSON
-with hardware, date and versions.
+with hardware, date and versions. A field that is `null` in a run is left at its default.
 """
 
 import argparse
@@ -25,7 +25,31 @@ from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.loading import base_of, check_model_path, load_processor
 
+_SHAPES = {"runs": "`config` to a file in configs/, and fields to values", "tables": "row titles to names of runs"}
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
+
+
+def read_ablations(path: Path) -> dict[str, Any]:
+    """
+    Read the runs and tables of an ablation file.
+
+    Raises:
+        ValueError: One sentence, if it is not there, or says something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file.")
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
+    parts = {"fields": {}} | described if isinstance(described, dict) else {}
+    if parts.keys() != {"fields", *_SHAPES} or not all(isinstance(part, dict) for part in parts.values()):
+        raise ValueError(f"{path}: an ablation file maps `fields` (which may be left out), `runs` and `tables`.")
+    for kind, shape in _SHAPES.items():
+        for name, item in parts[kind].items():
+            if not isinstance(item, dict) or (kind == "runs" and "config" not in item):
+                raise ValueError(f"{path}: {name!r} in `{kind}` must map {shape}.")
+    return parts
 
 
 def write_configs(described: dict[str, Any], folder: Path, model: str) -> dict[str, Path]:
@@ -82,7 +106,7 @@ def main() -> None:
 
     with complaints_of("ablations.py"):
         model = check_model_path(arguments.model or DEFAULT_MODEL)
-        described = yaml.safe_load(arguments.file.read_text(encoding="utf-8"))
+        described = read_ablations(arguments.file)
         configs = write_configs(described, arguments.output / "configs", model)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
@@ -95,7 +119,7 @@ def main() -> None:
         log = arguments.output / name / f"seed{seed}" / "log.txt"
         return figures(configs[name], seed, arguments, baseline=item == first, log=log)
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    with complaints_of("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
         for (name, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
             results[name].append(result)
 
@@ -110,12 +134,15 @@ def main() -> None:
             for name, runs in results.items()
         },
     }
-    (arguments.output / f"{arguments.eval_split}.json").write_text(json.dumps(report, indent=1) + "\n")
+    seeds = "_".join(map(str, arguments.seeds))
+    path = arguments.output / f"{arguments.eval_split}_seeds_{seeds}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
     free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
     print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))
     for title, rows in described["tables"].items():
         table = {label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()}
         print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right', disable_numparse=True)}")
+    print(f"\nPer cent: pixels (pAcc), mean IoU of seen (S) and unseen classes (U), their harmonic mean (h). {path}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def run(script: str, *words: str, log: Path | None = None) -> None:
     with log.open("a", encoding="utf-8") if log else nullcontext() as file:
         done = subprocess.run([sys.executable, str(ROOT / script), *words], stdout=file, stderr=file)
     if done.returncode:
-        sys.exit(f"{script} {words[0]} failed" + (f": see {log}." if log else "."))
+        last = f" ({log.read_text(encoding='utf-8').strip().splitlines()[-1]}): see {log}" if log else ""
+        sys.exit(f"{script} {words[0]} failed{last}.")
 
 
 def check_settings(folder: Path, settings: dict[str, str]) -> None:

@@ -204,11 +204,12 @@ def test_accelerate_can_read_the_launch_file(path):
     assert config.distributed_type == {"one_gpu": "NO", "fsdp_4_gpus": "FSDP"}.get(path.stem, "MULTI_GPU")
 
 
-def test_the_folder_example_splits_classes_as_the_picture_world_does():
+@pytest.mark.parametrize("method", LOSSES)
+def test_the_folder_example_splits_classes_as_the_picture_world_does(method):
     from zegclip.data import picture_world_split
     from zegclip.picture_world.classes import CLASS_NAMES
 
-    _, data_args, _ = parse(ROOT / "configs" / "zegclip_folder.yaml")
+    _, data_args, _ = parse(ROOT / "configs" / f"{method}_folder.yaml")
     split = split_classes(
         CLASS_NAMES, seen=data_args.seen_classes, unseen=data_args.unseen_classes, ignored=data_args.ignored_classes
     )
@@ -219,7 +220,7 @@ def test_the_folder_example_splits_classes_as_the_picture_world_does():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_of_an_ablation_can_be_trained_and_is_shown(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    described = read(path)
+    described = importlib.import_module("ablations").read_ablations(path)
     configs = importlib.import_module("ablations").write_configs(described, tmp_path, DEFAULT_MODEL)
     shown = {run for rows in described["tables"].values() for run in rows.values()}
     assert configs.keys() == described["runs"].keys() == shown
@@ -259,3 +260,24 @@ def test_an_ablation_is_refused_before_its_first_run(tmp_path, monkeypatch, run,
         write_configs({"fields": {}, "runs": runs, "tables": {"A": {"row": "one"}}}, tmp_path, DEFAULT_MODEL)
     with pytest.raises(ValueError, match="'row' in the table 'A' is the run 'two', which is not there"):
         write_configs({"fields": {}, "runs": runs, "tables": {"A": {"row": "two"}}}, tmp_path, DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        ("", "an ablation file maps"),
+        ("runs: {}", "an ablation file maps"),
+        ("runs: {a: {config: x}}\ntables: []", "an ablation file maps"),
+        ("runs: {a: [", "not valid YAML"),
+        ("runs: {a: {}}\ntables: {}", "'a' in `runs` must map `config`"),
+        ("runs: {a: {config: x}}\ntables: {A: a}", "'A' in `tables` must map row titles"),
+    ],
+)
+def test_wrong_ablation_files(tmp_path, monkeypatch, content, message):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    path = tmp_path / "own.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("ablations").read_ablations(path)

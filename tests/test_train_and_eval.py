@@ -301,6 +301,13 @@ def test_evaluation_does_not_start_from_an_adapter(tmp_path):
         evaluate(tmp_path / "run", tmp_path / "eval", "--init_adapter", "there")
 
 
+def test_a_training_says_that_it_does_not_go_on_from_the_model_it_is_given(clip_folder, tmp_path, capsys):
+    train(clip_folder, tmp_path / "first")
+    assert "is left out" not in capsys.readouterr().out
+    train(tmp_path / "first", tmp_path / "second")
+    assert f"--init_adapter {tmp_path / 'first'} goes on from it" in capsys.readouterr().out
+
+
 def test_self_training_starts_from_the_given_adapter(clip_folder, tmp_path):
     """With no step that changes anything, it ends as it has started: all of the adapter has been taken over."""
     train(clip_folder, tmp_path / "first", "--learning_rate", "0.01", "--warmup_steps", "0")

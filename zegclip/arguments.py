@@ -88,6 +88,10 @@ class ModelArguments:
         default="template", metadata={"help": "template or random: what text prompts start from."}
     )
 
+    def __post_init__(self) -> None:
+        if self.text_prompts == "none":  # the only way to take them out of a file on the command line
+            self.text_prompts = None
+
     def config_overrides(self) -> dict[str, Any]:
         """The given fields of [`ZegClipConfig`]."""
         known = {item.name for item in fields(ZegClipConfig)}
@@ -118,6 +122,7 @@ class ModelArguments:
 
 
 BENCHMARKS = ("voc", "coco_stuff", "pascal_context_59", "pascal_context_60")
+NAMED_DATASETS = ("picture_world", *BENCHMARKS)
 SETTINGS = (*get_args(Setting), "cross_dataset")
 
 

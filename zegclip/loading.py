@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,6 +17,7 @@ from transformers.utils import (
     PROCESSOR_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
+    find_adapter_config_file,
     logging,
 )
 
@@ -27,6 +28,8 @@ from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+# What decides where an adapter's prompts stand, and so what its tensors mean.
+_PLACES_OF_PROMPTS = ("num_deep_layers", "spectral_layers", "text_prompts", "text_prompt_ids")
 
 
 def check_model_path(model: str | os.PathLike) -> str:
@@ -42,10 +45,15 @@ def check_model_path(model: str | os.PathLike) -> str:
             raise ValueError(f"{path}: this folder holds no model (neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}).")
     elif path.exists():
         raise ValueError(f"{path}: a model is a folder, not a file; see `zegclip convert` for official checkpoints.")
-    elif len(path.parts) != 2 or str(model).startswith((".", "~", os.sep)) or path.parent.is_dir():
-        # A Hub id is `owner/name`; if a folder `owner` lies here, a folder was meant.
+    elif not _may_be_hub_id(model):
         raise ValueError(f"{path}: there is no such model folder.")
     return str(model)
+
+
+def _may_be_hub_id(place: str | os.PathLike) -> bool:
+    """A Hub id is `owner/name`; if a folder `owner` lies here, a folder was meant."""
+    path = Path(place)
+    return len(path.parts) == 2 and not str(place).startswith((".", "~", os.sep)) and not path.parent.is_dir()
 
 
 def base_of(model: str) -> str:
@@ -144,15 +152,26 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         adapter: Folder or Hub id.
 
     Raises:
-        ValueError: One sentence, if there is no adapter or it has other parts or sizes.
+        ValueError: One sentence, if there is no adapter, or its prompts or its decode head are others.
     """
-    if not os.path.isdir(adapter) and len(Path(adapter).parts) != 2:
+    if not os.path.isdir(adapter) and not _may_be_hub_id(adapter):
         raise ValueError(f"{adapter}: there is no such adapter folder.")
     try:
+        if find_adapter_config_file(str(adapter)) is None:
+            raise ValueError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
+        stored = PeftConfig.from_pretrained(str(adapter))
         weights = load_peft_weights(str(adapter), device="cpu")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{adapter}: no adapter can be loaded from there: {reason}") from error
+    config = model.active_peft_config
+    for name in _PLACES_OF_PROMPTS:
+        # Tensors of the same sizes, which mean something else.
+        if getattr(stored, name, None) != getattr(config, name):
+            raise ValueError(
+                f"{adapter}: this adapter does not fit: its {name} is {getattr(stored, name, None)}, here it is "
+                f"{getattr(config, name)}."
+            )
     own = get_peft_model_state_dict(model)
     for name in sorted(own.keys() ^ weights.keys()):
         raise ValueError(

@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from zegclip.arguments import DataArguments, ModelArguments
+from zegclip.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.files import replacing
 from zegclip.trainer import ZegClipTrainingArguments
 
@@ -55,7 +55,8 @@ def describe_run(
     record = asdict(model_args)
     record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
     for name in ("model", "init_adapter", "dataset", "data_dir", "classes_file"):
-        if record[name] is not None and os.path.exists(record[name]):
+        by_name = name == "dataset" and record[name] in NAMED_DATASETS
+        if record[name] is not None and not by_name and os.path.exists(record[name]):
             # However it is spelled. What lies in the output folder may move with it.
             path, start = Path(record[name]).resolve(), Path(training_args.output_dir).resolve()
             record[name] = str(path.relative_to(start) if path.is_relative_to(start) else path)

@@ -105,6 +105,12 @@ def test_scripts_end_with_one_sentence(tmp_path, monkeypatch, words, message):
     assert re.search(message, last)
 
 
+def test_text_prompts_of_a_file_can_be_left_out():
+    path = Path(__file__).parents[2] / "configs" / "ldvc_picture_world_inductive.yaml"
+    assert parse_arguments([str(path), "--use_cpu"])[0].text_prompts == "whole"
+    assert parse_arguments([str(path), "--use_cpu", "--text_prompts", "none"])[0].text_prompts is None
+
+
 def test_wrong_command_lines(tmp_path):
     with pytest.raises(ValueError, match=r"none\.yaml: there is no such configuration file"):
         parse_arguments([str(tmp_path / "none.yaml")])

@@ -168,10 +168,37 @@ def test_adapters_that_do_not_fit(model, tmp_path):
     with pytest.raises(ValueError, match=r"does not fit: .*deep_prompt_tokens is \(2, 2, 32\) there, \(2, 3, 32\) in"):
         load_adapter_into(other, tmp_path / "adapter")
     shallow = get_peft_model(other.unload(), DeepPromptConfig(num_tokens=2, num_deep_layers=0))
-    with pytest.raises(ValueError, match=r"does not fit, as .* others: only it has .*deep_prompt_norm"):
+    with pytest.raises(ValueError, match="does not fit: its num_deep_layers is None, here it is 0"):
         load_adapter_into(shallow, tmp_path / "adapter")
+    bare = get_peft_model(shallow.unload(), DeepPromptConfig(num_tokens=0, spectral_prompt=True, spectral_grid_size=4))
+    with pytest.raises(ValueError, match=r"does not fit, as .* others: only .*deep_prompt"):
+        load_adapter_into(bare, tmp_path / "adapter")
+
+
+def test_an_adapter_for_another_template_does_not_fit(model, tmp_path):
+    """Its tensors have the right sizes, and would be read as the states of other words."""
+    one, other = ({"text_prompts": "whole", "text_prompt_ids": [0, word, 1]} for word in (5, 6))
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=0, **one))
+    tuned.save_pretrained(tmp_path / "adapter")
+    fresh = get_peft_model(tuned.unload(), DeepPromptConfig(num_tokens=0, **other))
+    with pytest.raises(ValueError, match=r"its text_prompt_ids is \[0, 5, 1\], here it is \[0, 6, 1\]"):
+        load_adapter_into(fresh, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("empty", "there is no adapter"),
+        ("nowhere", "there is no such adapter folder"),
+        ("empty/nowhere", "there is no such adapter folder"),
+        ("broken", "no adapter can be loaded from there"),
+    ],
+)
+def test_places_without_an_adapter(model, tmp_path, monkeypatch, place, message):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no adapter can be loaded from there"):
-        load_adapter_into(shallow, tmp_path / "empty")
-    with pytest.raises(ValueError, match="there is no such adapter folder"):
-        load_adapter_into(shallow, tmp_path / "nowhere")
+    (tmp_path / "broken").mkdir()
+    DeepPromptConfig(num_tokens=2).save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"not one")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_adapter_into(get_peft_model(model, DeepPromptConfig(num_tokens=2)), place)

@@ -63,6 +63,13 @@ def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
     assert records[0] == records[1] == records[2]
 
 
+def test_a_named_data_set_is_no_folder(tmp_path, monkeypatch):
+    """Also where a folder of that name lies, as `picture_world` does in this repository."""
+    (tmp_path / "picture_world").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert describe_run(*arguments(tmp_path))["dataset"] == "picture_world"
+
+
 def test_a_run_without_a_checkpoint_may_be_changed(tmp_path):
     for rate in (1.0, 2.0, 2.0):
         claim_output_dir(tmp_path, describe_run(*arguments(tmp_path, learning_rate=rate)))
