@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import complaints_of, parse_arguments
+from zegclip.cards import is_output_of_train, record_evaluation, write_card
 from zegclip.data import load_data
 from zegclip.evaluation import (
     CountStore,
@@ -126,6 +127,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         skipped = read_skipped(folder / SKIPPED_FILE)
         if skipped:
             print(f"Skipped and listed in {folder / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")
+        if is_output_of_train(source):
+            try:
+                record_evaluation(
+                    Path(source),
+                    results,
+                    script="eval.py",
+                    dataset=data_args.dataset,
+                    split=str(data_args.eval_split),
+                    setting=data_args.setting,
+                    pictures=len(pictures),
+                    seen_offset=offset,
+                    window=windows,
+                    unseen_trained_on=len(leaked),
+                )
+                print(f"The model card, written anew with these figures, is {write_card(Path(source))}.")
+            except OSError as error:  # The figures are safe; a model may lie where nobody can write.
+                print(f"The model card could not be written: {error}")
     return results
 
 

@@ -6,6 +6,8 @@ generated picture world, offline. The same command goes on where an interrupted 
 """
 
 import math
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from zegclip.arguments import (
     complaints_of,
     parse_arguments,
 )
+from zegclip.cards import record_evaluation, record_training, write_card
 from zegclip.data import load_data, make_augmentation
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
@@ -56,7 +59,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         say(f"First the {stage[1].setting} stage, {stage[2].max_steps} steps, in {stage[2].output_dir}.")
         run_stage(*stage, evaluate=False)
         say(f"Now the {last[1].setting} stage, {last[2].max_steps} steps, in {last[2].output_dir}.")
-    return run_stage(*last, evaluate=True)
+    metrics = run_stage(*last, evaluate=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    config = words[:1] if words and not words[0].startswith("-") else []
+    folder = str(last[2].output_dir)
+    measure = shlex.join(["python", "eval.py", *config, "--model", folder, "--output_dir", folder])
+    segment = shlex.join(["zegclip", "segment", "PICTURE", "--labels", "cat, tree", "--model", folder])
+    say(f"Next: {measure} (with the same data), or {segment}")
+    return metrics
 
 
 def run_stage(
@@ -117,7 +127,10 @@ def run_stage(
         if training_args.should_save:
             # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
             model.config.save_pretrained(training_args.output_dir)
+            record_training(output_dir, training_args.device, training_args.world_size)
         trainer.save_state()
+        if training_args.should_save:
+            write_card(output_dir)
     metrics: dict[str, float] = {}
     if evaluate and trainer.is_fsdp_enabled:
         say(f"Evaluate what FSDP has trained with eval.py --model {output_dir}.")
@@ -132,6 +145,18 @@ def run_stage(
         trainer.save_metrics("eval", metrics)
         if trainer.is_world_process_zero():
             report(trainer, output_dir)
+            record_evaluation(
+                output_dir,
+                {"model, papers' protocol": trainer.summary},
+                script="train.py",
+                dataset=data_args.dataset,
+                split=str(data_args.eval_split),
+                setting=data_args.setting,
+                pictures=len(data["validation"]),
+                seen_offset=trainer.protocol.seen_offset,
+                window=(trainer.protocol.window_size, trainer.protocol.window_stride),
+            )
+            print(f"The model card is {write_card(output_dir)}.")
     skipped = read_skipped(output_dir / SKIPPED_FILE)
     if skipped:
         say(f"Skipped and listed in {output_dir / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")

@@ -12,7 +12,8 @@ import pytest
 import zegclip
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "zegclip", "modeling", "processing", "picture_world"]
+FOLDERS = ["zegclip", "modeling", "processing", "picture_world", "model_cards"]
+SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md"), ROOT / "CITATION.cff"]
 
 
@@ -38,7 +39,7 @@ def test_wheel_has_one_package(wheel):
 
 def test_wheel_has_every_file_of_the_package(wheel):
     names = set(wheel.namelist())
-    for folder in ("zegclip", "modeling", "processing", "picture_world"):
+    for folder in FOLDERS:
         prefix = "zegclip" if folder == "zegclip" else f"zegclip/{folder}"
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         files = [path for path in files if path.suffix != ".md"]  # for readers of the repository
@@ -50,6 +51,11 @@ def test_wheel_has_the_default_model(wheel):
     names = {name for name in wheel.namelist() if name.startswith("zegclip/default_model/")}
     assert any(name.endswith("config.json") for name in names)
     assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_wheel_has_the_template_of_model_cards_and_no_card(wheel):
+    names = {name for name in wheel.namelist() if name.endswith(".md") and "dist-info" not in name}
+    assert names == {"zegclip/model_cards/template.md"}
 
 
 def test_wheel_metadata(wheel):

@@ -334,6 +334,12 @@ class ZegClipTrainer(Trainer):
             with replacing(path) as part:
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save as the parent, but without the empty form that PEFT leaves as a card."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._unfinished or super()._get_output_dir(trial))
 
