@@ -208,8 +208,8 @@ def record_evaluation(
     is_path = dataset not in NAMED_DATASETS and os.path.exists(dataset)
     evaluation = {
         "script": script,
-        "dataset": Path(dataset).resolve().name if is_path else dataset,
-        "is_hub_id": not is_path and _is_hub_id(dataset),
+        "dataset": Path(dataset).resolve().name if is_path else _name_dataset(dataset),
+        "dataset_type": _slug(Path(dataset).resolve().name) if is_path else dataset,
         "split": split,
         "setting": setting,
         "pictures": pictures,
@@ -432,8 +432,8 @@ def _eval_results(evaluations: Iterable[Mapping[str, Any]]) -> list[EvalResult]:
                         EvalResult(
                             task_type="image-segmentation",
                             task_name="Zero-shot semantic segmentation",
-                            dataset_type=item["dataset"] if item["is_hub_id"] else _slug(item["dataset"]),
-                            dataset_name=" ".join(_name_dataset(item["dataset"]).split()),
+                            dataset_type=item["dataset_type"],
+                            dataset_name=" ".join(item["dataset"].split()),
                             dataset_config=item["setting"],
                             dataset_split=item["split"],
                             dataset_args={"pictures": item["pictures"]},
@@ -535,7 +535,7 @@ def _figures(evaluations: Sequence[Mapping[str, Any]]) -> str:
         size, step = item["window"]
         windows = f"windows of {size} pixels every {step}" if size else "the whole picture at once"
         text = (
-            f"Split `{_code(item['split'])}` of {_text(_name_dataset(item['dataset']))}, {item['pictures']} pictures, "
+            f"Split `{_code(item['split'])}` of {_text(item['dataset'])}, {item['pictures']} pictures, "
             f"per cent; measured on {item['date']} by {who}. The papers' protocol: {windows}, {item['seen_offset']:g} "
             "subtracted from the model's scores of seen classes."
         )
@@ -558,9 +558,9 @@ def _figures(evaluations: Sequence[Mapping[str, Any]]) -> str:
 
 def _licence(described: Described, free: bool) -> str:
     if free:
-        return "Weights and data are Apache-2.0; all pictures were drawn by the program."
+        return "weights and data are Apache-2.0; all pictures were drawn by the program."
     text = (
-        "Whoever uses or publishes this is bound by the licence of the base model's weights and by the terms of the "
+        "whoever uses or publishes this is bound by the licence of the base model's weights and by the terms of the "
         "training data: check both, and state a licence above."
     )
     if str(described.base_id).startswith("openai/clip-"):
