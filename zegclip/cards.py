@@ -50,8 +50,10 @@ _SETTINGS = {
 }
 _METHODS = {"ZegCLIP": "zegclip", "SPT-SEG": "spt-seg", "LDVC": "ldvc", "the training-free baseline": "baseline"}
 _LOSSES = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
-_HEAD_FIELDS = ("decode_head_type", "descriptor", "num_decoder_layers", "decoder_attention_heads", "decoder_ffn_dim")
-_HEAD_FIELDS += ("decoder_dropout", "decode_head_init")
+_HEAD_FIELDS = (
+    *("decode_head_type", "descriptor", "num_decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
+    *("decoder_dropout", "decode_head_init"),
+)
 _OWN_HEAD_FIELDS = {
     "spectral": ("decoder_window_size", "decoder_low_frequency_heads"),
     "consensus": ("decoder_window_size", "decoder_top_k", "out_indices"),
@@ -258,7 +260,7 @@ def render_card(
             raise ValueError(f"repo_id must be owner/name, not {repo_id!r}.") from error
     method, run = method_of(described.head, described.prompts), described.run
     dataset = _name_dataset(run.get("dataset"))
-    where = f" on {_text(dataset)}, {run['setting'].replace('_', ' ')}" if dataset else ""
+    where = f" on {dataset}, {run['setting'].replace('_', ' ')}" if dataset else ""
     title = title or f"{method[0].upper()}{method[1:]}{where}"
     evaluations = _current_evaluations(described.facts)
     seen, unseen = _classes(described.head)
@@ -273,7 +275,7 @@ def render_card(
         base_model=described.base_id,
         datasets=run["dataset"] if _is_hub_id(run.get("dataset")) else None,
         tags=[tag for tag in (*tags, _METHODS.get(method, "")) if tag],
-        model_name=repo_id.split("/")[-1] if repo_id else " ".join(title.replace("\\", "").split()),
+        model_name=repo_id.split("/")[-1] if repo_id else " ".join(title.split()),
         eval_results=_eval_results(evaluations) or None,
     )
     if not card_data.eval_results:
@@ -283,7 +285,7 @@ def render_card(
         ModelCard.from_template(
             card_data,
             template_str=(files("zegclip.model_cards") / "template.md").read_text(encoding="utf-8"),
-            title=title,
+            title=_text(title),
             summary=_summary(described, method),
             not_run=not_run and f"`{not_run}`",
             place=repo_id or "path/to/this/folder",
@@ -325,7 +327,7 @@ def method_of(head: Mapping[str, Any], prompts: Mapping[str, Any] | None) -> str
         prompts["text_prompts"] is not None,
         tuple(bool(head[name]) for name in _LOSSES),
     )
-    known = {
+    known: dict[tuple, str] = {
         ("zegclip", False, False, (True, True, False, False)): "ZegCLIP",
         ("spectral", True, False, (True, False, True, False)): "SPT-SEG",
         ("consensus", False, True, (True, True, False, False)): "LDVC",

@@ -215,12 +215,14 @@ def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
 
 def test_a_whole_model_has_a_card_of_its_configuration(model_folder):
     (model_folder / "README.md").write_text("before")
+    change(model_folder / "config.json", seen_class_names=["cat", "dog"])
     card = ModelCard.load(write_card(model_folder, repo_id="owner/a-model"))
     assert "peft" not in card.data.tags
     assert "model-index" not in card.data.to_dict()
     assert "None have been measured" in card.text
     assert 'pipeline("zero-shot-image-segmentation", model="owner/a-model", trust_remote_code=True)' in card.text
     assert "| `decoder_ffn_dim` | 64 |" in card.text
+    assert "| seen (masks in training) | cat, dog |" in card.text
     assert "LABEL_0" not in card.text
 
 
