@@ -123,7 +123,7 @@ def run_stage(
         say(f"Resuming from {checkpoint}." if checkpoint else trained_parameters(model))
         trainer.train(resume_from_checkpoint=checkpoint)
     if finished != training_args.output_dir:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # which does not push
         if training_args.should_save:
             # With it, Auto classes and pipeline open the adapter's folder, whatever its base is.
             model.config.save_pretrained(training_args.output_dir)
@@ -157,6 +157,8 @@ def run_stage(
                 window=(trainer.protocol.window_size, trainer.protocol.window_stride),
             )
             print(f"The model card is {write_card(output_dir)}.")
+    if evaluate and training_args.push_to_hub:
+        say(f"Pushed: {trainer.push_to_hub()}")
     skipped = read_skipped(output_dir / SKIPPED_FILE)
     if skipped:
         say(f"Skipped and listed in {output_dir / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")

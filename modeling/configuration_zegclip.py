@@ -104,6 +104,10 @@ class ZegClipConfig(PreTrainedConfig):
         self.descriptor = list(self.descriptor)
         self.prompt_templates = list(self.prompt_templates)
         self.out_indices = list(self.out_indices)
+        if __name__.startswith("zegclip."):
+            # Installed, the package is the code; what a shared model's folder says about its own copy is not kept.
+            for name in ("auto_map", "custom_pipelines"):
+                kwargs.pop(name, None)
         for name in kwargs:
             # transformers stores what it does not know; a misspelt field would silently do nothing.
             close = difflib.get_close_matches(name, [item.name for item in fields(ZegClipConfig)], n=1, cutoff=0.7)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,12 @@ from .loss_zegclip import (
 from .stored_adapter_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter
 from .tuner_layers_zegclip import PromptLayer
 from .tuner_zegclip import enable_saved_modules, head_fields
+
+if TYPE_CHECKING:
+    # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
+    # is saved again. In this package the two are in `processing`, and `zegclip.publishing` copies them.
+    from .image_processing_zegclip import ZegClipImageProcessor  # noqa: F401
+    from .pipeline_zegclip import ZeroShotImageSegmentationPipeline  # noqa: F401
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,
@@ -107,6 +113,8 @@ class ZegClipPreTrainedModel(PreTrainedModel):
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
     accepts_loss_kwargs = False
+    # Folder or Hub id of the adapter that `from_pretrained` was given; `name_or_path` is that of its base.
+    adapter_origin: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -130,6 +138,9 @@ class ZegClipPreTrainedModel(PreTrainedModel):
                 adapter_kwargs=adapter_kwargs,
                 **kwargs,
             )
+        if adapter.base != str(path) and "revision" in kwargs:
+            # It is the adapter's; the base has revisions of its own.
+            adapter_kwargs.setdefault("revision", kwargs.pop("revision"))
         download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
         base_config = cls.config_class.from_pretrained(adapter.base, **download)
         own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
@@ -156,7 +167,13 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             )
         finally:
             logging.set_verbosity(verbosity)
-        _check_prompts_in_memory(loaded[0] if output_loading_info else loaded)
+        model = loaded[0] if output_loading_info else loaded
+        _check_prompts_in_memory(model)
+        model.adapter_origin = adapter.path
+        if adapter.base_is_relative:
+            # Saved again elsewhere, the adapter must still find it.
+            for peft_config in model.peft_config.values():
+                peft_config.base_model_name_or_path = adapter.base
         return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -188,7 +205,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
-        As `PreTrainedModel.save_pretrained`: with an adapter loaded, the adapter alone.
+        As `PreTrainedModel.save_pretrained`: with an adapter loaded, the adapter alone and the configuration.
 
         An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
         """
@@ -198,6 +215,27 @@ class ZegClipPreTrainedModel(PreTrainedModel):
             self.save_with_base(save_directory)
         else:
             super().save_pretrained(save_directory, *args, **kwargs)
+            # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
+            self.config.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
+        """
+        Share the model on the Hub: weights, processor, pipeline, code and card, see [`zegclip.publishing.push`].
+
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            processor: By default the one that lies where the model came from.
+            **kwargs: `whole`, `private`, `token`, `revision`, `commit_message`.
+
+        Returns:
+            The address of the commit.
+        """
+        try:
+            from zegclip.publishing import push
+        except ImportError as error:
+            # Code that came with a model knows neither the card nor all of the files.
+            raise ImportError("To push a model, install zegclip: the code here came with the model.") from error
+        return push(self, repo_id, processor=processor, **kwargs)
 
     def save_with_base(self, save_directory) -> None:
         """

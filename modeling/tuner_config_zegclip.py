@@ -40,6 +40,9 @@ class DeepPromptConfig(PeftConfig):
         target_modules: The encoders to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
+        clip_model_name_or_path: Hub id of the base, where `base_model_name_or_path` names the adapter's own repository
+            on the Hub. transformers' Auto classes and pipelines read the configuration and processor of whatever that
+            names, and those of a plain CLIP would not do.
     """
 
     num_tokens: int = field(default=10, metadata={"help": "Prompt tokens per layer."})
@@ -70,6 +73,9 @@ class DeepPromptConfig(PeftConfig):
     )
     model_config: dict[str, Any] | None = field(
         default=None, metadata={"help": "Configuration of the model without its CLIP; filled in."}
+    )
+    clip_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id of the base, where the adapter's own repository stands for it."}
     )
 
     def __post_init__(self) -> None:

@@ -122,7 +122,7 @@ class Described:
     pictures: list[str] = field(default_factory=list)
 
 
-def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
+def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None) -> Path:
     """
     Write `README.md` of a folder that holds a model, replacing what is there, whole or not at all.
 
@@ -130,6 +130,7 @@ def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
 
     Args:
         folder: Holds an adapter of ours, or a whole model.
+        run: Another folder to say it of, whose pictures (see [`card_files`]) lie in `folder` too.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
 
     Returns:
@@ -140,7 +141,7 @@ def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
         OSError: If the card cannot be written.
     """
     folder = Path(folder)
-    content = render_card(_describe(folder), repo_id=repo_id)
+    content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
     with replacing(folder / CARD_NAME) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_NAME

@@ -1,13 +1,11 @@
-"""The command `zegclip`: segment pictures, see a demo, convert official checkpoints, bundle an adapter."""
+"""The command `zegclip`: segment pictures, see a demo, convert official checkpoints, share models."""
 
 import argparse
 import io
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +176,34 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("adapter", metavar="ADAPTER", help="adapter folder or Hub id")
     bundle.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
     bundle.set_defaults(run=run_bundle)
+
+    export = commands.add_parser(
+        "export",
+        help="write a model folder that loads anywhere",
+        description="Write a model folder to share: weights, processor, pipeline, code and card. It loads with this "
+        "package, and without it through trust_remote_code=True.",
+    )
+    push = commands.add_parser(
+        "push",
+        help="share a model on the Hub",
+        description="Share on the Hub what `zegclip export` writes, in one commit. Log in before: hf auth login.",
+    )
+    for command in (export, push):
+        command.add_argument("model", metavar="MODEL", help="model or adapter: folder or Hub id")
+        kind = command.add_mutually_exclusive_group()
+        kind.add_argument(
+            "--whole",
+            action="store_true",
+            default=None,
+            help="an adapter's base beside it (default: where the base is not on the Hub)",
+        )
+        kind.add_argument("--adapter-only", dest="whole", action="store_false", help="the adapter alone")
+    export.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
+    export.set_defaults(run=run_export)
+    push.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made if it is not there")
+    push.add_argument("--private", action="store_true", default=None, help="if it is made: for nobody else")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+    push.set_defaults(run=run_push)
     return parser
 
 
@@ -256,9 +282,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
     import torch
 
     from zegclip import ZegClipConfig, ZegClipImageProcessor, ZegClipProcessor
+    from zegclip.files import check_new_folder, new_folder
     from zegclip.modeling.convert_official_checkpoint import convert
 
-    _check_model_folder(arguments.output)
+    check_new_folder(arguments.output)
     config = ZegClipConfig()
     if arguments.templates_file is not None:
         config.prompt_templates = read_labels(arguments.templates_file)
@@ -273,7 +300,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     processor = image_processor
     if tokenizer is not None:
         processor = ZegClipProcessor(image_processor, tokenizer, model.config.prompt_templates)
-    with _new_folder(arguments.output) as folder:
+    with new_folder(arguments.output) as folder:
         model.save_with_base(str(folder))
         processor.save_pretrained(folder)
     print(f"{arguments.checkpoint}: converted to {arguments.output}.")
@@ -287,18 +314,53 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_bundle(arguments: argparse.Namespace) -> int:
     """Run `zegclip bundle`."""
+    from zegclip.files import check_new_folder, new_folder
     from zegclip.loading import load_model, load_processor
 
-    _check_model_folder(arguments.output)
+    check_new_folder(arguments.output)
     model = load_model(arguments.adapter)
     if not hasattr(model, "peft_config"):
         raise ValueError(f"{arguments.adapter}: there is no adapter to bundle; the model is complete as it is.")
     processor = load_processor(arguments.adapter)
-    with _new_folder(arguments.output) as folder:
+    with new_folder(arguments.output) as folder:
         model.save_with_base(str(folder))
         processor.save_pretrained(folder)
     print(f"{arguments.adapter}: bundled with its base and processor in {arguments.output}.")
     return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Run `zegclip export`."""
+    from zegclip.files import check_new_folder
+    from zegclip.loading import load_model
+    from zegclip.publishing import export
+
+    check_new_folder(arguments.output)
+    model = load_model(arguments.model)
+    export(model, arguments.output, whole=arguments.whole, run=_local(arguments.model))
+    print(f"{arguments.model}: exported to {arguments.output}.")
+    return 0
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """Run `zegclip push`."""
+    from zegclip.loading import load_model
+    from zegclip.publishing import push
+
+    address = push(
+        load_model(arguments.model),
+        arguments.repo_id,
+        whole=arguments.whole,
+        run=_local(arguments.model),
+        private=arguments.private,
+        revision=arguments.revision,
+    )
+    print(f"{arguments.model}: pushed, see {address}")
+    return 0
+
+
+def _local(model: str) -> Path | None:
+    return Path(model) if os.path.isdir(model) else None
 
 
 def split_labels(text: str) -> list[str]:
@@ -345,25 +407,6 @@ def _check_results_folder(output: Path, sources: Sequence[str]) -> None:
             f"{output}: the output must be another folder than the pictures', or overlays would be taken for pictures "
             "the next time."
         )
-
-
-def _check_model_folder(output: Path) -> None:
-    """Refuse to replace anything, before work is done for nothing."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: this exists already; choose another name or remove it first.")
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that becomes `output` at the end, if all went well: it is never there in part."""
-    output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
-        folder = Path(place) / output.name
-        yield folder
-        if output.is_dir():
-            output.rmdir()  # Empty, but not every system lets it be replaced.
-        os.replace(folder, output)
 
 
 def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -> Any:

@@ -36,6 +36,25 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_new_folder(output: Path) -> None:
+    """Refuse to replace anything, before work is done for nothing; raises `ValueError`."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: this exists already; choose another name or remove it first.")
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder that becomes `output` at the end, if all went well: it is never there in part."""
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+        folder = Path(place) / output.name
+        yield folder
+        if output.is_dir():
+            output.rmdir()  # Empty, but not every system lets it be replaced.
+        os.replace(folder, output)
+
+
 @contextmanager
 def writing_to(output: Path) -> Iterator[Path]:
     """

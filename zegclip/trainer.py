@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
 from zegclip.files import remove_leftovers, replacing
@@ -67,6 +67,9 @@ class ZegClipTrainingArguments(TrainingArguments):
             "inductive setting and 0 in the others."
         },
     )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "end: what is finished is pushed; transformers' others are not for us."}
+    )
     window_batch_size: int = field(default=16, metadata={"help": "Windows per forward pass in evaluation."})
     num_sample_pictures: int = field(
         default=4, metadata={"help": "Evaluation pictures drawn with truth and prediction at each evaluation."}
@@ -84,6 +87,10 @@ class ZegClipTrainingArguments(TrainingArguments):
                     f"accumulation steps is {self.world_size} x {self.gradient_accumulation_steps}."
                 )
             self.per_device_train_batch_size = self.total_train_batch_size // parts
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy={HubStrategy(self.hub_strategy).value}: only what is finished is pushed; leave it out."
+            )
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers would make a resumed run differ from an undisturbed one: leave it out."
@@ -339,6 +346,47 @@ class ZegClipTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Share what the output folder holds, see [`zegclip.publishing.push`]; arguments as the parent's.
+
+        Args:
+            commit_message: Of the commit.
+            blocking: Must be true.
+            token: By default `hub_token`, or the one of `hf auth login`.
+            revision: By default `hub_revision`.
+            private: By default `hub_private_repo`.
+            **kwargs: `whole`, whether an adapter's base goes with it.
+
+        Returns:
+            The address of the commit, in the main process.
+        """
+        from zegclip.loading import load_model
+        from zegclip.publishing import push
+
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        if not self.is_world_process_zero():
+            return None
+        return push(
+            load_model(self.args.output_dir),
+            str(self.hub_model_id),
+            processor=self.processing_class,
+            run=self.args.output_dir,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+            **kwargs,
+        )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._unfinished or super()._get_output_dir(trial))
