@@ -8,9 +8,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, pipeline
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, pipeline
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
+from zegclip.loading import load_base
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -187,3 +188,9 @@ def test_a_small_odd_one_is_trained_saved_and_used(odd_clip, tmp_path, method):
     masks = segmenter(picture, candidate_labels=["cat", "tree", "sky"])
     covered = sum(sum(bool(value) for value in mask["mask"].getdata()) for mask in masks)
     assert covered == 90 * 70  # each pixel has one of the names
+
+
+def test_what_is_no_clip_is_refused(tmp_path):
+    SiglipConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: this is a 'siglip' model, but zegclip is built around CLIP"):
+        load_base(tmp_path, {})
