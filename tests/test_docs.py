@@ -208,7 +208,7 @@ zegclip: no command
         ("python benchmarks/method_cost.py configs/not_there.yaml", "configs/not_there.yaml: there is no such file"),
         ("python benchmarks/method_cost.py configs/zegclip_voc_inductive.yaml --names 2", "unknown arguments"),
         ("python -m zegclip.picture_world.dataset there --scenes 2", "unknown arguments"),
-        ("python -m zegclip.picture_world.pretrain --output there --scenes 2", "unknown arguments"),
+        ("python -m zegclip.picture_world.pretrain --output there --not_there 2", "unknown arguments"),
         ("torchrun --proc 2 train.py", "unrecognized arguments"),
         ("accelerate launch --config_file configs/not_there.yaml train.py", "there is no such file"),
         ("make tea", "tea"),
