@@ -117,9 +117,15 @@ class ZegClipConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's, and wraps the configuration of a plain CLIP."""
+        """As the parent's, and wraps the configuration of a plain CLIP; `ValueError` for another kind of model."""
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
-        if config_dict.get("model_type") == "clip":
+        kind = config_dict.get("model_type")
+        if kind not in (None, "clip", cls.model_type):
+            place = args[0] if args else "config.json"
+            raise ValueError(
+                f"{place}: this is a {kind!r} model, but zegclip is built around CLIP (model_type 'clip')."
+            )
+        if kind == "clip":
             vocabulary = config_dict.pop("vocabulary", None)
             config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}
         return config_dict, kwargs

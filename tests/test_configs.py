@@ -217,6 +217,18 @@ def test_the_folder_example_splits_classes_as_the_picture_world_does(method):
     assert (split.names, split.seen_ids, split.unseen_ids) == (expected.names, expected.seen_ids, expected.unseen_ids)
 
 
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "model" not in read(p)], ids=lambda path: path.stem)
+def test_what_names_no_model_fits_the_embedded_one(path):
+    """Whose configuration the file's fields replace, as they do in `load_base`."""
+    model_args, data_args, _ = parse(path)
+    embedded = ZegClipConfig.from_pretrained(DEFAULT_MODEL)
+    config = ZegClipConfig.from_dict(embedded.to_dict() | model_args.config_overrides())
+    with torch.device("meta"):
+        model = ZegClipForSemanticSegmentation(config)
+        ids = [0, 322, 517, 518, 322, 1] if model_args.text_prompts else None
+        get_peft_model(model, model_args.prompt_config(data_args.crop_size // 6, ids))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_of_an_ablation_can_be_trained_and_is_shown(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
