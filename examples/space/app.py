@@ -51,7 +51,9 @@ with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 360
             # A text box shows plain text, whatever the user has typed.
             warning = gr.Textbox(label="Warning", interactive=False, visible=False, elem_id="warning")
         with gr.Column(scale=3):
-            overlay = gr.Image(label="Segmentation", format="png", height=420, buttons=["download", "fullscreen"], elem_id="overlay")
+            overlay = gr.Image(
+                label="Segmentation", format="png", height=420, buttons=["download", "fullscreen"], elem_id="overlay"
+            )
             table = gr.Dataframe(
                 headers=["name", "share of pixels", "mean score"],
                 datatype="str",
