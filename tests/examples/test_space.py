@@ -229,7 +229,7 @@ def fill(browser, picture, labels):
 
 def table(browser):
     """The rows of the table of names; none as long as it is empty."""
-    cells = texts(browser, "#table tbody td")
+    cells = texts(browser, "#table [role=gridcell]")
     return [tuple(cells[start : start + 3]) for start in range(0, len(cells), 3) if any(cells[start : start + 3])]
 
 
