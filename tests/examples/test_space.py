@@ -207,7 +207,7 @@ def wait_for(condition, seconds=60):
 
 
 def find(browser, css):
-    """All visible or hidden elements of the page, looked up anew, as gradio draws them anew."""
+    """All elements, looked up anew, as gradio draws them anew."""
     return browser.find_elements("css selector", css)
 
 
@@ -218,7 +218,7 @@ def texts(browser, css):
 
 
 def fill(browser, picture, labels):
-    """Open the page afresh, upload a picture, type labels and press the button."""
+    """Upload a picture to the page as it was opened, type labels and press the button."""
     wait_for(lambda: find(browser, "input[type=file]"))[0].send_keys(str(picture))
     wait_for(lambda: find(browser, "[data-testid=image] img, .image-frame img"))
     [box] = [area for area in find(browser, "textarea") if area.is_displayed() and area.is_enabled()]
