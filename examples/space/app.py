@@ -1,0 +1,71 @@
+"""The Space: upload a picture, type class names, and see where each of them is. `python app.py` runs it locally."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from PIL import Image
+from segmenting import read_models, segment_picture
+
+PICTURES = Path(__file__).parent / "pictures"
+EXAMPLES = [
+    [str(PICTURES / "scene_1.png"), "house, umbrella, clock, grass, night, boat"],
+    [str(PICTURES / "scene_2.png"), "boat, fish, cup, brick, sky, cake"],
+    [str(PICTURES / "scene_3.png"), "shirt, umbrella, cactus, night, road, apple"],
+]
+MODELS = read_models()
+
+
+def segment(
+    path: str | None, labels: str, model: str, threshold: float
+) -> tuple[Image.Image, list[tuple[str, str, str]], dict[str, Any]]:
+    """Segment a picture; what is wrong becomes one sentence on the page."""
+    try:
+        result = segment_picture(path, labels, model, MODELS, threshold)
+    except (ValueError, OSError) as error:
+        # Gradio shows errors as HTML, and they quote what the user has typed.
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error
+    return result.overlay, result.rows, gr.update(value=result.warning, visible=result.warning is not None)
+
+
+def file_of(upload: ImageData | None) -> str | None:
+    """Return where an uploaded picture lies, unread."""
+    return None if upload is None else upload.path
+
+
+# What was uploaded and made is deleted after an hour or two.
+with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    gr.Markdown(
+        "# zegclip: zero-shot semantic segmentation\n"
+        "Give a picture and any class names; every pixel goes to the name that fits it best."
+    )
+    with gr.Row():
+        with gr.Column(scale=2):
+            picture = gr.Image(type="filepath", image_mode=None, sources=["upload"], label="Picture", height=260)
+            labels = gr.Textbox(label="Class names, with commas between them", placeholder="house, tree, sky")
+            model = gr.Dropdown(list(MODELS), label="Model")
+            threshold = gr.Slider(0, 1, value=0, step=0.05, label="Threshold: pixels with a lower score get no name")
+            button = gr.Button("Segment", variant="primary")
+            # A text box shows plain text, whatever the user has typed.
+            warning = gr.Textbox(label="Warning", interactive=False, visible=False, elem_id="warning")
+        with gr.Column(scale=3):
+            overlay = gr.Image(
+                label="Segmentation", format="png", height=420, buttons=["download", "fullscreen"], elem_id="overlay"
+            )
+            table = gr.Dataframe(
+                headers=["name", "share of pixels", "mean score"],
+                datatype="str",
+                column_widths=["50%", "25%", "25%"],
+                label="Names",
+                interactive=False,
+                elem_id="table",
+            )
+    # Gradio's own preprocessing opens the picture, and has no words for a broken one.
+    picture.preprocess = file_of
+    gr.Examples(EXAMPLES, inputs=[picture, labels])
+    gr.on([button.click, labels.submit], segment, [picture, labels, model, threshold], [overlay, table, warning])
+
+if __name__ == "__main__":
+    demo.launch()

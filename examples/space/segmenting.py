@@ -1,0 +1,110 @@
+"""What the Space computes: the models that it offers, and one picture's segmentation. Nothing here needs gradio."""
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import zegclip
+from zegclip.overlay import make_colours, overlay
+from zegclip.processing.image_reading import load_rgb
+from zegclip.processing.processing_zegclip import check_labels
+from zegclip.segment import ClassMapPipeline, find_unknown_words, load_segmenter, summarise
+
+MODELS_VARIABLE = "ZEGCLIP_MODELS"
+"""The environment variable that lists models: `name=folder or Hub id`, with commas between them."""
+EMBEDDED_NAME = "embedded model"
+
+# As often as a model is chosen, it is loaded once.
+_segmenter = functools.cache(load_segmenter)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """
+    One picture's segmentation, ready to be shown.
+
+    Attributes:
+        overlay: RGB, the picture under its classes with a legend beside it.
+        rows: For each label, in order: its name, its share of the pixels in percent, and its mean score there, in
+            [0, 1], or a dash where it has no pixel.
+        warning: One sentence about labels that the model cannot know, plain text; `None` if there is none.
+    """
+
+    overlay: Image.Image
+    rows: list[tuple[str, str, str]]
+    warning: str | None
+
+
+def read_models(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """
+    Return the names and places of the models that are offered; the embedded one where none is listed.
+
+    Args:
+        environment: Where `ZEGCLIP_MODELS` is looked up.
+
+    Raises:
+        ValueError: If an entry is not `name=folder or Hub id`, or a name comes twice; one sentence.
+    """
+    text = environment.get(MODELS_VARIABLE, "").strip()
+    if not text:
+        return {EMBEDDED_NAME: str(zegclip.DEFAULT_MODEL)}
+    models: dict[str, str] = {}
+    for entry in text.split(","):
+        name, separator, place = (part.strip() for part in entry.partition("="))
+        if not (name and separator and place):
+            raise ValueError(f"{MODELS_VARIABLE}: {entry.strip()!r} must be written as name=folder or name=Hub id.")
+        if name in models:
+            raise ValueError(f"{MODELS_VARIABLE}: the name {name!r} comes twice.")
+        models[name] = place
+    return models
+
+
+def segment_picture(
+    path: str | None, label_text: str, model_name: str, models: Mapping[str, str], threshold: float = 0.0
+) -> Segmentation:
+    """
+    Segment a picture into the labels that were typed.
+
+    Args:
+        path: The picture's file; `None` if there is none yet.
+        label_text: Class names with commas between them.
+        model_name: One of `models`, which is loaded at its first use and kept.
+        models: From [`read_models`].
+        threshold: Pixels whose best score is lower, in [0, 1], belong to no label.
+
+    Raises:
+        ValueError: If the picture is missing or broken, a label is blank or comes twice, or the model is unknown or
+            cannot be loaded; one sentence, plain text.
+    """
+    if path is None:
+        raise ValueError("There is no picture yet: upload one, or choose an example.")
+    labels = check_labels(label_text.split(",") if label_text.strip() else [])
+    if model_name not in models:
+        raise ValueError(f"There is no model {model_name!r} here: choose from {', '.join(models)}.")
+    file = Path(path)
+    # As bytes, so that a message gives the picture's own name and not where the server has put it.
+    picture = load_rgb(file.read_bytes(), name=file.name)
+    segmenter = _segmenter(models[model_name])
+    ids, scores = segmenter(picture, candidate_labels=labels, threshold=threshold)
+    rows = [
+        (row["label"], f"{100 * row['share']:.1f} %", f"{row['score']:.2f}" if row["share"] else "-")
+        for row in summarise(ids, scores, labels)
+    ]
+    return Segmentation(
+        overlay(picture, ids, labels, make_colours(len(labels))), rows, _warning(segmenter, model_name, labels)
+    )
+
+
+def _warning(segmenter: ClassMapPipeline, model_name: str, labels: list[str]) -> str | None:
+    vocabulary = segmenter.model.config.vocabulary
+    unknown = find_unknown_words(labels, vocabulary)
+    if not unknown:
+        return None
+    return (
+        f"The {model_name} cannot know {', '.join(map(repr, unknown))}, so its answer there means nothing; it was "
+        f"trained on these words alone: {', '.join(vocabulary)}."
+    )
