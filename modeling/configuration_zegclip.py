@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .stored_adapter_zegclip import StoredAdapter
+
 
 @strict
 class ZegClipConfig(PreTrainedConfig):
@@ -113,8 +115,16 @@ class ZegClipConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's, and wraps the configuration of a plain CLIP."""
-        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        """As the parent's; wraps the configuration of a plain CLIP, and puts an adapter's on that of its base."""
+        given = dict(kwargs)
+        try:
+            config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        except OSError:
+            adapter = StoredAdapter.find(args[0], **kwargs) if args else None
+            if adapter is None or adapter.base == str(args[0]):
+                raise
+            config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
+            config_dict = config_dict | adapter.model_config
         if config_dict.get("model_type") == "clip":
             vocabulary = config_dict.pop("vocabulary", None)
             config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}

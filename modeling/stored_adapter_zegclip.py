@@ -31,12 +31,15 @@ class StoredAdapter:
     model_config: dict[str, Any]
 
     @classmethod
-    def find(cls, path: str | os.PathLike, **kwargs: Any) -> "StoredAdapter | None":
+    def find(
+        cls, path: str | os.PathLike, *, base: str | os.PathLike | None = None, **kwargs: Any
+    ) -> "StoredAdapter | None":
         """
         Look for an adapter.
 
         Args:
             path: A folder or a Hub id.
+            base: Where its base is, whatever the adapter says; `None`: where the adapter says.
             **kwargs: `from_pretrained`'s own; those that say where to find files are used.
 
         Raises:
@@ -48,6 +51,10 @@ class StoredAdapter:
             return None
         with open(file_name, encoding="utf-8") as file:
             described = json.load(file)
+        if base is not None:
+            if is_missing_folder(base):
+                raise ValueError(f"{base}: there is no such model folder.")
+            return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
         base = described.get("base_model_name_or_path")
         quietly = {"_raise_exceptions_for_missing_entries": False, **download}
         if any(cached_file(str(path), name, **quietly) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
@@ -58,9 +65,16 @@ class StoredAdapter:
             beside = os.path.join(path, base)
             if os.path.isdir(beside):
                 base = beside
-            elif os.path.isabs(base) or base.count("/") != 1 or os.path.isdir(os.path.dirname(base)):
+            elif is_missing_folder(base):
                 raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
         return cls(path=str(path), base=base, model_config=described.get("model_config") or {})
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter"]
+def is_missing_folder(place: str | os.PathLike) -> bool:
+    """Tell whether this is no folder and can be no Hub id (`owner/name`) either."""
+    place = str(place)
+    may_be_hub_id = place.count("/") == 1 and not os.path.isabs(place) and not os.path.isdir(os.path.dirname(place))
+    return not os.path.isdir(place) and not may_be_hub_id
+
+
+__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder"]
