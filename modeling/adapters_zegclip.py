@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig
-from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
@@ -75,6 +74,7 @@ class AdapterMixin(PeftAdapterMixin):
         kwargs["ignore_mismatched_sizes"] = True
         with self._all_or_nothing(name):
             verbosity = logging.get_verbosity()
+            of_base = self.__dict__.get("_weight_conversions")
             try:
                 # The report would list the tensors of all other adapters as missing.
                 logging.set_verbosity_error()
@@ -83,6 +83,8 @@ class AdapterMixin(PeftAdapterMixin):
                 raise ValueError(f"{path}: the weights of this adapter cannot be read: {error}") from error
             finally:
                 logging.set_verbosity(verbosity)
+                # Left by loading, for `save_pretrained`, which would rename the base's tensors like an adapter's.
+                self._weight_conversions = of_base
             own = re.compile(rf"\.(deep_prompt_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
             info.missing_keys = {key for key in info.missing_keys if own.search(key)}
             _check_loaded(path or name, info)
@@ -120,11 +122,11 @@ class AdapterMixin(PeftAdapterMixin):
 
     def enable_adapters(self) -> None:
         """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
+        if not self._hf_peft_config_loaded:
+            raise ValueError("No adapter loaded. Please load an adapter first.")
+        for module in self._adapted():
+            module.enable_adapters(True)
         active = self._active_name()
-        super().enable_adapters()
-        for module in self.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                module.enable_adapters(True)
         if active is not None:
             self._activate(active)
 
@@ -143,7 +145,7 @@ class AdapterMixin(PeftAdapterMixin):
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
             self._unwrap()
-        elif active in self.peft_config:
+        elif active is not None and active in self.peft_config:
             self._activate(active)
         else:
             successor = min(self.peft_config)
@@ -170,13 +172,20 @@ class AdapterMixin(PeftAdapterMixin):
 
     def _activate(self, name: str) -> None:
         """Let all parts of the model use one adapter, which is frozen if it is there for inference."""
-        # Unlike transformers' own loop, PEFT's knows that not every adapter has a decode head.
-        set_adapter(self, name, inference_mode=self.peft_config[name].inference_mode)
-        for module in self.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                for other, head in module.modules_to_save.items():
-                    if other != name:  # PEFT leaves those trainable that were so when an adapter came
-                        head.requires_grad_(False)
+        inference_mode = self.peft_config[name].inference_mode
+        for module in self._adapted():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter([name], inference_mode=inference_mode)
+                continue
+            # Not every adapter has a decode head of its own.
+            module.set_adapter([name] if name in module.modules_to_save else [], inference_mode=inference_mode)
+            for other, head in module.modules_to_save.items():
+                if other != name:  # PEFT leaves those trainable that were so when an adapter came
+                    head.requires_grad_(False)
+
+    def _adapted(self) -> list[Any]:
+        """Return the modules that hold adapters."""
+        return [module for module in self.modules() if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))]
 
     def _check_name(self, name: str) -> None:
         """Refuse names that PEFT, which finds adapters by their names in those of the tensors, would mistake."""

@@ -117,14 +117,11 @@ class ZegClipConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the parent's; wraps the configuration of a plain CLIP, and puts an adapter's on that of its base."""
         given = dict(kwargs)
-        try:
-            config_dict, kwargs = super().get_config_dict(*args, **kwargs)
-        except OSError:
-            adapter = StoredAdapter.find(args[0], **kwargs) if args else None
-            if adapter is None or adapter.base == str(args[0]):
-                raise
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
+        if adapter is not None and adapter.base != str(args[0]):
             config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
-            config_dict = config_dict | adapter.model_config
+            config_dict |= adapter.model_config
         if config_dict.get("model_type") == "clip":
             vocabulary = config_dict.pop("vocabulary", None)
             config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}

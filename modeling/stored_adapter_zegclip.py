@@ -67,7 +67,7 @@ class StoredAdapter:
                 base = beside
             elif is_missing_folder(base):
                 raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
-        return cls(path=str(path), base=base, model_config=described.get("model_config") or {})
+        return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
 
 
 def is_missing_folder(place: str | os.PathLike) -> bool:

@@ -94,7 +94,8 @@ class DeepPromptModel(BaseTuner):
             if config.text_prompts is not None:
                 raise ValueError("text_prompts need a ZegClipForSemanticSegmentation, which makes room for them.")
             return
-        described = model.config.describe_head()
+        model_config: Any = model.config
+        described = model_config.describe_head()
         stored = config.model_config
         for name in head_fields(described["decode_head_type"]) if stored is not None else ():
             if stored.get(name) != described[name]:
@@ -103,11 +104,12 @@ class DeepPromptModel(BaseTuner):
                     f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
                 )
         # A field that the adapter's version did not have is at its default.
-        config.model_config = type(model.config)().describe_head() | stored if stored else described
+        config.model_config = type(model_config)().describe_head() | stored if stored else described
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         if _is_zegclip(model):
-            follow(model.config, config)
+            model_config: Any = model.config
+            follow(model_config, config)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The parent's version copies `.weight`, which an encoder does not have.
