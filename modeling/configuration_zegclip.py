@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .stored_adapter_zegclip import StoredAdapter
+
 
 @strict
 class ZegClipConfig(PreTrainedConfig):
@@ -117,8 +119,13 @@ class ZegClipConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's, and wraps the configuration of a plain CLIP; `ValueError` for another kind of model."""
+        """As the parent's; wraps the configuration of a plain CLIP, and puts an adapter's on that of its base."""
+        given = dict(kwargs)
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
+        if adapter is not None and adapter.base != str(args[0]):
+            config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
+            config_dict |= adapter.model_config
         kind = config_dict.get("model_type")
         if kind not in (None, "clip", cls.model_type):
             place = args[0] if args else "config.json"

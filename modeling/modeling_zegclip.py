@@ -15,6 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbedd
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
+from .adapters_zegclip import AdapterMixin
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_consensus import ConsensusDecodeHead
 from .decode_head_similarity import SimilarityDecodeHead
@@ -29,8 +30,7 @@ from .loss_zegclip import (
     ssim_loss,
 )
 from .stored_adapter_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter
-from .tuner_layers_zegclip import PromptLayer
-from .tuner_zegclip import enable_saved_modules, head_fields
+from .tuner_zegclip import follow, head_fields, remember
 
 if TYPE_CHECKING:
     # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
@@ -90,7 +90,7 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
         return torch.cat([table[:1], patches.flatten(2)[0].T]).unsqueeze(0)
 
 
-class ZegClipPreTrainedModel(PreTrainedModel):
+class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Initialisation and loading shared by the models of this family."""
 
     config_class = ZegClipConfig
@@ -125,11 +125,23 @@ class ZegClipPreTrainedModel(PreTrainedModel):
 
         As `PreTrainedModel.from_pretrained`. An adapter folder describes the decode head it was trained with, so it
         also loads onto a plain CLIP, and onto a base that has another adapter beside it.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *model_args: As the parent's.
+            config: As the parent's.
+            output_loading_info: As the parent's.
+            **kwargs: As the parent's; fields of `ZegClipConfig`, which replace the adapter's; and
+                `base_model_name_or_path`, the CLIP to put an adapter on instead of the one that it names, such as a
+                fine-tuned one of the same architecture.
         """
+        base = kwargs.pop("base_model_name_or_path", None)
         adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
         path = adapter_kwargs.get("_adapter_model_path", pretrained_model_name_or_path)
-        adapter = StoredAdapter.find(path, **kwargs) if path is not None else None
+        adapter = StoredAdapter.find(path, base=base, **kwargs) if path is not None else None
         if adapter is None:
+            if base is not None:
+                raise ValueError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} holds none.")
             return super().from_pretrained(
                 pretrained_model_name_or_path,
                 *model_args,
@@ -168,12 +180,15 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         finally:
             logging.set_verbosity(verbosity)
         model = loaded[0] if output_loading_info else loaded
-        _check_prompts_in_memory(model)
         model.adapter_origin = adapter.path
-        if adapter.base_is_relative:
-            # Saved again elsewhere, the adapter must still find it.
-            for peft_config in model.peft_config.values():
+        for peft_config in model.peft_config.values():
+            # What was asked for here goes with the adapter, whose own words loading has brought.
+            remember(config, peft_config)
+            follow(model.config, peft_config)
+            if adapter.base != adapter.path:
+                # Where it was found: saved elsewhere, the adapter must still find it.
                 peft_config.base_model_name_or_path = adapter.base
+                peft_config.clip_model_name_or_path = None
         return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -205,13 +220,13 @@ class ZegClipPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
-        As `PreTrainedModel.save_pretrained`: with an adapter loaded, the adapter alone and the configuration.
+        As `PreTrainedModel.save_pretrained`: with adapters loaded, the active one alone and the configuration.
 
         An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
         """
-        if self._hf_peft_config_loaded and not all(
-            peft_config.base_model_name_or_path for peft_config in self.peft_config.values()
-        ):
+        self._remember_active()
+        active = self._active_name()
+        if active is not None and not self.peft_config[active].base_model_name_or_path:
             self.save_with_base(save_directory)
         else:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -246,6 +261,7 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         """
         if not self._hf_peft_config_loaded:
             raise ValueError("There is no adapter to save beside the base: load one with from_pretrained first.")
+        self._remember_active()
         base = type(self)(self.config)
         base.load_state_dict(
             {
@@ -263,26 +279,6 @@ class ZegClipPreTrainedModel(PreTrainedModel):
         finally:
             for name, base_name in named.items():
                 self.peft_config[name].base_model_name_or_path = base_name
-
-    def enable_adapters(self) -> None:
-        """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
-        super().enable_adapters()
-        enable_saved_modules(self)
-
-
-def _check_prompts_in_memory(model: PreTrainedModel) -> None:
-    """Refuse a `device_map` that offloads a whole encoder: its prompts would silently not be those of the file."""
-    places = getattr(model, "hf_device_map", {})
-    offloaded = {"disk"} if set(places.values()) <= {"cpu", "disk"} else {"cpu", "disk"}
-    for name, module in model.named_modules():
-        if not isinstance(module, PromptLayer):
-            continue
-        for mapped, place in places.items():
-            if place in offloaded and f"{name}.".startswith(f"{mapped}." if mapped else ""):
-                raise ValueError(
-                    f"device_map offloads {mapped or 'the model'} with the prompts of an adapter, which cannot be "
-                    f"loaded there: map the layers of {name} one by one, or keep it in memory."
-                )
 
 
 def _init_layers_alike(head: ZegClipDecodeHead) -> None:

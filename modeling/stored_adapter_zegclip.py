@@ -23,22 +23,23 @@ class StoredAdapter:
     Attributes:
         path: What `from_pretrained` was given.
         base: Where the weights of its base are: the same place, or where it was trained.
-        base_is_relative: Whether it was named by its way from the adapter's folder; `base` is absolute then.
         model_config: The decode head's configuration and the class names it was trained with, if it says so.
     """
 
     path: str
     base: str
-    base_is_relative: bool
     model_config: dict[str, Any]
 
     @classmethod
-    def find(cls, path: str | os.PathLike, **kwargs: Any) -> "StoredAdapter | None":
+    def find(
+        cls, path: str | os.PathLike, *, base: str | os.PathLike | None = None, **kwargs: Any
+    ) -> "StoredAdapter | None":
         """
         Look for an adapter.
 
         Args:
             path: A folder or a Hub id.
+            base: Where its base is, whatever the adapter says; `None`: where the adapter says.
             **kwargs: `from_pretrained`'s own; those that say where to find files are used.
 
         Raises:
@@ -50,9 +51,12 @@ class StoredAdapter:
             return None
         with open(file_name, encoding="utf-8") as file:
             described = json.load(file)
+        if base is not None:
+            if is_missing_folder(base):
+                raise ValueError(f"{base}: there is no such model folder.")
+            return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
         # On the Hub the second names the adapter's own repository, whose configuration transformers then reads.
         base = described.get("clip_model_name_or_path") or described.get("base_model_name_or_path")
-        base_is_relative = False
         quietly = {"_raise_exceptions_for_missing_entries": False, **download}
         if any(cached_file(str(path), name, **quietly) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             base = str(path)
@@ -60,12 +64,18 @@ class StoredAdapter:
             raise ValueError(f"{path}: this adapter neither holds its base model nor names it.")
         elif os.path.isdir(path) and not os.path.isdir(base):
             beside = os.path.abspath(os.path.join(path, base))
-            base_is_relative = os.path.isdir(beside)
-            if base_is_relative:
+            if os.path.isdir(beside):
                 base = beside
-            elif os.path.isabs(base) or base.count("/") != 1 or os.path.isdir(os.path.dirname(base)):
+            elif is_missing_folder(base):
                 raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
-        return cls(str(path), base, base_is_relative, described.get("model_config") or {})
+        return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter"]
+def is_missing_folder(place: str | os.PathLike) -> bool:
+    """Tell whether this is no folder and no Hub id either: `owner/name`, where no folder `owner` lies."""
+    owner, name = os.path.split(str(place))
+    may_be_hub_id = bool(owner and name) and not owner.startswith(("/", "~", ".")) and "/" not in owner
+    return not os.path.isdir(place) and (not may_be_hub_id or os.path.isdir(owner))
+
+
+__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder"]

@@ -1,14 +1,16 @@
 """Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
+import copy
+import warnings
 from typing import Any
 
 import peft.mapping
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
 
+from .configuration_zegclip import ZegClipConfig
 from .tuner_config_zegclip import DeepPromptConfig, DeepPromptPeftType
 from .tuner_layers_zegclip import DeepPromptLayer, PromptLayer, TextPromptLayer, template_states
 
@@ -37,6 +39,21 @@ class DeepPromptModel(BaseTuner):
     prefix = "deep_prompt_"
     tuner_layer_cls = PromptLayer
     target_module_mapping = {"zegclip": r".*\.vision_model\.encoder", "clip": r"vision_model\.encoder"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # Several adapters on one model are what they are made for.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            super().__init__(*args, **kwargs)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """As the parent's; the configuration's class names and templates follow, see `follow`."""
+        before, after = self.active_adapters, [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        if before != after and len(before) == len(after) == 1 and _is_zegclip(self.model):
+            if before[0] in self.peft_config:
+                remember(self.model.config, self.peft_config[before[0]])
+            follow(self.model.config, self.peft_config[after[0]])
 
     def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
         text_prompts = peft_config.text_prompts
@@ -73,11 +90,11 @@ class DeepPromptModel(BaseTuner):
             self._replace_module(parent, target_name, layer_class(target, *arguments), target)
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        model_config = getattr(model, "config", None)
-        if getattr(model_config, "model_type", None) != "zegclip":
+        if not _is_zegclip(model):
             if config.text_prompts is not None:
                 raise ValueError("text_prompts need a ZegClipForSemanticSegmentation, which makes room for them.")
             return
+        model_config: Any = model.config
         described = model_config.describe_head()
         stored = config.model_config
         for name in head_fields(described["decode_head_type"]) if stored is not None else ():
@@ -86,7 +103,13 @@ class DeepPromptModel(BaseTuner):
                     f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
                     f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
                 )
-        config.model_config = stored or described
+        # A field that the adapter's version did not have is at its default.
+        config.model_config = type(model_config)().describe_head() | stored if stored else described
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        if _is_zegclip(model):
+            model_config: Any = model.config
+            follow(model_config, config)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The parent's version copies `.weight`, which an encoder does not have.
@@ -94,6 +117,10 @@ class DeepPromptModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError("Deep prompts are tokens, not weights, and cannot be merged; `unload` removes them.")
+
+
+def _is_zegclip(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", None) == "zegclip"
 
 
 def register_tuner() -> None:
@@ -104,13 +131,23 @@ def register_tuner() -> None:
     peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = DeepPromptModel.prefix
 
 
-def enable_saved_modules(model: nn.Module) -> None:
-    """Switch `modules_to_save` back on: transformers' `enable_adapters` only does so for the prompts."""
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            module.enable_adapters(True)
+def remember(config: ZegClipConfig, peft_config: PeftConfig) -> None:
+    """Let an adapter's configuration keep what the model's says now, class names and templates included."""
+    if isinstance(peft_config, DeepPromptConfig):
+        peft_config.model_config = copy.deepcopy(config.describe_head())
+
+
+def follow(config: ZegClipConfig, peft_config: PeftConfig) -> None:
+    """Let the model's configuration say what an adapter's keeps."""
+    described = copy.deepcopy(getattr(peft_config, "model_config", None) or {})
+    names = described.pop("id2label", None)
+    if names is not None:
+        config.id2label = {int(index): name for index, name in names.items()}
+        config.label2id = {name: index for index, name in config.id2label.items()}
+    for field, value in described.items():
+        setattr(config, field, value)
 
 
 register_tuner()
 
-__all__ = ["DeepPromptModel", "enable_saved_modules", "head_fields"]
+__all__ = ["DeepPromptModel", "follow", "head_fields", "remember"]

@@ -23,7 +23,7 @@ from transformers.utils import (
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
+from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_folder
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
@@ -45,15 +45,9 @@ def check_model_path(model: str | os.PathLike) -> str:
             raise ValueError(f"{path}: this folder holds no model (neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}).")
     elif path.exists():
         raise ValueError(f"{path}: a model is a folder, not a file; see `zegclip convert` for official checkpoints.")
-    elif not _may_be_hub_id(model):
+    elif is_missing_folder(model):
         raise ValueError(f"{path}: there is no such model folder.")
     return str(model)
-
-
-def _may_be_hub_id(place: str | os.PathLike) -> bool:
-    """A Hub id is `owner/name`; if a folder `owner` lies here, a folder was meant."""
-    path = Path(place)
-    return len(path.parts) == 2 and not str(place).startswith((".", "~", os.sep)) and not path.parent.is_dir()
 
 
 def base_of(model: str) -> str:
@@ -154,7 +148,7 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     Raises:
         ValueError: One sentence, if there is no adapter, or its prompts or its decode head are others.
     """
-    if not os.path.isdir(adapter) and not _may_be_hub_id(adapter):
+    if is_missing_folder(adapter):
         raise ValueError(f"{adapter}: there is no such adapter folder.")
     try:
         if find_adapter_config_file(str(adapter)) is None:

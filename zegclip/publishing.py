@@ -184,8 +184,9 @@ def _base(model: ZegClipForSemanticSegmentation) -> str | None:
     if not hasattr(model, "peft_config"):
         return None
     (name,) = model.active_adapters()
-    config = model.peft_config[name]
-    return getattr(config, "clip_model_name_or_path", None) or config.base_model_name_or_path
+    named = model.peft_config[name].base_model_name_or_path
+    # What is in memory, whatever the adapter was trained on.
+    return None if named is None else model.name_or_path or named
 
 
 def _name_base(base: str | None, folder: Path, repo_id: str | None) -> dict[str, str | None]:

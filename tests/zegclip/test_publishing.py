@@ -245,7 +245,7 @@ CLIPModel.from_pretrained(clip).push_to_hub("someone/clip")
 AutoTokenizer.from_pretrained(clip).push_to_hub("someone/clip")
 # As an adapter that was trained on a CLIP of the Hub.
 model = load_model(alone)
-model.peft_config["default"].base_model_name_or_path = "someone/clip"
+model.name_or_path = model.peft_config["default"].base_model_name_or_path = "someone/clip"
 push(model, "someone/alone")
 """
 
