@@ -32,23 +32,25 @@ class SpectralMixing(nn.Module):
         self.gate = nn.Parameter(torch.empty(dim))
         self.transform = nn.Linear(dim, dim, bias=False)
 
-    def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
-        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
+    def _mix_windows(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Let the patches of each of the windows look at each other: `(batch, height, width, dim)` to `high_dim`."""
         size = self.window_size
-        batch, height, width, _ = patches.shape
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
-        windows = patches.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
+        windows = patches.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
         mixed = multi_head_attention(self, *self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
-        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (batch, height // size, width // size))
+        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (patches.shape[0], rows, columns))
         return mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def forward(self, patch_embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, height, width, dim)` to `(batch, height * width, dim)`."""
         height, width = patch_embeds.shape[1:3]
         size = self.window_size
+        rows, columns = (height + size - 1) // size, (width + size - 1) // size
         # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
-        padded = F.pad(patch_embeds, (0, 0, 0, -width % size, 0, -height % size))
-        high = self._mix_windows(padded)[:, :height, :width].flatten(1, 2)
+        padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        high = self._mix_windows(padded, rows, columns)[:, :height, :width]
+        # Whether there is something to cut would else become a condition of an exported graph.
+        high = high.clone(memory_format=torch.contiguous_format).flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
         low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)
