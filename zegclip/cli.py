@@ -1,4 +1,4 @@
-"""The command `zegclip`: segment pictures, see a demo, convert official checkpoints, bundle an adapter."""
+"""The command `zegclip`: segment pictures, see a demo, convert official checkpoints, bundle an adapter, export."""
 
 import argparse
 import io
@@ -178,6 +178,16 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("adapter", metavar="ADAPTER", help="adapter folder or Hub id")
     bundle.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to make")
     bundle.set_defaults(run=run_bundle)
+
+    onnx = commands.add_parser(
+        "onnx",
+        help="write a model as ONNX files, which run without PyTorch",
+        description="Write a model as ONNX files for any number and size of pictures and any number of names, check "
+        "them against the model in onnxruntime, and print the largest difference. Needs the extra zegclip[onnx].",
+    )
+    onnx.add_argument("model", metavar="MODEL", help="model folder or Hub id")
+    onnx.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make")
+    onnx.set_defaults(run=run_onnx)
     return parser
 
 
@@ -298,6 +308,27 @@ def run_bundle(arguments: argparse.Namespace) -> int:
         model.save_with_base(str(folder))
         processor.save_pretrained(folder)
     print(f"{arguments.adapter}: bundled with its base and processor in {arguments.output}.")
+    return 0
+
+
+def run_onnx(arguments: argparse.Namespace) -> int:
+    """Run `zegclip onnx`."""
+    from zegclip import onnx_export
+    from zegclip.loading import load_model, load_processor
+
+    _check_model_folder(arguments.output)
+    onnx_export.check_packages()
+    model = load_model(arguments.model).float()
+    processor = load_processor(arguments.model)
+    with _new_folder(arguments.output) as folder:
+        folder.mkdir()
+        onnx_export.export_onnx(model, processor, folder)
+        differences = onnx_export.check_onnx(model, processor, folder)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    for name, size in sizes.items():
+        print(f"  {name:<16}{size / 1e6:>9.2f} MB")
+    largest = ", ".join(f"{difference:.1e} for {name}" for name, difference in differences.items())
+    print(f"{arguments.model}: exported to {arguments.output}; largest difference to the model: {largest}.")
     return 0
 
 
