@@ -32,9 +32,10 @@ class SpectralMixing(nn.Module):
         self.gate = nn.Parameter(torch.empty(dim))
         self.transform = nn.Linear(dim, dim, bias=False)
 
-    def _mix_windows(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Let the patches of each of the windows look at each other: `(batch, height, width, dim)` to `high_dim`."""
+    def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
+        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
         size = self.window_size
+        rows, columns = (side // size for side in patches.shape[1:3])
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
         windows = patches.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
         mixed = multi_head_attention(self, *self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
@@ -48,7 +49,7 @@ class SpectralMixing(nn.Module):
         rows, columns = (height + size - 1) // size, (width + size - 1) // size
         # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
         padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
-        high = self._mix_windows(padded, rows, columns)[:, :height, :width]
+        high = self._mix_windows(padded)[:, :height, :width]
         # Whether there is something to cut would else become a condition of an exported graph.
         high = high.clone(memory_format=torch.contiguous_format).flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)

@@ -66,8 +66,8 @@ def _as_complex(weight: torch.Tensor) -> torch.Tensor:
     return torch.complex(*weight.float().unbind(-1))
 
 
-# Other runtimes know no FFT, or none of a size that is not fixed. So where a model is exported, the same transforms are
-# products with matrices of cosines and sines, which the graph makes for its grid.
+# Other runtimes know no FFT, or none of a size that is not fixed. So where a model is exported, the same transforms
+# are products with matrices of cosines and sines, which the graph makes for its grid.
 
 
 def filter_by_matrices(maps: torch.Tensor, weight: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -109,7 +109,7 @@ def _half_spectrum(
 def _map_of(
     spectrum: tuple[torch.Tensor, ...], rows: torch.Tensor, columns: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """`irfft2` of a half spectrum of a grid, `(..., rows, columns // 2 + 1, width)` each, at the given places alone."""
+    """`irfft2` of a half spectrum of a grid, `(..., rows, columns // 2 + 1, width)`, at the given places alone."""
     real, imaginary = spectrum
     cosine, sine = _waves(rows, torch.arange(grid[0], device=real.device), grid[0])
     real, imaginary = (

@@ -52,7 +52,7 @@ class TextGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """`(names, templates, length)` int64 to `(names, dim)`; padding stands behind the end token, so needs no mask."""
+        """`(names, templates, length)` int64 to `(names, dim)`; padding behind the end token is never looked at."""
         return self.model.get_class_embeds(input_ids.flatten(0, 1), num_templates=input_ids.shape[1])
 
 
@@ -60,7 +60,7 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
     """
     Write a model as `vision.onnx`, `text.onnx`, `tokenizer.json` and `zegclip.json`, with its active adapter.
 
-    Number of pictures, height, width, number of names, templates and tokens are free in the files; weights are float32.
+    Free in the files are the numbers of pictures, names, templates and tokens, height and width; weights are float32.
     [`check_onnx`] compares the files with the model.
 
     Args:
@@ -69,8 +69,8 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
         folder: Exists; files in it are overwritten. Make it a temporary one, as a failure leaves it in part.
 
     Raises:
-        ValueError: One sentence, if a package is missing, the model is not in float32, its processor does something that
-            `zegclip.json` has no words for, or its template is not that of the adapter's text prompts.
+        ValueError: One sentence, if a package is missing, the model is not in float32, its processor does something
+            that `zegclip.json` has no words for, or its template is not that of the adapter's text prompts.
     """
     check_packages()
     if model.dtype != torch.float32:
@@ -118,7 +118,9 @@ def describe(model: ZegClipForSemanticSegmentation, processor: ZegClipProcessor)
     pictures = processor.image_processor
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not getattr(pictures, step):
-            raise ValueError(f"An ONNX folder always resizes, rescales and normalises, but the processor has {step}=False.")
+            raise ValueError(
+                f"An ONNX folder always resizes, rescales and normalises, but the processor has {step}=False."
+            )
     if pictures.resample != PILImageResampling.BILINEAR:
         raise ValueError(f"An ONNX folder resizes bilinearly, but the processor has resample={pictures.resample}.")
     tokenizer = processor.tokenizer
@@ -132,8 +134,8 @@ def describe(model: ZegClipForSemanticSegmentation, processor: ZegClipProcessor)
         config = encoder.prompt_configs[adapter]
         if processor.text_prompt_ids() != list(config.text_prompt_ids):
             raise ValueError(
-                f"This adapter's text prompts stand for another template than {processor.prompt_templates[0]!r}: use the "
-                "processor that is saved with the adapter."
+                f"This adapter's text prompts stand for another template than {processor.prompt_templates[0]!r}: use "
+                "the processor that is saved with the adapter."
             )
         if config.text_prompts == "whole":  # one token more, for which the graph makes room
             length = min(length, clip.text_config.max_position_embeddings - 1)
@@ -226,9 +228,7 @@ def _plain_attention(model: ZegClipForSemanticSegmentation) -> Iterator[None]:
         model.set_attn_implementation(implementation)
 
 
-def _write(
-    graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], output: str
-) -> None:
+def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], output: str) -> None:
     """Trace a graph and write it, without what it knows of the machine that it was traced on."""
     import onnx_ir
 
