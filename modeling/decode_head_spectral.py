@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_torchdynamo_exporting
 
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
@@ -49,9 +50,13 @@ class SpectralMixing(nn.Module):
         rows, columns = (height + size - 1) // size, (width + size - 1) // size
         # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
         padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
-        high = self._mix_windows(padded)[:, :height, :width]
-        # Whether there is something to cut would else become a condition of an exported graph.
-        high = high.clone(memory_format=torch.contiguous_format).flatten(1, 2)
+        high = self._mix_windows(padded)
+        if is_torchdynamo_exporting():
+            # A slice would make it a condition of the graph whether there is something to cut.
+            high = high.index_select(1, torch.arange(height, device=high.device))
+            high = high.index_select(2, torch.arange(width, device=high.device)).flatten(1, 2)
+        else:
+            high = high[:, :height, :width].flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
         low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)
