@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_torchdynamo_exporting
 
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
@@ -33,6 +34,9 @@ def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Te
     means = means.flatten(2)
     with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
         similarity = means.mT @ means
+    if is_torchdynamo_exporting():
+        # A graph for all sizes cannot ask for fewer: windows that no patch is in make up the number.
+        similarity = F.pad(similarity, (0, top_k), value=-torch.inf)
     nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
     allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
     rows = torch.arange(height, device=patches.device) // window_size

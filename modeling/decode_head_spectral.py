@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_torchdynamo_exporting
 
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
@@ -35,20 +36,27 @@ class SpectralMixing(nn.Module):
     def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
         """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
         size = self.window_size
-        batch, height, width, _ = patches.shape
+        rows, columns = (side // size for side in patches.shape[1:3])
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
-        windows = patches.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
+        windows = patches.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
         mixed = multi_head_attention(self, *self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
-        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (batch, height // size, width // size))
+        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (patches.shape[0], rows, columns))
         return mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def forward(self, patch_embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, height, width, dim)` to `(batch, height * width, dim)`."""
         height, width = patch_embeds.shape[1:3]
         size = self.window_size
+        rows, columns = (height + size - 1) // size, (width + size - 1) // size
         # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
-        padded = F.pad(patch_embeds, (0, 0, 0, -width % size, 0, -height % size))
-        high = self._mix_windows(padded)[:, :height, :width].flatten(1, 2)
+        padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        high = self._mix_windows(padded)
+        if is_torchdynamo_exporting():
+            # A slice would make it a condition of the graph whether there is something to cut.
+            high = high.index_select(1, torch.arange(height, device=high.device))
+            high = high.index_select(2, torch.arange(width, device=high.device)).flatten(1, 2)
+        else:
+            high = high[:, :height, :width].flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
         low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)

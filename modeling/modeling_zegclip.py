@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
 
 from .adapters_zegclip import AdapterMixin
 from .configuration_zegclip import ZegClipConfig
@@ -83,7 +83,8 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
         grid = (height // self.patch_size, width // self.patch_size)
         side = self.image_size // self.patch_size
         table = self.position_embedding.weight
-        if grid == (side, side):
+        # A graph for all sizes has one way, which leaves the table's own size as it is.
+        if not is_torchdynamo_exporting() and grid == (side, side):
             return table.unsqueeze(0)
         patches = table[1:].T.reshape(1, -1, side, side)
         patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
@@ -384,9 +385,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
         """
         num_templates = num_templates or len(self.config.prompt_templates)
-        if len(input_ids) % num_templates:
+        num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
+        if num_rows % num_templates:
             raise ValueError(
-                f"input_ids has {len(input_ids)} rows, not a multiple of the {num_templates} prompt templates: pass "
+                f"input_ids has {num_rows} rows, not a multiple of the {num_templates} prompt templates: pass "
                 "num_templates if the processor uses other templates than the model's configuration."
             )
         kwargs = {}
@@ -420,9 +422,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput]:
         """As [`get_image_embeds`], before normalisation."""
         patch = self.config.clip_config.vision_config.patch_size
-        grid = tuple(math.ceil(side / patch) for side in pixel_values.shape[-2:])
+        grid = tuple((side + patch - 1) // patch for side in pixel_values.shape[-2:])
         size = (grid[0] * patch, grid[1] * patch)
-        if tuple(pixel_values.shape[-2:]) != size:
+        if is_torchdynamo_exporting() or tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
         if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it

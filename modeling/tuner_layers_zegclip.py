@@ -133,7 +133,8 @@ class DeepPromptLayer(PromptLayer):
                 if index in filtered:
                     patches = patches + spectral_prompt(class_token, patches, weight, grid).to(patches)
                 if index in prompted:
-                    prompt = tokens[index - prompted.start].expand(len(states), -1, -1).to(states)
+                    # `len` would fix the batch where a graph is exported.
+                    prompt = tokens[index - prompted.start].expand(states.shape[0], -1, -1).to(states)
                     prompt = F.dropout(prompt, config.dropout, self.training)
                 elif not carried:
                     prompt = prompt[:, :0]
@@ -252,7 +253,7 @@ class TextPromptLayer(PromptLayer):
         start = 0 if self.prompt_configs[name].text_prompts == "whole" else 1
         states = inputs_embeds
         for layer, prompt in zip(self.base_layer.layers, tokens, strict=True):
-            prompt = prompt.expand(len(states), -1, -1).to(states)
+            prompt = prompt.expand(states.shape[0], -1, -1).to(states)
             states = torch.cat([states[:, :start], prompt, states[:, start + prompt.shape[1] :]], dim=1)
             states = layer(states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=states)

@@ -204,6 +204,16 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", default=None, help="if it is made: for nobody else")
     push.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
     push.set_defaults(run=run_push)
+
+    onnx = commands.add_parser(
+        "onnx",
+        help="write a model as ONNX files, which run without PyTorch",
+        description="Write a model as ONNX files for any number and size of pictures and any number of names, check "
+        "them against the model in onnxruntime, and print the largest difference. Needs the extra zegclip[onnx].",
+    )
+    onnx.add_argument("model", metavar="MODEL", help="model folder or Hub id")
+    onnx.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make")
+    onnx.set_defaults(run=run_onnx)
     return parser
 
 
@@ -361,6 +371,28 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 def _local(model: str) -> Path | None:
     return Path(model) if os.path.isdir(model) else None
+
+
+def run_onnx(arguments: argparse.Namespace) -> int:
+    """Run `zegclip onnx`."""
+    from zegclip import onnx_export
+    from zegclip.files import check_new_folder, new_folder
+    from zegclip.loading import load_model, load_processor
+
+    check_new_folder(arguments.output)
+    onnx_export.check_packages()
+    model = load_model(arguments.model).float()
+    processor = load_processor(arguments.model)
+    with new_folder(arguments.output) as folder:
+        folder.mkdir()
+        onnx_export.export_onnx(model, processor, folder)
+        differences = onnx_export.check_onnx(model, processor, folder)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    for name, size in sizes.items():
+        print(f"  {name:<16}{size / 1e6:>9.2f} MB")
+    largest = ", ".join(f"{difference:.1e} for {name}" for name, difference in differences.items())
+    print(f"{arguments.model}: exported to {arguments.output}; largest difference to the model: {largest}.")
+    return 0
 
 
 def split_labels(text: str) -> list[str]:
