@@ -89,6 +89,7 @@ class AdapterMixin(PeftAdapterMixin):
             info.missing_keys = {key for key in info.missing_keys if own.search(key)}
             _check_loaded(path or name, info)
             stored = self.peft_config[name]
+            stored.origin = path  # not a field, so it is not saved
             beside = os.path.abspath(os.path.join(path or "", stored.base_model_name_or_path or ""))
             if stored.base_model_name_or_path and os.path.isdir(beside):
                 stored.base_model_name_or_path = beside  # which was named by its way from the adapter

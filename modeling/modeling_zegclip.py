@@ -114,8 +114,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
     accepts_loss_kwargs = False
-    # Folder or Hub id of the adapter that `from_pretrained` was given; `name_or_path` is that of its base.
-    adapter_origin: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -151,9 +149,10 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
                 adapter_kwargs=adapter_kwargs,
                 **kwargs,
             )
-        if adapter.base != str(path) and "revision" in kwargs:
-            # It is the adapter's; the base has revisions of its own.
-            adapter_kwargs.setdefault("revision", kwargs.pop("revision"))
+        for name in ("revision", "subfolder"):
+            # They are the adapter's; a base elsewhere has revisions and folders of its own.
+            if adapter.base != str(path) and name in kwargs:
+                adapter_kwargs.setdefault(name, kwargs.pop(name))
         download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
         base_config = cls.config_class.from_pretrained(adapter.base, **download)
         own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
@@ -181,7 +180,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
         finally:
             logging.set_verbosity(verbosity)
         model = loaded[0] if output_loading_info else loaded
-        model.adapter_origin = adapter.path
         for peft_config in model.peft_config.values():
             # What was asked for here goes with the adapter, whose own words loading has brought.
             remember(config, peft_config)
@@ -219,20 +217,26 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
         if isinstance(module, ConsensusDecodeHead):
             _init_small(module)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, **kwargs):
         """
         As `PreTrainedModel.save_pretrained`: with adapters loaded, the active one alone and the configuration.
 
         An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
+
+        Raises:
+            ValueError: With `push_to_hub=True`, which would leave out processor, code and card.
         """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained saves the model alone: use push_to_hub(repo_id), which sends all of it.")
         self._remember_active()
         active = self._active_name()
         if active is not None and not self.peft_config[active].base_model_name_or_path:
-            self.save_with_base(save_directory)
+            self.save_with_base(save_directory, **kwargs)
         else:
-            super().save_pretrained(save_directory, *args, **kwargs)
-            # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
-            self.config.save_pretrained(save_directory)
+            super().save_pretrained(save_directory, **kwargs)
+            if kwargs.get("is_main_process", True):
+                # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
+                self.config.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
         """
@@ -253,15 +257,21 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
             raise ImportError("To push a model, install zegclip: the code here came with the model.") from error
         return push(self, repo_id, processor=processor, **kwargs)
 
-    def save_with_base(self, save_directory) -> None:
+    def save_with_base(self, save_directory, **kwargs) -> None:
         """
         Save base and active adapter side by side in one folder, which loads without looking for the base elsewhere.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As those of `PreTrainedModel.save_pretrained`.
 
         Raises:
             ValueError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
         """
         if not self._hf_peft_config_loaded:
             raise ValueError("There is no adapter to save beside the base: load one with from_pretrained first.")
+        if not kwargs.get("is_main_process", True):
+            return
         self._remember_active()
         base = type(self)(self.config)
         base.load_state_dict(
@@ -271,15 +281,16 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
                 if ".deep_prompt_" not in name and ".modules_to_save." not in name
             }
         )
-        base.to(self.dtype).save_pretrained(save_directory)
-        named = {name: peft_config.base_model_name_or_path for name, peft_config in self.peft_config.items()}
+        base.to(self.dtype).save_pretrained(save_directory, **kwargs)
+        fields = ("base_model_name_or_path", "clip_model_name_or_path")
+        named = [(item, field, getattr(item, field)) for item in self.peft_config.values() for field in fields]
         try:
-            for peft_config in self.peft_config.values():
-                peft_config.base_model_name_or_path = None  # it lies beside
+            for item, field, _ in named:
+                setattr(item, field, None)  # it lies beside
             super().save_pretrained(save_directory)
         finally:
-            for name, base_name in named.items():
-                self.peft_config[name].base_model_name_or_path = base_name
+            for item, field, place in named:
+                setattr(item, field, place)
 
 
 def _init_layers_alike(head: ZegClipDecodeHead) -> None:

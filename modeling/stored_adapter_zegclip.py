@@ -62,7 +62,8 @@ class StoredAdapter:
             base = str(path)
         elif not base:
             raise ValueError(f"{path}: this adapter neither holds its base model nor names it.")
-        elif os.path.isdir(path) and not os.path.isdir(base):
+        elif os.path.isdir(path):
+            # Before the working directory, where something else may be called so.
             beside = os.path.abspath(os.path.join(path, base))
             if os.path.isdir(beside):
                 base = beside

@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 import zegclip
 from zegclip.arguments import BENCHMARKS, NAMED_DATASETS
@@ -377,8 +377,8 @@ def _find_base(folder: Path, adapter: Mapping[str, Any], run: Mapping[str, Any])
     """Return what an adapter stands on in words, and as a Hub id if it is one; never a path."""
     if "model" in run and run["model"] is None:
         return "the tiny CLIP of zegclip's embedded default model", None
-    base = adapter.get("base_model_name_or_path")
-    if not base:
+    base = adapter.get("clip_model_name_or_path") or adapter.get("base_model_name_or_path")
+    if not base or (folder / SAFE_WEIGHTS_NAME).is_file():
         return ("a CLIP that lies in the same folder" if adapter else ""), None
     # A run's record has whatever was a folder as an absolute path, or as one in the output folder.
     was_folder = Path(str(run.get("model", ""))).parts[-2:] == Path(base).parts[-2:] and run["model"] != base

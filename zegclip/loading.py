@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -15,15 +16,18 @@ from transformers import AutoTokenizer
 from transformers.utils import (
     CONFIG_NAME,
     PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
     find_adapter_config_file,
     logging,
 )
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_folder
+from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
@@ -110,7 +114,7 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
             )
         else:
             # `from_pretrained` would load the adapter beside it too.
-            state_dict = load_file(os.path.join(base, SAFE_WEIGHTS_NAME))
+            state_dict = _load_weights(base)
             clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
                 None, config=config, state_dict=clip_only, output_loading_info=True
@@ -125,6 +129,16 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     if missing:
         raise ValueError(f"{model}: this is no whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")
     return loaded
+
+
+def _load_weights(place: str) -> dict[str, torch.Tensor]:
+    """Load all tensors of a folder or Hub id, from one file or several."""
+    whole = cached_file(place, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if whole is not None:
+        return load_file(whole)
+    index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME)
+    paths, _ = get_checkpoint_shard_files(place, index)
+    return {name: tensor for path in paths for name, tensor in load_file(path).items()}
 
 
 @contextmanager
@@ -165,6 +179,13 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
             raise ValueError(
                 f"{adapter}: this adapter does not fit: its {name} is {getattr(stored, name, None)}, here it is "
                 f"{getattr(config, name)}."
+            )
+    described, expected = stored.model_config or {}, config.model_config
+    for name in head_fields(expected["decode_head_type"]):
+        if described.get(name, expected[name]) != expected[name]:
+            raise ValueError(
+                f"{adapter}: this adapter does not fit: its decode head has {name}={described[name]}, the model's "
+                f"{expected[name]}."
             )
     own = get_peft_model_state_dict(model)
     for name in sorted(own.keys() ^ weights.keys()):

@@ -41,6 +41,8 @@ PIPELINES = {
         "type": "multimodal",
     }
 }
+# Of a repository's earlier commit: what would be taken for a part of this one.
+REPLACED = ["*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG_NAME, "*.py", "curves.png", "samples/*"]
 _CODE_FOLDERS = tuple(Path(str(module.__file__)).parent for module in (modeling_zegclip, pipeline_zegclip))
 
 
@@ -70,8 +72,10 @@ def export(
             nobody else has.
     """
     check_new_folder(Path(folder))
-    processor = processor or load_processor(_origin(model))
+    processor = processor or _load_processor(model)
     base = _base(model)
+    if whole is False and not hasattr(model, "peft_config"):
+        raise ValueError("This model has no adapter that could go alone.")
     if whole is None:
         whole = base is None or os.path.isdir(base)
     with new_folder(Path(folder)) as place:
@@ -85,7 +89,7 @@ def export(
         processor.save_pretrained(place)
         if whole and repo_id is not None and (place / ADAPTER_CONFIG_NAME).is_file():
             # Auto classes ask the base that is named; on the Hub a folder is none.
-            _amend(place / ADAPTER_CONFIG_NAME, base_model_name_or_path=repo_id)
+            _amend(place / ADAPTER_CONFIG_NAME, base_model_name_or_path=repo_id, clip_model_name_or_path=None)
         _amend(place / CONFIG_NAME, auto_map=MODEL_CLASSES, custom_pipelines=PIPELINES)
         # Each part of a processor is looked up where its own fields are.
         parts = json.loads((place / PROCESSOR_NAME).read_text(encoding="utf-8"))["image_processor"]
@@ -137,16 +141,22 @@ def push(
         OSError: One sentence, if the Hub refuses or cannot be reached.
     """
     # Whatever can be found out here, before anything is made there.
-    processor = processor or load_processor(_origin(model))
-    if whole is False:
+    processor = processor or _load_processor(model)
+    if whole is False and hasattr(model, "peft_config"):
         _name_base(_base(model), Path(repo_id), repo_id)
     api = HfApi(token=token)
     try:
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(full_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as place:
             folder = export(model, Path(place) / "model", processor=processor, whole=whole, run=run, repo_id=full_id)
             commit = api.upload_folder(
-                repo_id=full_id, folder_path=folder, revision=revision, commit_message=commit_message
+                repo_id=full_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                delete_patterns=REPLACED,
             )
     except HfHubHTTPError as error:
         raise OSError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
@@ -174,9 +184,13 @@ def copy_code(folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _origin(model: ZegClipForSemanticSegmentation) -> str:
-    """Where a model or its adapter came from, which is where its processor is."""
-    return getattr(model, "adapter_origin", None) or model.name_or_path
+def _load_processor(model: ZegClipForSemanticSegmentation) -> Any:
+    """Load the processor from where the active adapter or the model came from, with the templates in use."""
+    place = model.name_or_path
+    if hasattr(model, "peft_config"):
+        (name,) = model.active_adapters()
+        place = getattr(model.peft_config[name], "origin", None) or place
+    return load_processor(place, list(model.config.prompt_templates))
 
 
 def _base(model: ZegClipForSemanticSegmentation) -> str | None:
@@ -193,9 +207,16 @@ def _name_base(base: str | None, folder: Path, repo_id: str | None) -> dict[str,
     """Say where the base of an adapter that goes alone is, without a path of this machine."""
     if base is None:
         raise ValueError("The base of this adapter is beside it and nowhere else: they can only go together.")
+    if repo_id is None and os.path.isdir(base):
+        place = folder.resolve()
+        if not Path(base).resolve().is_relative_to(place.parent):
+            raise ValueError(
+                f"The base of this adapter, {base}, does not lie beside {folder}: put it there, or export the two "
+                "together (whole)."
+            )
+        base = os.path.relpath(Path(base).resolve(), place)
     if repo_id is None:
-        name = os.path.relpath(base, folder) if os.path.isdir(base) else base
-        return {"base_model_name_or_path": name, "clip_model_name_or_path": None}
+        return {"base_model_name_or_path": base, "clip_model_name_or_path": None}
     if os.path.isdir(base):
         raise ValueError(
             f"The base of this adapter is a folder of this machine, {base}: push that base first and train on it, or "

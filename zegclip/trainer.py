@@ -342,10 +342,14 @@ class ZegClipTrainer(Trainer):
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as the parent, but without the empty form that PEFT leaves as a card."""
+        """Save as the parent, but without the empty form that PEFT leaves where there is no card."""
+        card = Path(output_dir or self.args.output_dir, "README.md")
+        before = card.read_bytes() if card.is_file() else None
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
+        if before is not None:
+            card.write_bytes(before)
+        elif self.args.should_save:
+            card.unlink(missing_ok=True)
 
     def push_to_hub(
         self,
@@ -357,11 +361,11 @@ class ZegClipTrainer(Trainer):
         **kwargs: Any,
     ) -> Any:
         """
-        Share what the output folder holds, see [`zegclip.publishing.push`]; arguments as the parent's.
+        Save the model into the output folder, and share it as [`zegclip.publishing.push`] does.
 
         Args:
             commit_message: Of the commit.
-            blocking: Must be true.
+            blocking: Without effect: it returns when the Hub has all.
             token: By default `hub_token`, or the one of `hf auth login`.
             revision: By default `hub_revision`.
             private: By default `hub_private_repo`.
@@ -375,6 +379,7 @@ class ZegClipTrainer(Trainer):
 
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         return push(

@@ -36,7 +36,7 @@ class HubStandIn(ThreadingHTTPServer):
         numbers = [hashlib.sha1(f"{repo_id} {index}".encode()).hexdigest() for index in range(len(commits))]
         if revision in numbers:
             return revision, commits[numbers.index(revision)]
-        return (numbers[-1], commits[-1]) if revision == "main" else None
+        return (numbers[-1], commits[-1]) if revision in ("main", "other") else None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
             status = 409 if repo_id in server.repositories else 200
             server.repositories.setdefault(repo_id, [{}])
             return self._answer(status, {"url": f"{server.url}/{repo_id}", "id": repo_id})
-        if found := re.fullmatch(r"/api/models/(\S+?/\S+?)/preupload/main", path):
+        if re.fullmatch(r"/api/models/\S+?/\S+?/branch/other", path):
+            return self._answer(200, {})  # the one branch that it knows beside main, whose commits it makes its own
+        if found := re.fullmatch(r"/api/models/(\S+?/\S+?)/preupload/(?:main|other)", path):
             files = [
                 {
                     "path": file["path"],
@@ -99,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for item in json.loads(body)["objects"]
             ]
             return self._answer(200, {"transfer": "basic", "objects": objects})
-        if found := re.fullmatch(r"/api/models/(\S+?/\S+?)/commit/main", path):
+        if found := re.fullmatch(r"/api/models/(\S+?/\S+?)/commit/(?:main|other)", path):
             repo_id = found[1]
             files = dict(server.repositories[repo_id][-1])
             for line in body.splitlines():

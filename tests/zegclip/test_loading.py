@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
+from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
 from zegclip.segment import load_segmenter
 
@@ -182,6 +182,14 @@ def test_an_adapter_for_another_template_does_not_fit(model, tmp_path):
     tuned.save_pretrained(tmp_path / "adapter")
     fresh = get_peft_model(tuned.unload(), DeepPromptConfig(num_tokens=0, **other))
     with pytest.raises(ValueError, match=r"its text_prompt_ids is \[0, 5, 1\], here it is \[0, 6, 1\]"):
+        load_adapter_into(fresh, tmp_path / "adapter")
+
+
+def test_an_adapter_with_another_head_of_the_same_sizes_does_not_fit(model, tmp_path):
+    get_peft_model(model, DeepPromptConfig(num_tokens=2)).save_pretrained(tmp_path / "adapter")
+    config = ZegClipConfig.from_dict(model.config.to_dict() | {"descriptor": ["text", "product"]})
+    fresh = get_peft_model(ZegClipForSemanticSegmentation(config), DeepPromptConfig(num_tokens=2))
+    with pytest.raises(ValueError, match=r"its decode head has descriptor=\['product', 'text'\], the model's \['t"):
         load_adapter_into(fresh, tmp_path / "adapter")
 
 

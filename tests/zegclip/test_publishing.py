@@ -78,7 +78,8 @@ def artefacts(models, tmp_path):
     """Each kind exported, by its path."""
     places = {}
     for kind, source in models.items():
-        places[kind] = export(source, tmp_path / "shared" / kind, whole={"adapter alone": False}.get(kind))
+        # Beside the base of the one that goes alone.
+        places[kind] = export(source, tmp_path / f"shared {kind}", whole={"adapter alone": False}.get(kind))
     return places
 
 
@@ -212,6 +213,39 @@ def test_an_adapter_alone_needs_a_base_that_others_have(models, processor, tmp_p
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_an_adapter_alone_finds_its_base_whatever_lies_around(artefacts, processor, models, tmp_path, monkeypatch):
+    """Its way to the base starts at its own folder, not where the program runs."""
+    (tmp_path / "elsewhere" / "inside").mkdir(parents=True)
+    other = ZegClipForSemanticSegmentation(models["full model"].config)
+    other.clip.save_pretrained(tmp_path / "elsewhere" / "clip")
+    monkeypatch.chdir(tmp_path / "elsewhere" / "inside")
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(artefacts["adapter alone"]).eval()
+    assert torch.equal(expected_results(loaded, processor), expected_results(models["adapter alone"], processor))
+    with pytest.raises(ValueError, match="does not lie beside"):
+        export(loaded, tmp_path / "elsewhere" / "out", whole=False)
+
+
+def test_the_processor_is_that_of_the_active_adapter(models, artefacts, tmp_path):
+    source = models["base + adapter"]
+    other = tmp_path / "other"
+    source.config.prompt_templates = ["{} there"]
+    source.save_pretrained(other)
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(artefacts["base + adapter"])
+    loaded.load_adapter(other, adapter_name="other")
+    stored = json.loads((export(loaded, tmp_path / "out") / "processor_config.json").read_text())
+    assert stored["prompt_templates"] == ["{} there"]
+
+
+def test_what_saving_cannot_do_is_said(models, tmp_path):
+    for source in models.values():
+        with pytest.raises(ValueError, match="use push_to_hub"):
+            source.save_pretrained(tmp_path / "out", push_to_hub=True)
+        source.save_pretrained(tmp_path / "out", is_main_process=False)
+        assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(ValueError, match="no adapter that could go alone"):
+        export(models["full model"], tmp_path / "out", whole=False)
+
+
 def test_nothing_is_replaced(models, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "note").touch()
@@ -258,6 +292,23 @@ def run_python(code, *words, **environment):
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_OFFLINE": "0", **environment},
     )
+
+
+def test_a_repository_holds_the_last_push_alone(hub, artefacts, tmp_path):
+    """Weights of another kind that stay would be loaded with the new ones."""
+    code = (
+        "import sys; from zegclip.cli import main; sys.exit(main(['push', sys.argv[1], 'someone/one', *sys.argv[2:]]))"
+    )
+    environment = {**hub.environment(), "HF_HOME": str(tmp_path / "home")}
+    for kind in ("base + adapter", "full model"):
+        done = run_python(code, artefacts[kind], **environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+    files = set(hub.repositories["someone/one"][-1])
+    assert "model.safetensors" in files
+    assert not {"adapter_config.json", "adapter_model.safetensors"} & files
+    done = run_python(code, artefacts["full model"], "--revision", "other", **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "POST /api/models/someone/one/branch/other" in hub.requests
 
 
 def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_folder, processor, tmp_path):
