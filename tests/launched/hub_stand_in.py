@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for name, content in files.items()
                 if not found[3] or name.startswith(f"{found[3]}/")
             ]
-            if entries:
+            if entries or not found[3]:
                 return self._answer(200, entries)
         if not file or found[3] not in files:
             return self._answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=number)
