@@ -225,15 +225,18 @@ def test_an_adapter_alone_finds_its_base_whatever_lies_around(artefacts, process
         export(loaded, tmp_path / "elsewhere" / "out", whole=False)
 
 
-def test_the_processor_is_that_of_the_active_adapter(models, artefacts, tmp_path):
+def test_the_processor_is_that_of_the_active_adapter(models, artefacts, processor, tmp_path):
     source = models["base + adapter"]
     other = tmp_path / "other"
     source.config.prompt_templates = ["{} there"]
     source.save_pretrained(other)
+    processor.image_processor.window_size = 24
+    processor.save_pretrained(other)
     loaded = ZegClipForSemanticSegmentation.from_pretrained(artefacts["base + adapter"])
     loaded.load_adapter(other, adapter_name="other")
     stored = json.loads((export(loaded, tmp_path / "out") / "processor_config.json").read_text())
     assert stored["prompt_templates"] == ["{} there"]
+    assert stored["image_processor"]["window_size"] == 24
 
 
 def test_what_saving_cannot_do_is_said(models, tmp_path):
