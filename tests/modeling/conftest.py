@@ -76,6 +76,7 @@ class Golden:
     def gradients(self) -> dict[str, torch.Tensor]:
         """Return the gradients of the total loss for the file's labels, under the official names."""
         model = self.model
+        model.peft_config["default"].inference_mode = False  # a converted adapter is frozen
         model.set_adapter("default")
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         for parameter in trainable.values():
