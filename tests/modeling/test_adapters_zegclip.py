@@ -463,7 +463,7 @@ def test_only_the_active_adapter_is_saved_and_its_base_is_not(together, tmp_path
         together.set_adapter(kind)
         together.save_pretrained(tmp_path / "again" / kind)
         names = {path.name for path in (tmp_path / "again" / kind).iterdir()}
-        assert names == {"adapter_config.json", "adapter_model.safetensors"}
+        assert names == {"adapter_config.json", "adapter_model.safetensors", "config.json"}
         assert_is(load(tmp_path / "again" / kind), inputs, alone[kind])
 
 
