@@ -74,18 +74,17 @@ def export(
     check_new_folder(Path(folder))
     processor = processor or _load_processor(model)
     base = _base(model)
-    if whole is False and not hasattr(model, "peft_config"):
-        raise ValueError("This model has no adapter that could go alone.")
     if whole is None:
         whole = base is None or os.path.isdir(base)
+    named = None if whole else _name_base(model, Path(folder), repo_id)
     with new_folder(Path(folder)) as place:
-        if base is None and not hasattr(model, "peft_config"):
+        if not hasattr(model, "peft_config"):
             model.save_pretrained(place)
-        elif whole:
+        elif named is None:
             model.save_with_base(place)
         else:
             model.save_pretrained(place)
-            _amend(place / ADAPTER_CONFIG_NAME, **_name_base(base, Path(folder), repo_id))
+            _amend(place / ADAPTER_CONFIG_NAME, **named)
         processor.save_pretrained(place)
         if whole and repo_id is not None and (place / ADAPTER_CONFIG_NAME).is_file():
             # Auto classes ask the base that is named; on the Hub a folder is none.
@@ -142,8 +141,8 @@ def push(
     """
     # Whatever can be found out here, before anything is made there.
     processor = processor or _load_processor(model)
-    if whole is False and hasattr(model, "peft_config"):
-        _name_base(_base(model), Path(repo_id), repo_id)
+    if whole is False:
+        _name_base(model, Path(repo_id), repo_id)
     api = HfApi(token=token)
     try:
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -203,8 +202,11 @@ def _base(model: ZegClipForSemanticSegmentation) -> str | None:
     return None if named is None else model.name_or_path or named
 
 
-def _name_base(base: str | None, folder: Path, repo_id: str | None) -> dict[str, str | None]:
+def _name_base(model: ZegClipForSemanticSegmentation, folder: Path, repo_id: str | None) -> dict[str, str | None]:
     """Say where the base of an adapter that goes alone is, without a path of this machine."""
+    if not hasattr(model, "peft_config"):
+        raise ValueError("This model has no adapter that could go alone.")
+    base = _base(model)
     if base is None:
         raise ValueError("The base of this adapter is beside it and nowhere else: they can only go together.")
     if repo_id is None and os.path.isdir(base):

@@ -247,6 +247,8 @@ def test_what_saving_cannot_do_is_said(models, tmp_path):
         assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(ValueError, match="no adapter that could go alone"):
         export(models["full model"], tmp_path / "out", whole=False)
+    with pytest.raises(ValueError, match="no adapter that could go alone"):  # before a repository is made
+        push(models["full model"], "someone/full", whole=False)
 
 
 def test_nothing_is_replaced(models, tmp_path):
