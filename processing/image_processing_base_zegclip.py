@@ -21,7 +21,7 @@ from transformers.utils import TensorType
 
 from .image_reading import load_class_ids, load_rgb
 from .resizing_zegclip import resize_bilinear, resize_nearest, resized_shape
-from .sliding_window_zegclip import CLASSES_PER_CHUNK, resize_maps, running_max
+from .sliding_window_zegclip import class_chunks, resize_maps, running_max
 
 
 class ZegClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -207,8 +207,8 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                     )
                 )
             else:
-                chunks = picture_logits.split(CLASSES_PER_CHUNK)
-                ids, _ = running_max(resize_maps(chunk, height, width) for chunk in chunks)
+                chunks = class_chunks(len(picture_logits), height, width)
+                ids, _ = running_max(resize_maps(picture_logits[chunk], height, width) for chunk in chunks)
                 results.append(ids)
         return results
 

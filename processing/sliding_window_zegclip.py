@@ -6,6 +6,7 @@ averaged. The windows' logits are kept at the model's own low resolution; they a
 time, so that `classes x picture` scores need never exist when only the best class of each pixel is asked for.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-# Classes whose full-resolution scores exist at the same time while only the best class is asked for.
-CLASSES_PER_CHUNK = 8
+# Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
+# processor's cache, and never less than those of one class.
+SCORES_PER_CHUNK = 2**21
+# Pixels whose best class is looked for at once.
+PIXELS_AT_ONCE = 2**17
 
 Box = tuple[int, int, int, int]
 
@@ -178,22 +182,35 @@ def _merged_chunks(
 ) -> Iterator[torch.Tensor]:
     """[`merge_scores`], a few classes at a time: `(classes, height, width)` float32 each."""
     num_names = windows.logits.shape[1]
-    offsets = torch.zeros(num_names, 1, 1, device=windows.logits.device)
-    offsets[list(seen_ids)] = seen_offset
-    coverage = torch.zeros(windows.height, windows.width, device=windows.logits.device)
-    for top, left, bottom, right in windows.boxes:
-        coverage[top:bottom, left:right] += 1
+    size = (windows.height, windows.width)
+    several = len(windows.boxes) > 1
+    if several:
+        coverage = torch.zeros(size, device=windows.logits.device)
+        for top, left, bottom, right in windows.boxes:
+            coverage[top:bottom, left:right] += 1
+    if seen_offset:
+        offsets = torch.zeros(num_names, 1, 1, device=windows.logits.device)
+        offsets[list(seen_ids)] = seen_offset
 
-    for start in range(0, num_names, CLASSES_PER_CHUNK):
-        classes = slice(start, start + CLASSES_PER_CHUNK)
-        logits = windows.logits[:, classes]
-        scores = torch.zeros(logits.shape[1], windows.height, windows.width, device=logits.device)
-        for window, (top, left, bottom, right) in zip(logits, windows.boxes):
-            scores[:, top:bottom, left:right] += (
-                resize_maps(window, bottom - top, right - left).sigmoid() - offsets[classes]
-            )
-        scores /= coverage
-        yield scores if target_size is None else resize_maps(scores, *target_size)
+    for classes in class_chunks(num_names, *(target_size or size)):
+        if several:
+            scores = torch.zeros(classes.stop - classes.start, *size, device=windows.logits.device)
+            for window, (top, left, bottom, right) in zip(windows.logits, windows.boxes):
+                probabilities = resize_maps(window[classes], bottom - top, right - left).sigmoid_()
+                scores[:, top:bottom, left:right] += probabilities
+            scores /= coverage
+        else:
+            scores = resize_maps(windows.logits[0, classes], *size).sigmoid_()
+        if seen_offset:
+            scores -= offsets[classes]
+        yield scores if target_size in (None, size) else resize_maps(scores, *target_size)
+
+
+def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
+    """Which classes' maps of that size may exist at the same time, in order: at least one."""
+    count = max(SCORES_PER_CHUNK // (height * width), 1)
+    for start in range(0, num_names, count):
+        yield slice(start, min(start + count, num_names))
 
 
 def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,15 +225,21 @@ def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     """
     iterator = iter(chunks)
     first = next(iterator)
-    best, ids = first.max(dim=0)
-    num_before = first.shape[0]
-    for chunk in iterator:
-        chunk_best, chunk_ids = chunk.max(dim=0)
-        better = chunk_best > best
-        ids = torch.where(better, chunk_ids + num_before, ids)
-        best = torch.where(better, chunk_best, best)
-        num_before += chunk.shape[0]
-    return ids, best
+    best = first[0].flatten().clone()
+    ids = torch.zeros_like(best, dtype=torch.int32)
+    index = 0
+    for chunk in itertools.chain([first], iterator):
+        flat = chunk.flatten(1)
+        for start in range(0, len(best), PIXELS_AT_ONCE):
+            part = slice(start, start + PIXELS_AT_ONCE)
+            best_part, ids_part = best[part], ids[part]
+            for place, scores in enumerate(flat[:, part], index):
+                # `max(dim=0)` of PyTorch follows the index one element at a time, for several times as long.
+                torch.maximum(ids_part, (scores > best_part).int().mul_(place), out=ids_part)
+                torch.maximum(best_part, scores, out=best_part)
+        index += len(chunk)
+    size = first.shape[1:]
+    return ids.view(size).long(), best.view(size)
 
 
 def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -225,8 +248,9 @@ def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 __all__ = [
-    "CLASSES_PER_CHUNK",
+    "SCORES_PER_CHUNK",
     "WindowLogits",
+    "class_chunks",
     "extract_windows",
     "merge_masks",
     "merge_scores",

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from zegclip.processing.sliding_window_zegclip import (
+    SCORES_PER_CHUNK,
     WindowLogits,
+    class_chunks,
     extract_windows,
     merge_masks,
     merge_scores,
@@ -135,3 +137,21 @@ def test_ties_go_to_the_first_class_also_across_chunks():
     ids, best = running_max([chunk, chunk, chunk + 1, chunk + 1])
     assert (ids == 6).all()
     assert (best == 1).all()
+
+
+def test_the_maximum_leaves_its_chunks_alone_and_needs_no_more_than_some_pixels_at_once():
+    torch.manual_seed(0)
+    scores = torch.rand(7, 400, 401)  # more pixels than are looked at together
+    given = scores.clone()
+    ids, best = running_max(given.split(3))
+    assert torch.equal(given, scores)
+    assert torch.equal(ids, scores.argmax(dim=0))
+    assert torch.equal(best, scores.amax(dim=0))
+
+
+def test_chunks_of_classes_are_all_classes_in_order_and_never_none():
+    for names, height, width in [(5, 1, 1), (5, 600, 1000), (3, 5000, 5000), (4001, 32, 32)]:
+        chunks = list(class_chunks(names, height, width))
+        assert [index for chunk in chunks for index in range(names)[chunk]] == list(range(names))
+        largest = max(chunk.stop - chunk.start for chunk in chunks)
+        assert largest == 1 or largest * height * width <= SCORES_PER_CHUNK
