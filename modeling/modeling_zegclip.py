@@ -311,6 +311,26 @@ def _init_small(head: ConsensusDecodeHead) -> None:
             init.zeros_(module.bias)
 
 
+def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+    """
+    Resize one side as `F.interpolate` does bilinearly, rounding included, with operators that any runtime has.
+
+    Where a pixel is taken from is rounded to float32, which moves it by up to 1e-4 of a pixel on long sides. Another
+    runtime's own resizing rounds otherwise, and that is enough to see in the logits.
+    """
+    last = pictures.shape[dim] - 1
+    scale = (torch.scalar_tensor(pictures.shape[dim]) / torch.scalar_tensor(length)).to(pictures.device)
+    # Product and sum are rounded once, as PyTorch's fused ones.
+    middles = torch.arange(length, device=pictures.device).double() + 0.5
+    places = (middles * scale.double() - 0.5).float().clamp(min=0)
+    lower = places.long().clamp(max=last)
+    weight = (places - lower).to(pictures)
+    if dim == -2:
+        weight = weight[:, None]
+    upper = (lower + 1).clamp(max=last)
+    return pictures.index_select(dim, lower) * (1 - weight) + pictures.index_select(dim, upper) * weight
+
+
 # In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
 GATE_OPENING = 2.0
 
@@ -435,7 +455,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         patch = self.config.clip_config.vision_config.patch_size
         grid = tuple((side + patch - 1) // patch for side in pixel_values.shape[-2:])
         size = (grid[0] * patch, grid[1] * patch)
-        if is_torchdynamo_exporting() or tuple(pixel_values.shape[-2:]) != size:
+        if is_torchdynamo_exporting():
+            pixel_values = _stretch(_stretch(pixel_values, -2, size[0]), -1, size[1])
+        elif tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
         if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
