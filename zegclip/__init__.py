@@ -2,32 +2,31 @@
 Zero-shot semantic segmentation with CLIP for the Hugging Face ecosystem.
 
 Importing this package registers the models with transformers' Auto classes, the deep prompts with PEFT, and the
-pipeline `zero-shot-image-segmentation` with the embedded default model.
+pipeline `zero-shot-image-segmentation` with the embedded default model: at once if transformers is imported already,
+otherwise as soon as it is. So importing it alone takes no time.
 """
 
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+import wrapt
+
+if TYPE_CHECKING:
+    from zegclip.modeling.configuration_zegclip import ZegClipConfig
+    from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+    from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
+    from zegclip.modeling.tuner_zegclip import DeepPromptModel
+    from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
+    from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
+    from zegclip.processing.pipeline_zegclip import ZeroShotImageSegmentationPipeline
+    from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 if not (Path(__file__).parent / "modeling").exists() and (Path(__file__).parents[1] / "setup.cfg").is_file():
     # A checkout that is not installed: the folders beside this one are this package's (see setup.cfg).
     __path__.append(str(Path(__file__).parents[1]))
-
-from zegclip.modeling.configuration_zegclip import ZegClipConfig
-from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
-from zegclip.modeling.tuner_zegclip import DeepPromptModel
-from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
-from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
-from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 __version__ = "0.1.0"
 
@@ -37,20 +36,16 @@ DEFAULT_MODEL = Path(__file__).parent / "default_model"
 METRIC = str(Path(__file__).parent / "gzs_iou.py")
 """pAcc, mIoU of seen and unseen classes and hIoU for the `evaluate` library: `evaluate.load(zegclip.METRIC)`."""
 
-AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig)
-AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation)
-AutoModelForSemanticSegmentation.register(ZegClipConfig, ZegClipForSemanticSegmentation)
-AutoProcessor.register(ZegClipConfig, ZegClipProcessor)
-AutoImageProcessor.register(
-    ZegClipConfig, image_processor_classes={"pil": ZegClipImageProcessorPil, "torchvision": ZegClipImageProcessor}
-)
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=ZeroShotImageSegmentationPipeline,
-    pt_model=AutoModelForSemanticSegmentation,
-    default={"model": (str(DEFAULT_MODEL), "main")},
-    type="multimodal",
-)
+_MODULES = {
+    "DeepPromptConfig": "zegclip.modeling.tuner_config_zegclip",
+    "DeepPromptModel": "zegclip.modeling.tuner_zegclip",
+    "ZegClipConfig": "zegclip.modeling.configuration_zegclip",
+    "ZegClipForSemanticSegmentation": "zegclip.modeling.modeling_zegclip",
+    "ZegClipImageProcessor": "zegclip.processing.image_processing_zegclip",
+    "ZegClipImageProcessorPil": "zegclip.processing.image_processing_pil_zegclip",
+    "ZegClipProcessor": "zegclip.processing.processing_zegclip",
+    "ZeroShotImageSegmentationPipeline": "zegclip.processing.pipeline_zegclip",
+}
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -64,3 +59,30 @@ __all__ = [
     "ZegClipProcessor",
     "ZeroShotImageSegmentationPipeline",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'zegclip' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# What registration imports, and what may import transformers on its own way in.
+_NEEDED = ("transformers", "peft", "accelerate")
+
+
+def _register(imported: ModuleType) -> None:
+    """Register, unless one of the others is just being imported: then this is called again at its end."""
+    others = [sys.modules.get(name) for name in _NEEDED if name != imported.__name__]
+    if "transformers" in sys.modules and not any(
+        getattr(getattr(other, "__spec__", None), "_initializing", False) for other in others
+    ):
+        import_module("zegclip.registration")
+
+
+for _name in _NEEDED:
+    wrapt.register_post_import_hook(_register, _name)
