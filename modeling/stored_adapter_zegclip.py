@@ -54,11 +54,12 @@ class StoredAdapter:
         if base is not None:
             if is_missing_folder(base):
                 raise ValueError(f"{base}: there is no such model folder.")
+            if find_adapter_config_file(str(base)) is not None and not _has_weights(base):
+                raise ValueError(f"{base}: this is an adapter alone; base_model_name_or_path wants the CLIP below it.")
             return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
         # On the Hub the second names the adapter's own repository, whose configuration transformers then reads.
         base = described.get("clip_model_name_or_path") or described.get("base_model_name_or_path")
-        quietly = {"_raise_exceptions_for_missing_entries": False, **download}
-        if any(cached_file(str(path), name, **quietly) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        if _has_weights(path, **download):
             base = str(path)
         elif not base:
             raise ValueError(f"{path}: this adapter neither holds its base model nor names it.")
@@ -70,6 +71,12 @@ class StoredAdapter:
             elif is_missing_folder(base):
                 raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
         return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
+
+
+def _has_weights(path: str | os.PathLike, **download: Any) -> bool:
+    """Tell whether a folder or repository holds a model's own weights."""
+    quietly = {"_raise_exceptions_for_missing_entries": False, **download}
+    return any(cached_file(str(path), name, **quietly) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
 
 
 def is_missing_folder(place: str | os.PathLike) -> bool:

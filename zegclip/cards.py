@@ -22,6 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from yaml import YAMLError
 
 import zegclip
 from zegclip.arguments import BENCHMARKS, NAMED_DATASETS
@@ -35,6 +36,9 @@ from zegclip.runs import ADAPTER_WEIGHTS_NAME, RECORD_NAME
 CARD_NAME = "README.md"
 FACTS_NAME = "card.json"
 """What a card says and no other file of a run does: when and on what it was trained, and its evaluations."""
+
+PLACE = "path/to/this/folder"
+"""What the examples of a card call a model that is not on the Hub."""
 
 DATASET_TITLES = {
     "picture_world": "the generated picture world",
@@ -130,7 +134,8 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
 
     Args:
         folder: Holds an adapter of ours, or a whole model.
-        run: Another folder to say it of, whose pictures (see [`card_files`]) lie in `folder` too.
+        run: Another folder to say it of, whose pictures (see [`card_files`]) lie in `folder` too. If that has a card,
+            and no run's record to write it from, the card is taken over as it is, with what its owner wrote into it.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
 
     Returns:
@@ -141,10 +146,29 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         OSError: If the card cannot be written.
     """
     folder = Path(folder)
-    content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
+    content = None if run is None else _given_card(Path(run), repo_id)
+    if content is None:
+        content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
     with replacing(folder / CARD_NAME) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_NAME
+
+
+def _given_card(folder: Path, repo_id: str | None) -> str | None:
+    """Return the card of a shared model, or of the embedded one, for another copy of it; none if there is no such."""
+    if folder.resolve() == zegclip.DEFAULT_MODEL.resolve():
+        card = (files("zegclip.model_cards") / "default_model.md").read_text(encoding="utf-8")
+        card = card.replace("model=zegclip.DEFAULT_MODEL", f'model="{PLACE}"')
+    elif (folder / CARD_NAME).is_file() and not is_output_of_train(folder):
+        try:
+            card = (folder / CARD_NAME).read_text(encoding="utf-8")
+            if "zegclip" not in (ModelCard(card).data.tags or []):
+                return None
+        except (ValueError, YAMLError) as error:
+            raise ValueError(f"{folder / CARD_NAME}: its metadata cannot be read: mend or remove this card.") from error
+    else:
+        return None
+    return card if repo_id is None else card.replace(f'"{PLACE}"', f'"{repo_id}"')
 
 
 def card_files(folder: Path) -> list[str]:
@@ -289,7 +313,7 @@ def render_card(
             title=_text(title),
             summary=_summary(described, method),
             not_run=not_run and f"`{not_run}`",
-            place=repo_id or "path/to/this/folder",
+            place=repo_id or PLACE,
             labels=json.dumps(labels),
             labels_line=", ".join(labels),
             data_table=_data_table(described, dataset, seen, unseen),

@@ -147,12 +147,16 @@ def main() -> None:
     if not (arguments.folder / "zegclip.json").is_file():
         parser.error(f"{arguments.folder} has no zegclip.json; make the folder with `zegclip onnx`")
 
+    try:
+        picture = ImageOps.exif_transpose(Image.open(arguments.picture)).convert("RGB")
+    except OSError as error:
+        parser.error(f"{arguments.picture} cannot be read as a picture: {error}")
+
     settings = json.loads((arguments.folder / "zegclip.json").read_text(encoding="utf-8"))
     embeds = encode_names(arguments.folder, settings, names)
     session = onnxruntime.InferenceSession(
         arguments.folder / "vision.onnx", providers=onnxruntime.get_available_providers()
     )
-    picture = ImageOps.exif_transpose(Image.open(arguments.picture)).convert("RGB")
     mask = segment(session, settings, embeds, picture)
 
     colours = np.array([colorsys.hsv_to_rgb(index * 0.618 % 1, 0.8, 0.9) for index in range(len(names))])

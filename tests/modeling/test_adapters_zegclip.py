@@ -552,3 +552,9 @@ def test_a_base_with_another_head_is_named(model, folders):
         other.load_adapter(folders["few"])
     assert_unchanged(other, before)
     assert load_base(folders["few"], {}).config.num_decoder_layers == 3
+
+
+def test_an_adapter_is_no_base(folders):
+    adapters = [folder for folder in folders.values() if not (folder / "model.safetensors").is_file()]
+    with pytest.raises(ValueError, match=r"this is an adapter alone; base_model_name_or_path wants the CLIP below it"):
+        ZegClipForSemanticSegmentation.from_pretrained(adapters[0], base_model_name_or_path=adapters[1])

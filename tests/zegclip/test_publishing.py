@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import pipeline
 
 from zegclip import (
+    DEFAULT_MODEL,
     DeepPromptConfig,
     ZegClipConfig,
     ZegClipForSemanticSegmentation,
@@ -381,3 +382,35 @@ def test_half_finished_trainings_are_not_pushed(tmp_path):
         ZegClipTrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_strategy="every_save", report_to="none"
         )
+
+
+def test_a_shared_folder_keeps_its_card_when_it_is_shared_again(models, tmp_path):
+    export(models["full model"], tmp_path / "first")
+    card = tmp_path / "first" / "README.md"
+    card.write_text(card.read_text() + "\nTaken on a farm.\n")
+    (tmp_path / "first" / "curves.png").write_bytes(b"curves")
+    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "first")
+    export(again, tmp_path / "second", run=tmp_path / "first", repo_id="owner/farm")
+    text = (tmp_path / "second" / "README.md").read_text()
+    assert text == card.read_text().replace('"path/to/this/folder"', '"owner/farm"')
+    assert 'model="owner/farm"' in text
+    assert (tmp_path / "second" / "curves.png").read_bytes() == b"curves"
+    card.write_text("---\ntags: [\n---\n")
+    with pytest.raises(ValueError, match=r"README.md: its metadata cannot be read"):
+        export(again, tmp_path / "third", run=tmp_path / "first")
+
+
+def test_a_card_of_something_else_is_not_taken_over(models, tmp_path):
+    export(models["full model"], tmp_path / "first")
+    (tmp_path / "first" / "README.md").write_text("---\ntags: [clip]\n---\n# Somebody's CLIP\n")
+    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "first")
+    export(again, tmp_path / "second", run=tmp_path / "first")
+    assert "Somebody" not in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_the_embedded_model_is_shared_with_its_own_card(tmp_path, capsys):
+    assert main(["export", str(DEFAULT_MODEL), str(tmp_path / "out")]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert {result.metric_type for result in card.data.eval_results} >= {"hiou", "miou_unseen"}
+    assert 'model="path/to/this/folder"' in card.text
