@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
+SSIM_PIXELS_AT_ONCE = 2**22
 
 
 def count_present_masks(
@@ -146,15 +148,36 @@ def ssim_loss(
     Returns:
         Scalar in [0, 2].
     """
-    maps = logits.sigmoid() if of_probabilities else logits
-    num_classes = logits.shape[1]
-    valid = (labels != ignore_index).unsqueeze(1)
-    masks = (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).view(-1, 1, 1)) & valid
+    maps_at_once = max(SSIM_PIXELS_AT_ONCE // labels[0].numel(), 1)
+    total = logits.new_zeros(())
+    for picture, ids in zip(logits, labels, strict=True):
+        for first in range(0, len(picture), maps_at_once):
+            maps = picture[first : first + maps_at_once]
+            # Its many maps of the full size are not kept for the backward pass, but made again.
+            total = total + checkpoint(
+                _dissimilarity,
+                maps,
+                ids - first,
+                of_probabilities,
+                ignore_index - first,
+                ignored_as_negatives,
+                use_reentrant=False,
+            )
+    pixels = labels.numel() if ignored_as_negatives else (labels != ignore_index).sum().clamp(min=1)
+    return total / (pixels * logits.shape[1])
+
+
+def _dissimilarity(
+    maps: torch.Tensor, ids: torch.Tensor, of_probabilities: bool, ignore_index: int, ignored_as_negatives: bool
+) -> torch.Tensor:
+    """Sum of one minus the similarity over `maps` `(classes, height, width)`, of the classes 0 and on in `ids`."""
+    num_classes = len(maps)
+    maps = maps.sigmoid() if of_probabilities else maps
+    valid = ids != ignore_index
+    masks = (ids == torch.arange(num_classes, device=ids.device).view(-1, 1, 1)) & valid
     masks = masks.to(maps)
-    weight = torch.ones_like(valid, dtype=maps.dtype)
     if not ignored_as_negatives:
-        weight = valid.to(maps)
-        maps = maps * weight
+        maps = maps * valid
     reach = SSIM_WINDOW // 2
     gaussian = (-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * SSIM_SIGMA**2)).exp()
     gaussian = (gaussian / gaussian.sum()).to(maps).expand(num_classes, 1, 1, -1)
@@ -174,7 +197,8 @@ def ssim_loss(
     c1, c2 = SSIM_CONSTANTS
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return ((1 - similarity) * weight).sum() / (weight.sum() * num_classes).clamp(min=1)
+    dissimilarity = 1 - similarity
+    return (dissimilarity if ignored_as_negatives else dissimilarity * valid).sum()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from zegclip.modeling import loss_zegclip
 from zegclip.modeling.loss_zegclip import (
     count_present_masks,
     cross_entropy_loss,
@@ -268,3 +269,22 @@ def test_an_ignore_index_below_the_number_of_classes():
                 )
             )
         torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_ssim_does_not_depend_on_how_many_maps_are_compared_at_once(monkeypatch, ignored_as_negatives):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 7, 20, 24, dtype=torch.float64)
+    labels = torch.randint(7, (2, 20, 24))
+    labels[0, :5] = 255
+
+    def loss_and_gradient(pixels):
+        monkeypatch.setattr(loss_zegclip, "SSIM_PIXELS_AT_ONCE", pixels)
+        leaf = logits.clone().requires_grad_()
+        loss = ssim_loss(leaf, labels, ignored_as_negatives=ignored_as_negatives)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    expected = loss_and_gradient(2**22)
+    for pixels in (1, 3 * 480, 4 * 480):
+        torch.testing.assert_close(loss_and_gradient(pixels), expected, rtol=1e-12, atol=0)
