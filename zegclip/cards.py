@@ -162,10 +162,12 @@ def _given_card(folder: Path, repo_id: str | None) -> str | None:
     elif (folder / CARD_NAME).is_file() and not is_output_of_train(folder):
         try:
             card = (folder / CARD_NAME).read_text(encoding="utf-8")
-            if "zegclip" not in (ModelCard(card).data.tags or []):
+            if "zegclip" not in (ModelCard(card).data.to_dict().get("tags") or []):
                 return None
         except (ValueError, YAMLError) as error:
-            raise ValueError(f"{folder / CARD_NAME}: its metadata cannot be read: mend or remove this card.") from error
+            raise ValueError(
+                f"{folder / CARD_NAME}: its metadata cannot be read: mend or remove this card."
+            ) from error
     else:
         return None
     return card if repo_id is None else card.replace(f'"{PLACE}"', f'"{repo_id}"')

@@ -91,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--window-stride", type=_positive, metavar="PIXELS", help="distance between windows (default: the model's)"
     )
     segment.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    segment.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the model; bfloat16 is faster on GPUs and on CPUs with matrix units (default: %(default)s)",
+    )
     segment.add_argument("--overwrite", action="store_true", help="do pictures again that have results already")
     segment.set_defaults(run=run_segment)
 
@@ -230,6 +236,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     model_name = "embedded default model" if arguments.model is None else model
     if arguments.model is not None and os.path.isdir(model):
         model_name = os.path.abspath(model)
+    if arguments.dtype != "float32":
+        model_name = f"{model_name}, {arguments.dtype}"
 
     processes = segment.Processes()
     pictures = segment.find_pictures(arguments.pictures)
@@ -254,7 +262,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     outcome = segment.Outcome()
     if todo:
         with files.exiting_on_sigterm():
-            segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device))
+            segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
             if processes.is_main:
                 _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
             outcome = segment.segment_pictures(

@@ -268,13 +268,14 @@ def find_unknown_words(labels: Sequence[str], vocabulary: Sequence[str] | None) 
     return [label for label in labels if not set(re.findall(r"\w+", label.lower())) <= known]
 
 
-def load_segmenter(model: str | os.PathLike, device: str | None = None) -> ClassMapPipeline:
+def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
     """
     Load a model with its processor, ready for pictures and labels.
 
     Args:
         model: Folder or Hub id.
         device: As PyTorch calls it; by default an accelerator where there is one.
+        dtype: Precision of the model, as PyTorch calls it.
 
     Raises:
         ValueError: As `load_model` and `load_processor`, or if there is no such device.
@@ -284,7 +285,7 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None) -> Class
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"There is no device {device!r} that PyTorch could use here.") from error
-    loaded = load_model(model)
+    loaded = load_model(model).to(getattr(torch, dtype))
     if device is not None:
         # With several processes, a pipeline ignores its argument `device` and stays where the model is.
         loaded.to(device)

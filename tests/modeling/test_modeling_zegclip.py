@@ -180,9 +180,10 @@ def test_compiles_with_any_number_of_names(prompted):
     torch._dynamo.reset()
     compiled = torch.compile(prompted, backend="aot_eager", dynamic=True, fullgraph=True)
     with torch.no_grad():
-        for count in (2, 5):
+        for count in (7, 5, 40):  # at first none that another side has too, which PyTorch would take for the same
             expected = prompted(pictures(), class_embeds=names(count)).logits
-            actual = compiled(pictures(), class_embeds=names(count)).logits
+            with torch._dynamo.config.patch(error_on_recompile=count != 7):
+                actual = compiled(pictures(), class_embeds=names(count)).logits
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import struct
@@ -136,6 +137,17 @@ def test_the_same_command_again(model_folder, tmp_path, capsys):
     # Where nothing is left to do, the model is not even loaded.
     (model_folder / "model.safetensors").unlink()
     assert done_again() == (set(), "2 of 2 pictures were done before; --overwrite does them again.\n")
+
+
+def test_half_precision_is_another_result_of_nearly_the_same_masks(model_folder, tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    command = ["segment", tmp_path / "a.png", "--labels", "cat, tree", "--model", model_folder, "--output", tmp_path]
+    succeeds(capsys, *command)
+    exact = load_class_ids(tmp_path / "a_mask.png")
+    assert "done before" not in succeeds(capsys, *command, "--dtype", "bfloat16")
+    assert json.loads((tmp_path / "a.json").read_text())["model"].endswith(", bfloat16")
+    assert (load_class_ids(tmp_path / "a_mask.png") == exact).mean() > 0.9
+    assert "done before" in succeeds(capsys, *command, "--dtype", "bfloat16")
 
 
 def test_the_same_picture_again(model_folder, tmp_path, capsys):
