@@ -5,6 +5,7 @@ from PIL import Image
 from transformers import pipeline
 
 from zegclip import DeepPromptConfig
+from zegclip.processing import pipeline_zegclip
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
 
@@ -104,6 +105,20 @@ def test_names_are_encoded_once_until_something_changes(pipe, model, processor, 
         model.get_class_embeds = count_and_encode
     pipe(noise(), candidate_labels=LABELS[::-1])
     assert len(calls) == count + 1
+
+
+def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):
+    monkeypatch.setattr(pipeline_zegclip, "NAMES_AT_ONCE", 2)
+    labels = ["cat", "a b c d e f g h", "dog", "a b c d e f g h i", "tree"]
+    expected = model.get_class_embeds(**processor(text=labels, return_tensors="pt")).detach()
+    widths = []
+    encode = model.get_class_embeds
+    monkeypatch.setattr(
+        model, "get_class_embeds", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or encode(**kwargs)
+    )
+    torch.testing.assert_close(pipe._encode(labels), expected, atol=1e-6, rtol=0)
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
 
 
 def test_order_of_the_names_does_not_matter(pipe):
