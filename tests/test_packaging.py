@@ -14,7 +14,11 @@ import zegclip
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["zegclip", "modeling", "processing", "picture_world", "model_cards"]
 SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md"), ROOT / "CITATION.cff"]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(path for name in ("docs", "model_cards", "examples") for path in ROOT.glob(f"{name}/**/*.md")),
+]
+DOCUMENTS += [*ROOT.glob("benchmarks/results/*.json"), *ROOT.glob("examples/*.ipynb"), ROOT / "CITATION.cff"]
 
 
 @pytest.fixture(scope="module")
