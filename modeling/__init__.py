@@ -1,4 +1,4 @@
 """What is computed: configuration, model, decode heads, losses, tuner and converter."""
 
-# Makes `zegclip` register its classes now, and not when one of the modules here is half imported.
-import transformers  # noqa: F401
+# Registers the classes now, and not when one of the modules here is half imported.
+import zegclip.registration  # noqa: F401

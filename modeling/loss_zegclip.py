@@ -151,8 +151,8 @@ def ssim_loss(
     maps_at_once = max(SSIM_PIXELS_AT_ONCE // labels[0].numel(), 1)
     total = logits.new_zeros(())
     for picture, ids in zip(logits, labels, strict=True):
-        for first in range(0, len(picture), maps_at_once):
-            maps = picture[first : first + maps_at_once]
+        for number, maps in enumerate(picture.split(maps_at_once)):
+            first = number * maps_at_once
             # Its many maps of the full size are not kept for the backward pass, but made again.
             total = total + checkpoint(
                 _dissimilarity,
@@ -162,6 +162,7 @@ def ssim_loss(
                 ignore_index - first,
                 ignored_as_negatives,
                 use_reentrant=False,
+                preserve_rng_state=False,
             )
     pixels = labels.numel() if ignored_as_negatives else (labels != ignore_index).sum().clamp(min=1)
     return total / (pixels * logits.shape[1])

@@ -313,7 +313,7 @@ def _init_small(head: ConsensusDecodeHead) -> None:
 
 def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     """
-    Resize one side as `F.interpolate` does bilinearly, rounding included, with operators that any runtime has.
+    Resize one side as `F.interpolate` does bilinearly, rounding included, with plain operators.
 
     Where a pixel is taken from is rounded to float32, which moves it by up to 1e-4 of a pixel on long sides. Another
     runtime's own resizing rounds otherwise, and that is enough to see in the logits.

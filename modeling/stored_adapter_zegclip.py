@@ -54,7 +54,7 @@ class StoredAdapter:
         if base is not None:
             if is_missing_folder(base):
                 raise ValueError(f"{base}: there is no such model folder.")
-            if find_adapter_config_file(str(base)) is not None and not _has_weights(base):
+            if find_adapter_config_file(str(base), **download) is not None and not _has_weights(base, **download):
                 raise ValueError(f"{base}: this is an adapter alone; base_model_name_or_path wants the CLIP below it.")
             return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
         # On the Hub the second names the adapter's own repository, whose configuration transformers then reads.

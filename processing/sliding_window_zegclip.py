@@ -7,6 +7,7 @@ time, so that `classes x picture` scores need never exist when only the best cla
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 # Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
 # processor's cache, and never less than those of one class.
 SCORES_PER_CHUNK = 2**21
-# Pixels whose best class is looked for at once.
+# Pixels whose best class is looked for at once on a CPU, for its cache.
 PIXELS_AT_ONCE = 2**17
 
 Box = tuple[int, int, int, int]
@@ -192,7 +193,7 @@ def _merged_chunks(
         offsets = torch.zeros(num_names, 1, 1, device=windows.logits.device)
         offsets[list(seen_ids)] = seen_offset
 
-    for classes in class_chunks(num_names, *(target_size or size)):
+    for classes in class_chunks(num_names, *max(size, target_size or size, key=math.prod)):
         if several:
             scores = torch.zeros(classes.stop - classes.start, *size, device=windows.logits.device)
             for window, (top, left, bottom, right) in zip(windows.logits, windows.boxes):
@@ -213,6 +214,7 @@ def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + count, num_names))
 
 
+@torch.no_grad()
 def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Arg-max and maximum over classes that arrive in chunks.
@@ -227,14 +229,15 @@ def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     first = next(iterator)
     best = first[0].flatten().clone()
     ids = torch.zeros_like(best, dtype=torch.int32)
+    at_once = PIXELS_AT_ONCE if best.device.type == "cpu" else len(best)
     index = 0
     for chunk in itertools.chain([first], iterator):
         flat = chunk.flatten(1)
-        for start in range(0, len(best), PIXELS_AT_ONCE):
-            part = slice(start, start + PIXELS_AT_ONCE)
+        for start in range(0, len(best), at_once):
+            part = slice(start, start + at_once)
             best_part, ids_part = best[part], ids[part]
             for place, scores in enumerate(flat[:, part], index):
-                # `max(dim=0)` of PyTorch follows the index one element at a time, for several times as long.
+                # On CPUs `max(dim=0)` follows the index one element at a time, for several times as long.
                 torch.maximum(ids_part, (scores > best_part).int().mul_(place), out=ids_part)
                 torch.maximum(best_part, scores, out=best_part)
         index += len(chunk)

@@ -22,7 +22,6 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
-from yaml import YAMLError
 
 import zegclip
 from zegclip.arguments import BENCHMARKS, NAMED_DATASETS
@@ -134,8 +133,8 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
 
     Args:
         folder: Holds an adapter of ours, or a whole model.
-        run: Another folder to say it of, whose pictures (see [`card_files`]) lie in `folder` too. If that has a card,
-            and no run's record to write it from, the card is taken over as it is, with what its owner wrote into it.
+        run: Another folder to say it of, whose pictures (see [`card_files`]) lie in `folder` too. If that was written
+            to be shared, and its weights are still those, its card is taken over with what its owner wrote into it.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
 
     Returns:
@@ -146,31 +145,29 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         OSError: If the card cannot be written.
     """
     folder = Path(folder)
-    content = None if run is None else _given_card(Path(run), repo_id)
-    if content is None:
-        content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
+    content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
+    if run is not None:
+        content = _given_card(Path(run), folder, repo_id) or content
+        _write_json(folder / FACTS_NAME, {"shared": _digest(folder)})
     with replacing(folder / CARD_NAME) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_NAME
 
 
-def _given_card(folder: Path, repo_id: str | None) -> str | None:
-    """Return the card of a shared model, or of the embedded one, for another copy of it; none if there is no such."""
-    if folder.resolve() == zegclip.DEFAULT_MODEL.resolve():
+def _given_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
+    """Return the card of a shared model, or of the embedded one, for `folder`; none if its weights are others."""
+    if run.resolve() == zegclip.DEFAULT_MODEL.resolve():
+        if _digest(run) != _digest(folder):
+            return None
         card = (files("zegclip.model_cards") / "default_model.md").read_text(encoding="utf-8")
         card = card.replace("model=zegclip.DEFAULT_MODEL", f'model="{PLACE}"')
-    elif (folder / CARD_NAME).is_file() and not is_output_of_train(folder):
-        try:
-            card = (folder / CARD_NAME).read_text(encoding="utf-8")
-            if "zegclip" not in (ModelCard(card).data.to_dict().get("tags") or []):
-                return None
-        except (ValueError, YAMLError) as error:
-            raise ValueError(
-                f"{folder / CARD_NAME}: its metadata cannot be read: mend or remove this card."
-            ) from error
+        card = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", card)  # what lies in this repository alone
+    elif (run / CARD_NAME).is_file() and _read_json(run / FACTS_NAME).get("shared") == _digest(folder):
+        card = (run / CARD_NAME).read_text(encoding="utf-8")
     else:
         return None
-    return card if repo_id is None else card.replace(f'"{PLACE}"', f'"{repo_id}"')
+    # As in the template.
+    return re.sub(r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"', rf'\1"{repo_id or PLACE}"', card)
 
 
 def card_files(folder: Path) -> list[str]:
@@ -643,8 +640,15 @@ def _today() -> str:
 
 
 def _digest(folder: Path) -> str:
-    with open(folder / ADAPTER_WEIGHTS_NAME, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return a hash of the adapter's weights or, where there is none, of the model's."""
+    weights = [path for path in [folder / ADAPTER_WEIGHTS_NAME] if path.is_file()] or sorted(
+        folder.glob("*.safetensors")
+    )
+    digest = hashlib.sha256()
+    for path in weights:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _count_parameters(path: Path) -> int:

@@ -17,12 +17,15 @@ from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
-AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig)
-AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation)
-AutoModelForSemanticSegmentation.register(ZegClipConfig, ZegClipForSemanticSegmentation)
-AutoProcessor.register(ZegClipConfig, ZegClipProcessor)
+# Again where an earlier attempt was interrupted.
+AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
+AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
+AutoModelForSemanticSegmentation.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
+AutoProcessor.register(ZegClipConfig, ZegClipProcessor, exist_ok=True)
 AutoImageProcessor.register(
-    ZegClipConfig, image_processor_classes={"pil": ZegClipImageProcessorPil, "torchvision": ZegClipImageProcessor}
+    ZegClipConfig,
+    image_processor_classes={"pil": ZegClipImageProcessorPil, "torchvision": ZegClipImageProcessor},
+    exist_ok=True,
 )
 PIPELINE_REGISTRY.register_pipeline(
     TASK,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from zegclip.processing import sliding_window_zegclip
 from zegclip.processing.sliding_window_zegclip import (
     SCORES_PER_CHUNK,
     WindowLogits,
@@ -155,3 +156,17 @@ def test_chunks_of_classes_are_all_classes_in_order_and_never_none():
         assert [index for chunk in chunks for index in range(names)[chunk]] == list(range(names))
         largest = max(chunk.stop - chunk.start for chunk in chunks)
         assert largest == 1 or largest * height * width <= SCORES_PER_CHUNK
+
+
+def test_the_maximum_is_there_for_scores_with_a_gradient_too():
+    scores = torch.rand(3, 4, 5, requires_grad=True)
+    ids, _ = running_max(scores.split(2))
+    assert torch.equal(ids, scores.argmax(dim=0))
+
+
+def test_chunks_fit_the_picture_that_is_cut_up_even_if_less_of_it_is_asked_for(monkeypatch):
+    windows = random_windows(200, 300, 100, 100)
+    monkeypatch.setattr(sliding_window_zegclip, "SCORES_PER_CHUNK", 200 * 300 * 2)
+    sizes = [chunk.shape for chunk in sliding_window_zegclip._merged_chunks(windows, (4, 5), (), 0.0)]
+    assert [size[0] for size in sizes] == [2, 2, 2, 2, 2, 1]
+    assert merge_masks(windows, (4, 5))[0].shape == (4, 5)
