@@ -9,8 +9,6 @@ with hardware, date and versions. A field that is `null` in a run is left at its
 """
 
 import argparse
-import datetime
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from measuring import write_report
 from tqdm import tqdm
 
-from picture_world import BASELINE, MODEL, ROOT, describe_machine, figures, mean_and_deviation
+from picture_world import BASELINE, MODEL, ROOT, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.loading import base_of, check_model_path, load_processor
@@ -124,8 +123,6 @@ def main() -> None:
             results[name].append(result)
 
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        **describe_machine(),
         "eval_split": arguments.eval_split,
         "num_pictures": arguments.num_pictures,
         "seeds": arguments.seeds,
@@ -136,7 +133,7 @@ def main() -> None:
     }
     seeds = "_".join(map(str, arguments.seeds))
     path = arguments.output / f"{arguments.eval_split}_seeds_{seeds}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(path, report)
     free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
     print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))
     for title, rows in described["tables"].items():

@@ -11,22 +11,17 @@ operating system has just seen.
 """
 
 import argparse
-import datetime
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from measuring import RESULTS, print_table, spread, write_report
 from transformers.utils import logging
 
-from picture_world import describe_machine
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.files import replacing
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "10 prompts": {"num_tokens": 10},
@@ -43,15 +38,10 @@ def tensor_bytes(model: torch.nn.Module) -> int:
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Return the milliseconds that one call takes."""
+    """Return the seconds that one call takes."""
     start = time.perf_counter()
     step()
-    return (time.perf_counter() - start) * 1000
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    """Return median, smallest and largest of some times."""
-    return {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "repeats": len(times)}
+    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -94,7 +84,7 @@ def measure(model: str | None, repeats: int) -> dict[str, Any]:
         for name, place in places.items():
             start = time.perf_counter()
             one = ZegClipForSemanticSegmentation.from_pretrained(place).eval()
-            second.append((time.perf_counter() - start) * 1000)
+            second.append(time.perf_counter() - start)
             alone[name] = see(one)
             second_mb = tensor_bytes(one) / 1e6
             del one
@@ -107,7 +97,7 @@ def measure(model: str | None, repeats: int) -> dict[str, Any]:
             adapters[name] = {
                 "memory_mb": (tensor_bytes(together) - before) / 1e6,
                 "file_mb": (place / "adapter_model.safetensors").stat().st_size / 1e6,
-                "load_ms": loading,
+                "load_ms": loading * 1000,
             }
         switching: dict[str, list[float]] = {"set_adapter": [], "disable_adapters": [], "enable_adapters": []}
         for turn in range(repeats + 1):
@@ -136,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="CLIP or model to take the base from; none: ViT-B/16 with random weights")
     parser.add_argument("--repeats", type=int, default=50, help="rounds of switching")
-    parser.add_argument("--output", type=Path, default=Path("outputs/adapter_switching.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "adapter_switching.json")
     arguments = parser.parse_args()
 
     logging.disable_progress_bar()
@@ -150,7 +140,7 @@ def main() -> None:
         }
         for name, step in steps.items()
     ]
-    print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+    print_table(rows)
     rows = [
         {"held": f"adapter: {name}", "memory, MB": f"{one['memory_mb']:.1f}", "file, MB": f"{one['file_mb']:.1f}"}
         for name, one in figures["adapters"].items()
@@ -158,12 +148,10 @@ def main() -> None:
     rows.append(
         {"held": "a second model", "memory, MB": f"{figures['second_model']['memory_mb']:.1f}", "file, MB": ""}
     )
-    print("\n" + pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+    print()
+    print_table(rows)
     print(f"\nLargest difference from a model with one adapter: {figures['largest_difference_from_alone']:.1e}")
-    report = {"date": datetime.date.today().isoformat(), **describe_machine(), "threads": torch.get_num_threads()}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.output) as part:
-        part.write_text(json.dumps(report | figures, indent=1) + "\n", encoding="utf-8")
+    write_report(arguments.output, figures)
 
 
 if __name__ == "__main__":

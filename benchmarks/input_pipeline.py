@@ -11,10 +11,6 @@ Both are also written as JSON with hardware, date and versions. Other work on th
 
 import argparse
 import cProfile
-import datetime
-import json
-import os
-import platform
 import pstats
 import statistics
 import tempfile
@@ -25,13 +21,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import PIL
-import torch
 from datasets import Image as ImageFeature
+from measuring import RESULTS, write_report
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from zegclip import ZegClipImageProcessorPil
-from zegclip.files import replacing
 from zegclip.pictures import TrainingPictures
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation
 from zegclip.processing.benchmarks_zegclip import benchmark_split
@@ -141,16 +136,6 @@ def stage_times(data: TrainingPictures) -> dict[str, float]:
     return times
 
 
-def cpu_model() -> str:
-    """Name the processor, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def at_least_one(word: str) -> int:
     """Read a positive number from the command line."""
     if not word.isdecimal() or not int(word):
@@ -163,8 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=at_least_one, default=192, help="of each size (default 192)")
     parser.add_argument("--repeats", type=at_least_one, default=5, help="passes that are measured (default 5)")
-    default = Path(__file__).parent / "results" / "input_pipeline.json"
-    parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
+    parser.add_argument("--output", type=Path, default=RESULTS / "input_pipeline.json", help="JSON file to write")
     arguments = parser.parse_args()
 
     speeds: dict[str, dict[str, list[float]]] = {}
@@ -194,24 +178,14 @@ def main() -> None:
     print("\nMilliseconds a sample (share)\n")
     print(pd.DataFrame(shares).to_markdown(stralign="right"))
 
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores, {cpu_model()}, {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-            "pillow": PIL.__version__,
-        },
+    figures = {
         "pictures": arguments.pictures,
         "batch_size": BATCH_SIZE,
         "kilobytes_per_picture": kilobytes,
         "samples_per_second": speeds,
         "milliseconds_per_sample": stages,
     }
-    with replacing(arguments.output) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(arguments.output, figures, np, cv2, PIL)
 
 
 if __name__ == "__main__":

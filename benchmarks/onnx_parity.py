@@ -9,8 +9,6 @@ which are not those that it was traced with. Prints a table as Markdown and writ
 """
 
 import argparse
-import datetime
-import json
 import string
 import tempfile
 from pathlib import Path
@@ -22,13 +20,12 @@ import onnxruntime
 import onnxscript
 import pandas as pd
 import torch
+from measuring import RESULTS, write_report
 from peft import get_peft_model
 from transformers import CLIPConfig
 
 import zegclip
-from picture_world import ROOT, describe_machine
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.files import replacing
 from zegclip.loading import load_model, load_processor
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
 from zegclip.onnx_export import TEXT_FILE, VISION_FILE, TextGraph, VisionGraph, export_onnx
@@ -109,7 +106,7 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description="Compare ONNX files with PyTorch.")
     parser.add_argument("--real_size", action="store_true", help="also ViT-B/16 at 512x512")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "onnx_parity.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "onnx_parity.json")
     arguments = parser.parse_args()
     processor = load_processor(zegclip.DEFAULT_MODEL)
     rows: list[dict[str, Any]] = []
@@ -122,11 +119,7 @@ def main() -> None:
         for method in METHODS:
             found = measure(build(method, processor, real_size=True), processor, [(512, 512), (512, 680)])
             rows += [{"model": f"{method}, ViT-B/16", **row} for row in found]
-    machine = describe_machine()
-    machine["versions"] |= {module.__name__: module.__version__ for module in (onnx, onnxruntime, onnxscript)}
-    report = {"date": f"{datetime.date.today()}", **machine, "dtype": "float32", "rows": rows}
-    with replacing(arguments.output) as part:
-        part.write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
+    write_report(arguments.output, {"dtype": "float32", "rows": rows}, onnx, onnxruntime, onnxscript)
     table = pd.DataFrame(rows)
     for name in ("class_embeds", "logits"):
         table[name] = table[name].map("{:.1e}".format)

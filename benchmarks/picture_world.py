@@ -9,20 +9,14 @@ JSON with hardware, date and versions.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import peft
-import torch
-import transformers
+from measuring import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rows of eval.py's results: the free protocol shows the whole scene to a CLIP that was made for half of it.
@@ -47,15 +41,6 @@ def check_settings(folder: Path, settings: dict[str, str]) -> None:
         path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     elif json.loads(path.read_text(encoding="utf-8")) != settings:
         sys.exit(f"{folder} holds a run with another configuration or model: remove it, or choose another --output.")
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return what figures depend on beside the code of this repository."""
-    return {
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
-    }
 
 
 def figures(
@@ -110,14 +95,12 @@ def main() -> None:
             rows[BASELINE] = mean_and_deviation([runs[0][BASELINE]])
         rows[config.stem] = mean_and_deviation([seed_figures[MODEL] for seed_figures in runs])
     report = {
-        "date": datetime.date.today().isoformat(),
-        **describe_machine(),
         "eval_split": arguments.eval_split,
         "num_pictures": arguments.num_pictures,
         "figures": record,
     }
     path = arguments.output / f"{arguments.eval_split}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(path, report)
     print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
 
 

@@ -1,0 +1,141 @@
+"""
+How many pictures a second the work of whole commands does, and which share of the time the model has.
+
+    python benchmarks/end_to_end.py
+
+Folder segmentation (what `zegclip segment` runs: read, segment, write overlay, mask and JSON) and evaluation (what
+`eval.py` runs: read picture and mask, segment, count classes), of JPEG pictures of VOC's size, with the embedded model
+and with ViT-B/16 with random weights, in windows as the papers do. The share of the model is the time inside its
+forward pass; what is done after it to find the best name of each pixel counts as the rest. Starting up, loading and
+encoding the names, which are done once however many pictures there are, are in start_up.py and inference.py.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Image as ImageFeature
+from input_pipeline import draw_pictures
+from measuring import RESULTS, alternate, in_own_process, print_table, spread, times_text, write_report
+from real_size import build
+
+import zegclip
+from zegclip.evaluation import CountStore, Protocol, evaluate_pictures
+from zegclip.loading import load_model, load_processor
+from zegclip.pictures import EvaluationPictures
+from zegclip.processing.benchmarks_zegclip import benchmark_split
+from zegclip.processing.folders_zegclip import load_folder
+from zegclip.processing.pipeline_zegclip import TASK
+from zegclip.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
+
+PICTURE_SIZE = (375, 500)
+
+
+@contextmanager
+def model_time(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Collect the seconds of each forward pass inside."""
+    seconds: list[float] = []
+    started: list[float] = []
+
+    def begin(*_: Any) -> None:
+        started.append(time.perf_counter())
+
+    def end(*_: Any) -> None:
+        seconds.append(time.perf_counter() - started.pop())
+
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def measure(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
+    """Run both commands' work with one model; a row of figures for each."""
+    processor = load_processor(zegclip.DEFAULT_MODEL)
+    if kind == "ViT-B/16":
+        model = build("ZegCLIP").eval()
+        processor = load_processor(zegclip.DEFAULT_MODEL, size={"shortest_edge": 512, "longest_edge": 2048})
+        processor.image_processor.window_size, processor.image_processor.window_stride = 512, 426
+    else:
+        model = load_model(zegclip.DEFAULT_MODEL)
+    split = benchmark_split("voc")
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        draw_pictures(folder / "data", count, *PICTURE_SIZE, objects=True)
+        data = load_folder(folder / "data")["train"]
+        for column in ("image", "mask"):
+            data = data.cast_column(column, ImageFeature(decode=False))
+        evaluated = EvaluationPictures(data, split, processor.image_processor)
+        segmenter = ClassMapPipeline(model=model, processor=processor, task=TASK, device="cpu")
+        with torch.inference_mode():
+            tokens = processor(text=list(split.names), return_tensors="pt")
+            embeds = model.get_class_embeds(**tokens, num_templates=len(processor.prompt_templates))
+        windows = processor.image_processor
+        protocol = Protocol(windows.window_size, windows.window_stride, 0.1)
+        passes: dict[str, list[list[float]]] = {"segment a folder": [], "evaluate": []}
+
+        def segment() -> None:
+            named = dict(name_results(find_pictures([folder / "data" / "images"])))
+            with model_time(model) as seconds:
+                segment_pictures(segmenter, named, list(split.names), folder / "out", "model", show_progress=False)
+            passes["segment a folder"].append(seconds)
+
+        def evaluate() -> None:
+            place = folder / f"counts{len(passes['evaluate'])}"
+            place.mkdir()
+            with model_time(model) as seconds:
+                evaluate_pictures(model, embeds, evaluated, {"papers": protocol}, CountStore(place, {}), batch_size=8)
+            passes["evaluate"].append(seconds)
+
+        times = alternate({"segment a folder": segment, "evaluate": evaluate}, repeats, title=kind)
+    rows = []
+    for command, seconds in times.items():
+        shares = [sum(inside) / whole for inside, whole in zip(passes[command][1:], seconds, strict=True)]
+        row = {"model": kind, "command": command, **spread(seconds)}
+        rows.append(
+            row
+            | {
+                "pictures": count,
+                "pictures_per_s": count / (row["median_ms"] / 1000),
+                "share_of_model": sorted(shares)[len(shares) // 2],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse the command line, measure, print the table and save it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", nargs=2, type=int, default=[60, 4], help="for the embedded model, for ViT-B/16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS / "end_to_end.json")
+    arguments = parser.parse_args()
+
+    rows = []
+    for kind, count in zip(("embedded model", "ViT-B/16"), arguments.pictures, strict=True):
+        rows += in_own_process(measure, kind, count, arguments.repeats)
+    print_table(
+        [
+            {
+                "model": row["model"],
+                "command": row["command"],
+                "pictures": str(row["pictures"]),
+                "ms, median (lowest to highest)": times_text(row),
+                "pictures/s": f"{row['pictures_per_s']:.2f}",
+                "share of the model": f"{row['share_of_model']:.0%}",
+            }
+            for row in rows
+        ]
+    )
+    write_report(arguments.output, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

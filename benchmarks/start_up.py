@@ -1,0 +1,90 @@
+"""
+How long it takes from nothing to the first mask, and what a loaded pipeline holds at rest.
+
+    python benchmarks/start_up.py
+
+Each step is a process of its own; they take turns, so files come from the operating system's memory for all of them.
+`zegclip segment` segments one picture with the embedded model into three names.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measuring import RESULTS, alternate, print_table, spread, times_text, write_report
+from PIL import Image
+
+IMPORTS = {
+    "python alone": "pass",
+    "import torch": "import torch",
+    "import transformers": "import transformers",
+    "transformers' own CLIPModel and pipeline": "from transformers import CLIPModel, pipeline",
+    "import zegclip": "import zegclip",
+    "import zegclip, and a class of it": "from zegclip import ZegClipForSemanticSegmentation",
+    "the default pipeline": "import zegclip\nfrom transformers import pipeline\n"
+    "segmenter = pipeline('zero-shot-image-segmentation', model=zegclip.DEFAULT_MODEL)",
+}
+
+
+def python(code: str) -> list[str]:
+    """Return the command for a program."""
+    return [sys.executable, "-c", code]
+
+
+def at_rest(code: str) -> float:
+    """MB that a process holds after a program."""
+    words = python(f"{code}\nprint('ready', flush=True)\nimport sys; sys.stdin.read()")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline().strip() != "ready":
+            if process.poll() is not None:
+                raise RuntimeError(f"{code!r} has ended with status {process.returncode}.")
+        held = psutil.Process(process.pid).memory_info().rss / 1e6
+        process.communicate("")
+    return held
+
+
+def main() -> None:
+    """Parse the command line, measure, print the table and save it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=RESULTS / "start_up.json")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        Image.effect_noise((640, 480), 60).convert("RGB").save(folder / "picture.png")
+        segment = ["-m", "zegclip", "segment", str(folder / "picture.png"), "--labels", "house, boat, sky"]
+        commands = {name: python(code) for name, code in IMPORTS.items()}
+        commands["zegclip --help"] = [sys.executable, "-m", "zegclip", "--help"]
+        commands["zegclip segment"] = [sys.executable, *segment, "--overwrite", "--output", str(folder / "masks")]
+        steps: dict[str, Callable[[], Any]] = {
+            name: lambda words=words: subprocess.run(words, check=True, capture_output=True)  # type: ignore[misc]
+            for name, words in commands.items()
+        }
+        times = alternate(steps, arguments.repeats, title="start-up")
+    memory = {name: at_rest(code) for name, code in IMPORTS.items()}
+    rows = [
+        {"step": name, **spread(seconds)} | ({"at_rest_mb": memory[name]} if name in memory else {})
+        for name, seconds in times.items()
+    ]
+    print_table(
+        [
+            {
+                "step": row["step"],
+                "ms, median (lowest to highest)": times_text(row),
+                "memory at rest, MB": f"{row['at_rest_mb']:.0f}" if "at_rest_mb" in row else "",
+            }
+            for row in rows
+        ]
+    )
+    write_report(arguments.output, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
