@@ -11,6 +11,7 @@ encoding the names, which are done once however many pictures there are, are in 
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -58,13 +59,13 @@ def model_time(model: torch.nn.Module) -> Iterator[list[float]]:
 
 def measure(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
     """Run both commands' work with one model; a row of figures for each."""
-    processor = load_processor(zegclip.DEFAULT_MODEL)
     if kind == "ViT-B/16":
         model = build("ZegCLIP").eval()
-        processor = load_processor(zegclip.DEFAULT_MODEL, size={"shortest_edge": 512, "longest_edge": 2048})
-        processor.image_processor.window_size, processor.image_processor.window_stride = 512, 426
+        geometry = {"size": {"shortest_edge": 512, "longest_edge": 2048}, "window_size": 512, "window_stride": 426}
+        processor = load_processor(zegclip.DEFAULT_MODEL, **geometry)
     else:
         model = load_model(zegclip.DEFAULT_MODEL)
+        processor = load_processor(zegclip.DEFAULT_MODEL)
     split = benchmark_split("voc")
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -104,7 +105,7 @@ def measure(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
             | {
                 "pictures": count,
                 "pictures_per_s": count / (row["median_ms"] / 1000),
-                "share_of_model": sorted(shares)[len(shares) // 2],
+                "share_of_model": statistics.median(shares),
             }
         )
     return rows

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from measuring import (
+    COPIED_MB,
     RESULTS,
     alternate,
     count_flops,
@@ -112,7 +113,7 @@ def method_steps(arguments: argparse.Namespace) -> tuple[dict[Key, Callable[[], 
                 counted[name, count] = count_flops(model, one)
             flops[key] = counted[name, count] * int(batch or 1)
 
-    steps[COPY] = memory_copy(device)[0]
+    steps[COPY] = memory_copy(device)
     for dtype_name in arguments.dtypes:
         compiled = dtype_name.endswith("compiled")
         base = dtype_name.removesuffix("compiled").strip()
@@ -167,7 +168,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if dtype_name != "float32" and as_float in times:
             row["relative_to_float32"] = ratio(seconds, times[as_float])
         if key == COPY:
-            row["gb_per_s"] = memory_copy(device)[1] / 1e9 / (row["median_ms"] / 1000)
+            row["gb_per_s"] = 2 * COPIED_MB / row["median_ms"]
         rows.append(row)
     if arguments.peers:
         peer = clipseg(device, torch.float32)

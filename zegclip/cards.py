@@ -145,7 +145,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         OSError: If the card cannot be written.
     """
     folder = Path(folder)
-    content = render_card(_describe(Path(run or folder)), repo_id=repo_id)
+    content = render_card(_describe(Path(run or folder)), repo_id=repo_id)  # refuses what is no repo_id, in any case
     if run is not None:
         content = _given_card(Path(run), folder, repo_id) or content
         _write_json(folder / FACTS_NAME, {"shared": _digest(folder)})
