@@ -36,7 +36,7 @@ from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.reports import class_table, write_class_table
-from zegclip.runs import claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.runs import alone_in, claim_output_dir, describe_run, is_finished, stages_of
 from zegclip.trainer import ZegClipTrainer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
@@ -55,11 +55,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         raise ValueError(
             "resume_from_checkpoint is of one stage, but this run has two: leave it out, they resume anyway."
         )
-    for stage in earlier:
-        say(f"First the {stage[1].setting} stage, {stage[2].max_steps} steps, in {stage[2].output_dir}.")
-        run_stage(*stage, evaluate=False)
-        say(f"Now the {last[1].setting} stage, {last[2].max_steps} steps, in {last[2].output_dir}.")
-    metrics = run_stage(*last, evaluate=True)
+    with alone_in(last[2].output_dir):
+        for stage in earlier:
+            say(f"First the {stage[1].setting} stage, {stage[2].max_steps} steps, in {stage[2].output_dir}.")
+            run_stage(*stage, evaluate=False)
+            say(f"Now the {last[1].setting} stage, {last[2].max_steps} steps, in {last[2].output_dir}.")
+        metrics = run_stage(*last, evaluate=True)
     words = list(sys.argv[1:] if argv is None else argv)
     config = words[:1] if words and not words[0].startswith("-") else []
     folder = str(last[2].output_dir)

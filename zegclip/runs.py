@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -16,6 +19,8 @@ from zegclip.files import replacing
 from zegclip.trainer import ZegClipTrainingArguments
 
 RECORD_NAME = "run.json"
+LOCK_NAME = "training.lock"
+"""Locked while a training works in its output folder; the system unlocks it, however the training ends."""
 _TRAINING_FIELDS = (
     "adam_beta1",
     "adam_beta2",
@@ -82,8 +87,6 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
         ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
     path = folder / RECORD_NAME
     state = PartialState()
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -103,6 +106,31 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
         with replacing(path) as part:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     state.wait_for_everyone()  # From here on the folder is there for every process.
+
+
+@contextmanager
+def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep every other training out of an output folder, which is made if it is missing.
+
+    Raises:
+        ValueError: One sentence, if one is at work there.
+    """
+    if not PartialState().is_main_process:
+        yield
+        return
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK_NAME, timeout=0).acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"{folder}: another training is at work there; wait for it, or choose another one."
+        ) from error
+    with lock:
+        yield
 
 
 def _holds_weights(folder: Path) -> bool:
