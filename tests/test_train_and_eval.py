@@ -19,6 +19,7 @@ from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.data import load_data
 from zegclip.loading import load_processor
 from zegclip.picture_world.dataset import export_picture_world
+from zegclip.runs import alone_in
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -362,6 +363,47 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, caps
     printed = capsys.readouterr().out
     assert "skipped_samples.txt: 1; the first: " in printed
     assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
+
+
+def test_a_training_that_diverges_names_its_pictures(clip_folder, tmp_path, capsys):
+    export_picture_world(tmp_path / "folder" / "train", "train", 2)
+    export_picture_world(tmp_path / "folder" / "tuning", "tuning", 1)
+    words = ["--dataset", str(tmp_path / "folder"), "--unseen_classes", "cat", "--max_steps", "5", "--save_steps", "1"]
+    with pytest.raises(SystemExit) as leaving, complaints_of("train.py"):
+        train(clip_folder, tmp_path / "run", *words, "--learning_rate", "1e20", "--warmup_steps", "0")
+    assert leaving.value.code == 1
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    found = re.fullmatch(
+        r"train\.py: In step (\d) the loss of (.*) is not finite \(.*\)\. (.*) is the last .*", sentence
+    )
+    assert found, sentence
+    assert sorted(Path(name).name for name in found[2].split(", ")) == ["000000.png", "000001.png"]
+    assert found[3] == str(tmp_path / "run" / f"checkpoint-{int(found[1]) - 1}")
+    weights = load_file(Path(found[3]) / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_one_training_at_a_time_in_a_folder(clip_folder, tmp_path):
+    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match=r"run: another training is at work there"):
+        train(clip_folder, tmp_path / "run")
+    with alone_in(tmp_path / "run"):
+        assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_mixed_precision_goes_on_with_the_same_bits(clip_folder, tmp_path, capsys):
+    words = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "2", "--learning_rate", "0.01"]
+    words += ["--bf16", "true"]
+    train(clip_folder, tmp_path / "run", *words)
+    undisturbed = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    for name in ("checkpoint-4", "adapter_model.safetensors", "trainer_state.json"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(clip_folder, tmp_path / "run", *words)
+    assert f"Resuming from {tmp_path / 'run' / 'checkpoint-2'}" in capsys.readouterr().out
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == undisturbed
+    train(clip_folder, tmp_path / "float", *words[:-2])
+    assert (tmp_path / "float" / "adapter_model.safetensors").read_bytes() != undisturbed
 
 
 def test_a_wrong_field_is_one_sentence(tmp_path):

@@ -341,7 +341,7 @@ def complaints_of(script: str) -> Iterator[None]:
         if "to be installed" not in str(error):  # such as `report_to: wandb` without it
             raise
         _end(f"{script}: {str(error).splitlines()[0]}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]

@@ -66,11 +66,11 @@ class TrainingPictures(torch.utils.data.Dataset):
             key: `epoch * len + index`, from [`PictureSampler`].
 
         Returns:
-            `pixel_values` `(3, crop, crop)` float32 and `labels` `(crop, crop)` int64.
+            `pixel_values` `(3, crop, crop)` float32, `labels` `(crop, crop)` int64 and `row`, the picture's number.
         """
         epoch, index = divmod(key, len(self))
         rng = np.random.default_rng([self.seed, epoch, index])
-        image, ids = self._read(index, rng)
+        image, ids, row = self._read(index, rng)
         # The crop is chosen by all classes, as in the official pipeline; what training may see of them comes after.
         image, ids = self.augmentation(image, ids, rng)
         pixel_values, labels = to_tensors(
@@ -81,13 +81,17 @@ class TrainingPictures(torch.utils.data.Dataset):
             crop_size=self.augmentation.crop_size,
             ignore_index=self.split.ignore_index,
         )
-        return {"pixel_values": pixel_values, "labels": labels}
+        return {"pixel_values": pixel_values, "labels": labels, "row": torch.tensor(row)}
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def name(self, row: int) -> str:
+        """Return the path of a picture, or its number where it has none."""
+        return self.data[row]["image"]["path"] or f"picture {row}"
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
         for _ in range(_MOST_SKIPPED_IN_A_ROW):
             try:
                 image, ids = read_sample(self.data[index], self.split, index)
-                return np.asarray(image), ids
+                return np.asarray(image), ids, index
             except ValueError as error:
                 if self.skipped_file is None:
                     raise

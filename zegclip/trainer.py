@@ -238,8 +238,21 @@ class ZegClipTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Run the model on the names of the setting and remember each loss term for the log."""
+        """
+        Run the model on the names of the setting and remember each loss term for the log.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; it names the step, the pictures of the batch and the last
+                checkpoint.
+        """
+        rows = inputs.pop("row", None)
         outputs = model(**inputs, **self.train_names, pseudo_label_ids=self.pseudo_label_ids)
+        if not outputs.loss.isfinite():
+            terms = ", ".join(f"{name} {term.item():g}" for name, term in outputs.loss_dict.items())
+            pictures = ""
+            if rows is not None:
+                pictures = f" of {', '.join(self.train_dataset.name(row) for row in rows.tolist())}"
+            raise self._breakdown(f"In step {self.state.global_step + 1} the loss{pictures} is not finite ({terms})")
         for name, term in outputs.loss_dict.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0) + term.detach()
         self._loss_steps += 1
@@ -340,6 +353,26 @@ class ZegClipTrainer(Trainer):
             path = Path(self.args.output_dir) / "samples" / f"step_{self.state.global_step:06d}.png"
             with replacing(path) as part:
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
+
+    def _breakdown(self, what: str) -> FloatingPointError:
+        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        return FloatingPointError(
+            f"{what}. "
+            + (f"{last} is the last good checkpoint" if last else "There is no checkpoint yet")
+            + "; the same settings would come to the same end, so try a lower learning_rate or another precision."
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save as the parent.
+
+        Raises:
+            FloatingPointError: If a trained weight is not finite, so that every checkpoint is good to go on from.
+        """
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise self._breakdown(f"After step {self.state.global_step} not all weights are finite ({name})")
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as the parent, but without the empty form that PEFT leaves where there is no card."""

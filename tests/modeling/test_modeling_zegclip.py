@@ -293,6 +293,23 @@ def test_cross_entropy_is_of_upsampled_logits_at_labelled_pixels(model, ignored_
     torch.testing.assert_close(output.loss_dict["loss_cross_entropy"], expected)
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 65504.0), (torch.bfloat16, 1e6)])
+@pytest.mark.parametrize("labels", ["mixed", "all ignored", "one class"])
+def test_losses_of_logits_at_the_end_of_half_precision(model, dtype, largest, labels):
+    for term in ("focal", "dice", "ssim", "cross_entropy"):
+        setattr(model.config, f"{term}_weight", 1.0)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (2, 3, 4, 4), generator=generator) * 2 - 1
+    logits = (signs * largest).to(dtype).requires_grad_()
+    ids = {"mixed": torch.randint(3, (2, 16, 16), generator=generator), "all ignored": torch.full((2, 16, 16), 255),
+           "one class": torch.ones(2, 16, 16, dtype=torch.long)}[labels]  # fmt: skip
+    with torch.autocast("cpu", dtype=dtype):
+        terms = model.compute_loss(logits, ids)
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.isfinite() for term in terms.values()), terms
+    assert logits.grad.isfinite().all()
+
+
 def test_save_and_load_identity(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()

@@ -44,7 +44,7 @@ class Samples(torch.utils.data.Dataset):
 
 @pytest.fixture
 def make_trainer(model, processor, tmp_path):
-    def make(train=None, evaluation=None, prompts=None, names=None, **arguments):
+    def make(train=None, evaluation=None, prompts=None, names=None, setting="inductive", **arguments):
         torch.manual_seed(1)
         defaults = {
             "output_dir": str(tmp_path / "run"),
@@ -69,6 +69,7 @@ def make_trainer(model, processor, tmp_path):
             processing_class=processor,
             names=names or {"class_embeds": embeds},
             split=SPLIT,
+            setting=setting,
         )
 
     return make
@@ -173,6 +174,61 @@ def test_gradient_accumulation_does_not_scale_the_loss(make_trainer, model):
     assert logged[0] == pytest.approx(logged[1], rel=1e-5)
     for name, step in steps[0].items():
         torch.testing.assert_close(steps[1][name], step, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def odd_batches():
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ignored, one, unseen = torch.full((32, 32), 255), torch.full((32, 32), 1), torch.full((32, 32), -1)
+    return {
+        "all ignored": [{"pixel_values": picture, "labels": ignored} for picture in pictures],
+        "one class": [{"pixel_values": picture, "labels": one} for picture in pictures],
+        "one pixel": [{"pixel_values": picture, "labels": ignored.clone().index_fill_(0, torch.tensor(3), 0)}
+                      for picture in pictures],
+        "no seen class": [{"pixel_values": picture, "labels": unseen} for picture in pictures],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [{}, {"ssim_weight": 1.0, "dice_weight": 0.0, "cross_entropy_weight": 1.0}])
+@pytest.mark.parametrize("kind", list(odd_batches()))
+def test_batches_with_hardly_anything_to_learn(make_trainer, model, kind, weights):
+    for name, value in weights.items():
+        setattr(model.config, name, value)
+    setting = "transductive" if kind == "no seen class" else "inductive"
+    trainer = make_trainer(train=odd_batches()[kind], setting=setting)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_a_loss_that_is_no_number_stops_the_training(make_trainer, tmp_path):
+    train = samples(8)
+    for number, sample in enumerate(train):
+        sample["row"] = torch.tensor(number)
+        if number >= 4:
+            sample["pixel_values"] = torch.full_like(sample["pixel_values"], float("nan"))
+    trainer = make_trainer(train=train, max_steps=4, save_strategy="steps", save_steps=1,
+                           train_sampling_strategy="sequential")  # fmt: skip
+    trainer.train_dataset.name = lambda row: f"{row}.png"
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    message = str(error.value)
+    assert message.startswith("In step 3 the loss of 4.png, 5.png is not finite (loss_focal nan, loss_dice nan). ")
+    assert f"{tmp_path / 'run' / 'checkpoint-2'} is the last good checkpoint" in message
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(make_trainer, tmp_path):
+    """A finite loss may have a gradient that is not, and the weights are saved before the next loss tells."""
+    trainer = make_trainer(save_strategy="steps", save_steps=1)
+    steps = iter(range(3))
+    for name, parameter in trainer.model.named_parameters():
+        if name.endswith("query_proj.bias") and parameter.requires_grad:
+            parameter.register_hook(lambda gradient: gradient * (float("nan") if next(steps) else 1.0))
+    with pytest.raises(FloatingPointError, match="After step 2 not all weights are finite") as error:
+        trainer.train()
+    assert f"{tmp_path / 'run' / 'checkpoint-1'} is the last good checkpoint" in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-1"]
 
 
 def test_evaluation_counts_pictures_of_any_size(make_trainer):
