@@ -113,6 +113,8 @@ def run_stage(
         setting=setting,
     )
     checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(str(output_dir))
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise ValueError(f"{checkpoint}: there is no such checkpoint folder.")
     if not finished and checkpoint is not None and is_finished(checkpoint):
         # It ended between its last step and its end; the Trainer would add a step.
         finished = checkpoint

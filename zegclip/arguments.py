@@ -283,7 +283,7 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
     if not path.is_file():
         raise ValueError(f"{path}: there is no such configuration file.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (it is a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict):

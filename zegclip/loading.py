@@ -1,6 +1,7 @@
 """Finding and loading models and processors, with errors that say what is wrong."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,8 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
         # All that transformers would say about missing and mismatched weights becomes an error below.
         with _quiet():
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_not_plain(name)) from error
     except (SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
         raise ValueError(f"{name}: this model cannot be loaded: {reason}") from error
@@ -91,6 +94,11 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
             + (f" and {len(missing) - 1} other parts." if len(missing) > 1 else ".")
         )
     return loaded.eval()
+
+
+def _not_plain(place: str | os.PathLike) -> str:
+    # PyTorch's own message advises to load it unsafely.
+    return f"{place}: these weights are a pickle of more than plain tensors, so they were not loaded."
 
 
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
@@ -169,6 +177,8 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
             raise ValueError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
         stored = PeftConfig.from_pretrained(str(adapter))
         weights = load_peft_weights(str(adapter), device="cpu")
+    except pickle.UnpicklingError as error:
+        raise ValueError(_not_plain(adapter)) from error
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{adapter}: no adapter can be loaded from there: {reason}") from error
