@@ -210,8 +210,10 @@ def evaluate_pictures(
         print(f"{title}: {len(done)} of {len(pictures)} pictures were evaluated before, in {store.folder}.")
     left = [index for index in range(len(pictures)) if index not in done]
     mine = left[state.process_index :: state.num_processes]
-    loader = DataLoader(Subset(pictures, mine), batch_size=None, num_workers=num_workers)
     device = class_embeds.device
+    loader = DataLoader(
+        Subset(pictures, mine), batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda"
+    )
     colours = make_colours(len(split.names))
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
@@ -222,7 +224,7 @@ def evaluate_pictures(
         disable=not mine or not state.is_local_main_process,
     )
     for index, sample in progress:
-        labels = sample["labels"].to(device)
+        labels = sample["labels"].to(device, non_blocking=True)
         if not labels.numel():  # It could not be read, and may be mended until the next time.
             continue
         counts = {}
@@ -230,7 +232,7 @@ def evaluate_pictures(
             with context:
                 predicted = predict_map(
                     model,
-                    sample["pixel_values"].to(device),
+                    sample["pixel_values"].to(device, non_blocking=True),
                     class_embeds,
                     protocol,
                     labels.shape,
