@@ -1,0 +1,205 @@
+"""
+Whether memory and speed stay as they are over thousands of pictures of mixed sizes.
+
+    python benchmarks/load.py
+
+The embedded model, in processes of their own: the pipeline in one thread; the pipeline shared by several threads, of
+which the masks should be the same; and the command `zegclip segment` on a folder. It prints percentiles of the time
+for a picture, how the last fifth of the pictures compares with the first, and how memory grows after the first half,
+and draws memory over pictures.
+"""
+
+import argparse
+import hashlib
+import itertools
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from matplotlib.figure import Figure
+from measuring import RESULTS, in_own_process, print_table, write_report
+from PIL import Image
+from tqdm import tqdm
+from transformers import pipeline
+
+import zegclip
+from zegclip.files import replacing
+from zegclip.picture_world.drawing import draw_scene
+from zegclip.processing.pipeline_zegclip import TASK
+
+NAMES = ["house", "boat", "umbrella", "grass", "sky", "night"]
+SIDES = (32, 1000)  # Of the pictures, each side drawn evenly on a logarithmic scale.
+SCENES = 40
+SAMPLE_EVERY = 10
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "load.png"
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Write pictures of mixed sizes and formats, by name in the order of their making."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(number, "test", size=192).image for number in range(SCENES)]
+    for number in tqdm(range(count), desc="drawing", unit="picture"):
+        width, height = np.exp(rng.uniform(*np.log(SIDES), 2)).astype(int).tolist()
+        picture = scenes[number % SCENES].resize((width, height), Image.Resampling.BILINEAR)
+        picture.save(folder / f"{number:06d}.{('jpg', 'png', 'webp')[number % 3]}")
+
+
+class Memory:
+    """What a process holds, in MB, by the number of pictures that are done."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+        self.samples: list[tuple[int, float]] = []
+
+    def sample(self, done: int) -> None:
+        """Remember what the process holds now."""
+        self.samples.append((done, self.process.memory_info().rss / 1e6))
+
+
+def digest(result: list[dict[str, Any]]) -> str:
+    """Return a hash of all masks of one picture."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for row in result:
+        hashed.update(row["mask"].tobytes())
+    return hashed.hexdigest()
+
+
+def run_pipeline(folder: Path, threads: int) -> dict[str, Any]:
+    """Segment all pictures with one pipeline in some threads; seconds of each, memory, and a hash of each result."""
+    paths = sorted(map(str, folder.iterdir()))
+    segmenter = pipeline(TASK, model=str(zegclip.DEFAULT_MODEL))
+    segmenter(paths[0], candidate_labels=NAMES)
+    memory, done = Memory(), itertools.count(1)
+    seconds = [0.0] * len(paths)
+    digests = [""] * len(paths)
+    lock = threading.Lock()
+
+    def segment(number: int) -> None:
+        start = time.perf_counter()
+        result = segmenter(paths[number], candidate_labels=NAMES)
+        seconds[number] = time.perf_counter() - start
+        digests[number] = digest(result)
+        with lock:
+            finished = next(done)
+            if finished % SAMPLE_EVERY == 0:
+                memory.sample(finished)
+
+    start = time.perf_counter()
+    if threads == 1:
+        for number in tqdm(range(len(paths)), desc="pipeline", unit="picture"):
+            segment(number)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(tqdm(pool.map(segment, range(len(paths))), total=len(paths), desc="pipeline, threads"))
+    whole = time.perf_counter() - start
+    return {"seconds": seconds, "whole": whole, "memory": memory.samples, "digests": digests}
+
+
+def run_command(folder: Path, output: Path) -> dict[str, Any]:
+    """Run `zegclip segment` on all pictures; seconds between one result and the next, and memory meanwhile."""
+    words = ["-m", "zegclip", "segment", str(folder), "--labels", ", ".join(NAMES), "--output", str(output)]
+    memory = Memory()
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL) as process:
+        memory.process = psutil.Process(process.pid)
+        total = sum(1 for _ in folder.iterdir())
+        with tqdm(total=total, desc="zegclip segment", unit="picture") as progress:
+            while process.poll() is None:
+                done = sum(1 for _ in output.glob("*.json")) if output.is_dir() else 0
+                if done:
+                    memory.sample(done)
+                progress.update(done - progress.n)
+                time.sleep(1)
+    if process.returncode:
+        raise RuntimeError(f"zegclip segment has ended with status {process.returncode}.")
+    whole = time.perf_counter() - start
+    written = sorted(path.stat().st_mtime for path in output.glob("*.json"))
+    return {"seconds": np.diff(written).tolist(), "whole": whole, "memory": memory.samples[:-1]}
+
+
+def describe(name: str, result: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the figures of one way of segmenting."""
+    seconds = np.array(result["seconds"])
+    fifth = max(len(seconds) // 5, 1)
+    done, held = np.array(result["memory"]).T
+    late = done > count / 2
+    return {
+        "step": name,
+        "pictures": count,
+        "seconds": result["whole"],
+        "pictures_per_s": count / result["whole"],
+        **{f"p{share}_ms": float(np.percentile(seconds, share)) * 1000 for share in (50, 90, 99)},
+        "max_ms": float(seconds.max()) * 1000,
+        "last_fifth_to_first": float(np.median(seconds[-fifth:]) / np.median(seconds[:fifth])),
+        "memory_mb": {f"{share}%": float(np.interp(count * share / 100, done, held)) for share in (10, 50, 100)},
+        "mb_per_1000_pictures_after_half": float(np.polyfit(done[late], held[late], 1)[0] * 1000),
+        "memory_curve": [(int(number), round(float(size), 1)) for number, size in result["memory"]],
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw memory over pictures."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        axes.plot(*zip(*row["memory_curve"]), label=row["step"], linewidth=1)
+    axes.set(xlabel="pictures", ylabel="resident memory, MB", ylim=(0, None))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def main() -> None:
+    """Parse the command line, measure, print the table, draw the curve and save all as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=RESULTS / "load.json")
+    parser.add_argument("--figure", type=Path, default=FIGURE)
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text) / "pictures"
+        draw_pictures(folder, arguments.pictures)
+        alone = in_own_process(run_pipeline, folder, 1)
+        shared = in_own_process(run_pipeline, folder, arguments.threads)
+        command = run_command(folder, Path(text) / "output")
+    differing = sum(one != other for one, other in zip(alone["digests"], shared["digests"], strict=True))
+    rows = [
+        describe("pipeline", alone, arguments.pictures),
+        describe(f"pipeline, {arguments.threads} threads", shared, arguments.pictures),
+        describe("zegclip segment", command, arguments.pictures),
+    ]
+    print_table(
+        [
+            {
+                "": row["step"],
+                "pictures": f"{row['pictures']:,}",
+                "pictures/s": f"{row['pictures_per_s']:.1f}",
+                "ms: median, 90 %, 99 %, longest": ", ".join(
+                    f"{row[key]:,.0f}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms")
+                ),
+                "last fifth to first": f"{row['last_fifth_to_first']:.2f}",
+                "MB after 10 %, 50 %, 100 %": ", ".join(f"{held:.0f}" for held in row["memory_mb"].values()),
+                "MB more for 1,000 pictures, second half": f"{row['mb_per_1000_pictures_after_half']:+.1f}",
+            }
+            for row in rows
+        ]
+    )
+    print(f"\nPictures whose masks differ between one thread and {arguments.threads}: {differing}.")
+    plot(rows, arguments.figure)
+    write_report(arguments.output, {"rows": rows, "differing_between_threads": differing})
+
+
+if __name__ == "__main__":
+    main()
