@@ -40,7 +40,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
     """
-    name = name or _name(picture)
+    name = _on_one_line(name or _name(picture))
     image = _read_upright(picture, name, timeout)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
@@ -67,7 +67,7 @@ def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
     Raises:
         ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]) or holds colours.
     """
-    name = name or _name(mask)
+    name = _on_one_line(name or _name(mask))
     image = _read_upright(mask, name)
     if image.mode not in CLASS_ID_MODES:
         raise ValueError(
@@ -137,6 +137,11 @@ def _name(source: Source) -> str:
     if isinstance(source, (bytes, Image.Image)):
         return getattr(source, "filename", "") or "The picture"
     return str(source)
+
+
+def _on_one_line(name: str) -> str:
+    """Escapes what would break an error's line or steer a terminal: a file may be called anything."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 __all__ = ["load_class_ids", "load_rgb"]

@@ -114,6 +114,15 @@ def test_bad_files_raise_one_sentence_that_names_the_file(tmp_path, read, name, 
     assert str(tmp_path / name) in str(error.value)
 
 
+def test_a_name_with_line_breaks_stays_on_one_line(tmp_path):
+    name = "a\nb\x1b[2J\u2028é\udcff.png"
+    (tmp_path / name).write_bytes(b"")
+    for read in (load_rgb, load_class_ids):
+        with pytest.raises(ValueError, match="is empty") as error:
+            read(tmp_path / name)
+        assert str(error.value) == f"{tmp_path}/a\\nb\\x1b[2J\\u2028é\\udcff.png is empty (0 bytes)."
+
+
 def test_bytes_are_read_as_the_file_they_come_from(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
