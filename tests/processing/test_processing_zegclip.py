@@ -23,6 +23,7 @@ def test_check_labels_strips_and_keeps_the_order():
         (["cat", 3], "name 2 is not a string: 3"),
         (["cat", "  "], "name 2 is blank"),
         (["cat", "tree", " cat"], "'cat' comes twice"),
+        (["cat", "\udcff"], r"name 2 is not valid Unicode text: '\\udcff'"),
     ],
 )
 def test_check_labels_names_the_offender(labels, reason):
