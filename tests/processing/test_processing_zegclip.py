@@ -72,6 +72,15 @@ def test_padding_goes_to_the_longest_and_does_not_change_the_tokens(processor):
     )
 
 
+@pytest.mark.parametrize("name", ["<|endoftext|>", "cat<|endoftext|>b", "<|startoftext|>b"])
+def test_a_name_that_spells_a_special_token_is_text_as_any_other(processor, name):
+    """The end token would silently cut it short: the text tower answers with its state there."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(processor(text=[name])["input_ids"][0])
+    letters = "".join(token.removesuffix("</w>") for token in tokens if "<|" not in token)
+    assert letters == "aphotoofa" + "".join(letter for letter in name if letter.isalpha())
+    assert tokens.count("<|startoftext|>") == 1
+
+
 def test_a_name_too_long_is_an_error_that_names_it(processor):
     with pytest.raises(ValueError, match=r"'xxxx.* is too long.*at most 32"):
         processor(text=["cat", "x" * 40])
