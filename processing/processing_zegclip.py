@@ -121,7 +121,9 @@ class ZegClipProcessor(ProcessorMixin):
         limit = kwargs.get("max_length") or self.tokenizer.model_max_length
         # A name is text alone: with "<|endoftext|>" in it, the text tower would silently not see the rest.
         kwargs["split_special_tokens"] = True
-        for index, token_ids in enumerate(self.tokenizer(prompts, split_special_tokens=True)["input_ids"]):
+        for index, token_ids in enumerate(
+            self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
+        ):
             # Cutting a name short would silently look for another class.
             if len(token_ids) > limit:
                 name = names[index // len(self.prompt_templates)]
