@@ -472,6 +472,7 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
     [
         ("classes.txt", "wall\n floor \r\ntree\n\n", (["wall", "floor", "tree"], [0, 1, 2])),
         ("classes.txt", "\ufeffmur\nsol étage", (["mur", "sol étage"], [0, 1])),
+        ("classes.txt", "mur\u2028haut\nsol\x0c\nciel", (["mur\u2028haut", "sol", "ciel"], [0, 1, 2])),
         ("id2label.json", '{"7": "tree", "0": "wall", "12": "floor"}', (["wall", "tree", "floor"], [0, 7, 12])),
     ],
 )
