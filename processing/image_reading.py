@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -93,7 +95,8 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
     else:
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
-        return ImageOps.exif_transpose(image)
+        with _about_pixels_alone():
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
 
@@ -105,9 +108,7 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
     if (len(file) if isinstance(file, bytes) else os.path.getsize(file)) == 0:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
-        with warnings.catch_warnings():
-            # PIL only warns between one and two times its limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _about_pixels_alone():
             return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
@@ -118,6 +119,16 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
         raise ValueError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+@contextmanager
+def _about_pixels_alone() -> Iterator[None]:
+    """Ignores PIL's warnings, such as of damaged EXIF data, but for those of too many pixels, which become errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # PIL only warns between one and two times its limit.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -1,4 +1,5 @@
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -75,6 +76,13 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     expected = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
     assert upright.tobytes() == expected.tobytes()
     assert load_rgb(upright).tobytes() == upright.tobytes()  # and only once
+
+
+def test_damaged_exif_data_do_not_matter(tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "odd.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(load_rgb(tmp_path / "odd.png"), NOISE)
 
 
 def test_a_single_pixel(tmp_path):
