@@ -1,7 +1,7 @@
 """Finding and loading models and processors, with errors that say what is wrong."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.utils import (
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.finite_weights_zegclip import find_not_finite
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_folder, read_json_object
 from zegclip.modeling.tuner_zegclip import head_fields
@@ -70,7 +71,7 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
 
     Raises:
         ValueError: One sentence, for a path without a model, a broken or contradictory one, or weights that lack
-            something, such as those of a plain CLIP, or if the Hub cannot be reached.
+            something, such as those of a plain CLIP, or are no numbers, or if the Hub cannot be reached.
     """
     name = check_model_path(model)
     with _loading(name):
@@ -84,6 +85,7 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
             f"{name}: this is no trained segmentation model; it has no weights for {missing[0]}"
             + (f" and {len(missing) - 1} other parts." if len(missing) > 1 else ".")
         )
+    _check_weights(name, loaded, info, other_head=hasattr(loaded, "peft_config"))
     return loaded.eval()
 
 
@@ -112,6 +114,18 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
                 lines[0] if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {lines[0]}"
             )
         raise ValueError(f"{place}: this {what} cannot be loaded: {reason}") from error
+
+
+def _check_weights(
+    name: str, loaded: ZegClipForSemanticSegmentation, info: Mapping[str, Any], *, other_head: bool
+) -> None:
+    """Refuse weights that are no numbers, and a configuration that leaves out layers, the decode head's but for one."""
+    for key in sorted(info["unexpected_keys"]):  # Others that nothing reads do no harm.
+        if ".layers." in key and not (other_head and key.startswith("decode_head.")):
+            raise ValueError(f"{name}: its weights have {key}, for which its configuration has no layer.")
+    broken = find_not_finite(loaded.state_dict().items())
+    if broken is not None:
+        raise ValueError(f"{name}: this model's weights are broken: {broken} holds NaN or infinite values.")
 
 
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
@@ -151,6 +165,7 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     missing = sorted(name for name in info["missing_keys"] if name.startswith("clip."))
     if missing:
         raise ValueError(f"{model}: this is no whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")
+    _check_weights(name, loaded, info, other_head=True)
     return loaded
 
 
@@ -221,6 +236,9 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
                 f"{adapter}: this adapter does not fit: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the model."
             )
+    broken = find_not_finite(weights.items())
+    if broken is not None:
+        raise ValueError(f"{adapter}: this adapter's weights are broken: {broken} holds NaN or infinite values.")
     set_peft_model_state_dict(model, weights)
 
 

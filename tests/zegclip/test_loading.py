@@ -76,10 +76,32 @@ def cut(name, length):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])
 
 
+def edit_weights(name, value):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def drop_a_layer(folder):
+    described = json.loads((folder / "config.json").read_text())
+    described["clip_config"]["text_config"]["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(described))
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
         (cut("model.safetensors", 5000), "cannot be loaded"),
+        (edit_weights("clip.logit_scale", float("nan")), r"broken: clip\.logit_scale holds NaN or infinite values"),
+        (edit_weights("decode_head.query_proj.weight", float("-inf")), r"decode_head\.query_proj\.weight holds NaN"),
+        (
+            drop_a_layer,
+            r"weights have clip\.text_model\.encoder\.layers\.1\..*, for which its configuration has no la",
+        ),
+        (edit_config(num_decoder_layers=2), r"weights have decode_head\.layers\.1\.fc1\.bias, for which"),
         (edit_config(clip_config=3), "cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: this JSON file holds no object"),
         (
@@ -114,7 +136,9 @@ def test_broken_models_raise_one_sentence_that_names_the_folder(model_folder, ed
     ("edit", "reason"),
     [
         (cut("model.safetensors", 5000), "cannot be loaded"),
+        (edit_weights("clip.logit_scale", float("inf")), r"clip\.logit_scale holds NaN or infinite values"),
         (edit_config(clip_config=3), "cannot be loaded"),
+        (drop_a_layer, "for which its configuration has no layer"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
     ],
 )
@@ -146,6 +170,17 @@ def test_broken_descriptions_of_adapters(model, model_folder, content, reason):
         with pytest.raises(ValueError, match=reason) as error:
             load(model_folder)
         assert str(model_folder) in str(error.value)
+
+
+def test_an_adapter_that_is_not_finite(model, model_folder):
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+    with torch.no_grad():
+        tuned.base_model.model.clip.vision_model.encoder.deep_prompt_tokens["default"][0, 0, 0] = float("nan")
+    tuned.save_pretrained(model_folder)
+    with pytest.raises(ValueError, match=r"this model's weights are broken: .*deep_prompt_tokens.* holds NaN"):
+        load_model(model_folder)
+    with pytest.raises(ValueError, match=r"this adapter's weights are broken: .*deep_prompt_tokens.* holds NaN"):
+        load_adapter_into(tuned, model_folder)
 
 
 def test_a_plain_clip_is_refused(model, processor, tmp_path):
