@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import load_image
 
 # Modes that hold one number per pixel, which a label map may therefore be stored in.
@@ -96,9 +96,18 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
         with _about_pixels_alone():
-            return ImageOps.exif_transpose(image)
+            image.load()
+            return ImageOps.exif_transpose(image) if _has_orientation(image) else image
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
+
+
+def _has_orientation(image: Image.Image) -> bool:
+    """EXIF data that nobody can read have none; the pixels are whole."""
+    try:
+        return ExifTags.Base.Orientation in image.getexif()
+    except Exception:
+        return False
 
 
 def _open(file: str | Path | bytes, name: str) -> Image.Image:

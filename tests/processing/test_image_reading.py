@@ -78,8 +78,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert load_rgb(upright).tobytes() == upright.tobytes()  # and only once
 
 
-def test_damaged_exif_data_do_not_matter(tmp_path):
-    Image.fromarray(NOISE).save(tmp_path / "odd.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05")
+@pytest.mark.parametrize("content", [b"MM\0*\0\0\0\x08\0\x05", b"MM\0*\0\0", b"?"])
+def test_damaged_exif_data_do_not_matter(tmp_path, content):
+    Image.fromarray(NOISE).save(tmp_path / "odd.png", exif=b"Exif\0\0" + content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(load_rgb(tmp_path / "odd.png"), NOISE)
