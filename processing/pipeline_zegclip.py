@@ -75,7 +75,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             For several pictures, a list of such lists; for a generator, an iterator over them.
 
         Raises:
-            ValueError: If labels, picture or window geometry are not valid; one sentence that names what is wrong.
+            ValueError: If labels, picture or window geometry are not valid, or the model gives no numbers; one sentence
+                that names what is wrong.
         """
         if candidate_labels is None:
             candidate_labels = self._postprocess_params.get("candidate_labels")
@@ -162,6 +163,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             batch_size=window_batch_size,
         )
         ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
+        if scores.isnan().any():  # No comparison with one holds, so that the first label would win.
+            raise ValueError(
+                "The model's scores are no numbers: its weights are broken, or too large for this precision."
+            )
         return {"ids": ids, "scores": scores}
 
     def postprocess(

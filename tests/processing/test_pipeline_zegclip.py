@@ -190,6 +190,13 @@ def test_half_precision(model, processor, dtype):
     assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
 
 
+def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
+    with torch.no_grad():
+        model.clip.visual_projection.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="scores are no numbers"):
+        pipe(noise(), candidate_labels=LABELS)
+
+
 def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
     model.train()
     pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
