@@ -197,6 +197,13 @@ def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
         pipe(noise(), candidate_labels=LABELS)
 
 
+def test_a_tokenizer_of_another_model(pipe, tokenizer):
+    tokenizer.add_tokens(["zebra"])
+    pipe.processor.tokenizer = tokenizer
+    with pytest.raises(ValueError, match="not the model's: it gives the token 82, but the text tower knows 82 tokens"):
+        pipe(noise(), candidate_labels=["cat", "zebra"])
+
+
 def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
     model.train()
     pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
