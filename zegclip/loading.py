@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -32,6 +33,7 @@ from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_fo
 from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
+from zegclip.processing.sliding_window_zegclip import window_boxes
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 # What decides where an adapter's prompts stand, and so what its tensors mean.
@@ -101,7 +103,7 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
         raise ValueError(f"{place}:{where} {reason}") from error
     except Exception as error:  # A description that lies can make them raise anything.
         lines = str(error).strip().splitlines() or [""]
-        if type(error) is ValueError and place in lines[0]:  # one of ours
+        if type(error) is ValueError and lines[0].startswith(place):  # one of ours
             raise
         if isinstance(error, RuntimeError) and "mismatched" in str(error):
             raise ValueError(
@@ -119,7 +121,7 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
 def _check_weights(
     name: str, loaded: ZegClipForSemanticSegmentation, info: Mapping[str, Any], *, other_head: bool
 ) -> None:
-    """Refuse weights that are no numbers, and a configuration that leaves out layers, the decode head's but for one."""
+    """Refuse weights that are no numbers, and those of layers that the configuration leaves out."""
     for key in sorted(info["unexpected_keys"]):  # Others that nothing reads do no harm.
         if ".layers." in key and not (other_head and key.startswith("decode_head.")):
             raise ValueError(f"{name}: its weights have {key}, for which its configuration has no layer.")
@@ -265,10 +267,16 @@ def load_processor(
             raise ValueError(f"{name}: the model has no processor, and no tokenizer to make one with.") from error
         # A plain CLIP's own picture settings (CLIP's statistics, a square crop) are not ZegCLIP's.
         processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
+    image_processor = processor.image_processor
+    with _loading(name, "processor"):
+        # Whether its settings make sense shows with a picture and a text.
+        image_processor(Image.new("RGB", (1, 1)))
+        window_boxes(1, 1, image_processor.window_size, image_processor.window_stride)
+        processor.tokenizer(["a"], padding=True)
     if prompt_templates:
         processor.prompt_templates = prompt_templates
     for attribute, value in image_processor_kwargs.items():
-        setattr(processor.image_processor, attribute, value)
+        setattr(image_processor, attribute, value)
     return processor
 
 

@@ -72,6 +72,15 @@ def edit_config(**fields):
     return edit
 
 
+def edit_processor(**fields):
+    def edit(folder):
+        described = json.loads((folder / "processor_config.json").read_text())
+        described["image_processor"] |= fields
+        (folder / "processor_config.json").write_text(json.dumps(described))
+
+    return edit
+
+
 def cut(name, length):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])
 
@@ -114,6 +123,14 @@ def drop_a_layer(folder):
         ),
         (cut("processor_config.json", 300), r"processor_config\.json: this is not a valid JSON file"),
         (cut("tokenizer.json", 300), "this processor cannot be loaded"),
+        (edit_processor(window_size="wide"), "this processor cannot be loaded"),
+        (edit_processor(window_stride=33), "window_stride must lie between 1 and window_size"),
+        (edit_processor(image_mean=[0.5]), "this processor cannot be loaded"),
+        (
+            edit_processor(size={"shortest_edge": 10**6}),
+            "this processor cannot be loaded: A picture of 1x1 pixels would",
+        ),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "this processor cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (edit_config(num_decoder_layers="three"), "num_decoder_layers"),
