@@ -46,6 +46,8 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     image = _read_upright(picture, name, timeout)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
+    if image.mode == "P" and image.palette is None:
+        raise ValueError(f"{name} has numbers of colours, but lacks its palette.")
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")

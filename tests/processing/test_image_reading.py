@@ -16,9 +16,9 @@ def pixel(image):
     return image.getpixel((0, 0))
 
 
-def png_with_header(width, height):
+def png_with_header(width, height, kind=2):
     """A PNG that claims any size in its header and holds no pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 0) + b"IDAT"
 
@@ -130,6 +130,16 @@ def test_a_name_with_line_breaks_stays_on_one_line(tmp_path):
         with pytest.raises(ValueError, match="is empty") as error:
             read(tmp_path / name)
         assert str(error.value) == f"{tmp_path}/a\\nb\\x1b[2J\\u2028é\\udcff.png is empty (0 bytes)."
+
+
+def test_a_palette_picture_without_a_palette(tmp_path):
+    pixels = b"IDAT" + zlib.compress(b"\0\1\0\3")
+    end = struct.pack(">I", zlib.crc32(pixels)) + bytes(4) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    content = png_with_header(1, 2, kind=3)[:-8] + struct.pack(">I", len(pixels) - 4) + pixels + end
+    (tmp_path / "picture.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture\.png has numbers of colours, but lacks its palette"):
+        load_rgb(tmp_path / "picture.png")
+    np.testing.assert_array_equal(load_class_ids(tmp_path / "picture.png"), [[1], [3]])
 
 
 def test_bytes_are_read_as_the_file_they_come_from(tmp_path):
