@@ -42,7 +42,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
     """
-    name = _on_one_line(name or _name(picture))
+    name = on_one_line(name or _name(picture))
     image = _read_upright(picture, name, timeout)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
@@ -71,7 +71,7 @@ def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
     Raises:
         ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]) or holds colours.
     """
-    name = _on_one_line(name or _name(mask))
+    name = on_one_line(name or _name(mask))
     image = _read_upright(mask, name)
     if image.mode not in CLASS_ID_MODES:
         raise ValueError(
@@ -161,9 +161,9 @@ def _name(source: Source) -> str:
     return str(source)
 
 
-def _on_one_line(name: str) -> str:
+def on_one_line(name: str) -> str:
     """Escapes what would break an error's line or steer a terminal: a file may be called anything."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
-__all__ = ["load_class_ids", "load_rgb"]
+__all__ = ["load_class_ids", "load_rgb", "on_one_line"]
