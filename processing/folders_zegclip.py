@@ -342,15 +342,18 @@ def find_names_file(place: str) -> str | None:
 
 def _parse_id2label(path: str, text: str) -> dict[int, str]:
     try:
-        content = json.loads(text)
+        # Objects as pairs: of two equal keys, a dictionary would keep the second.
+        content = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: this file is not JSON.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, tuple):
         raise ValueError(f'{path}: expected an object such as {{"0": "wall", "1": "floor"}}.')
-    names = {}
-    for key, name in content.items():
-        if not re.fullmatch("[0-9]+", key) or not isinstance(name, str):
+    names: dict[int, str] = {}
+    for key, name in content:
+        if not re.fullmatch("[0-9]{1,9}", key) or not isinstance(name, str):
             raise ValueError(f"{path}: {key!r}: {name!r} is not a mask value with a class name.")
+        if int(key) in names:
+            raise ValueError(f"{path}: the mask value {int(key)} has two names, {names[int(key)]!r} and {name!r}.")
         names[int(key)] = name
     return dict(sorted(names.items()))
 

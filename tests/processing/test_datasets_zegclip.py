@@ -531,6 +531,9 @@ def test_class_names_of_features():
         ("id2label.json", '["wall"]', "expected an object such as"),
         ("id2label.json", "{", "is not JSON"),
         ("id2label.json", "[" * 99_999, "is not JSON"),
+        ("id2label.json", '{"0": "wall", "0": "tree"}', "the mask value 0 has two names, 'wall' and 'tree'"),
+        ("id2label.json", '{"1": "wall", "01": "tree"}', "the mask value 1 has two names, 'wall' and 'tree'"),
+        ("id2label.json", f'{{"{"1" * 5000}": "wall"}}', "is not a mask value"),
     ],
 )
 def test_bad_class_files_are_refused(tmp_path, name, text, sentence):
