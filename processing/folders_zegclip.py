@@ -108,11 +108,8 @@ def read_class_names(source: str | os.PathLike | Features) -> tuple[list[str], l
     if found is None:
         raise ValueError(f"There are no class names in {os.fspath(source)}: neither {' nor '.join(NAMES_FILES)}.")
     path, text = found, read_text(found)
-    names = (
-        _parse_id2label(path, text)
-        if path.endswith(".json")
-        else dict(enumerate(text.rstrip().split("\n") if text.strip() else ()))
-    )
+    lines = text.rstrip().split("\n") if text.strip() else []
+    names = _parse_id2label(path, text) if path.endswith(".json") else dict(enumerate(lines))
     if not names:
         raise ValueError(f"{path}: there is no class name in it.")
     places: dict[str, int] = {}
