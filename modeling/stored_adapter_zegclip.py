@@ -74,7 +74,7 @@ class StoredAdapter:
             if os.path.isdir(beside):
                 base = beside
             elif is_missing_folder(base):
-                raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
+                raise ValueError(f"{path}: the base model of this adapter, {base!r}, is not there.")
         return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
 
 
