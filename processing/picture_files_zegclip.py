@@ -107,11 +107,14 @@ def check_files(splits: Mapping[str, Sequence[Pair]], demand: str) -> None:
 
 
 def make_data_set(splits: Mapping[str, Sequence[Pair]]) -> DatasetDict:
-    """Make a data set that holds paths only."""
+    """Make a data set that holds paths only; `ValueError` for one that is not UTF-8, as its tables are."""
     data = {}
     for name, pairs in name_splits(splits).items():
         columns = {"image": [image for image, _ in pairs], "mask": [mask for _, mask in pairs]}
-        data[name] = Dataset.from_dict(columns, features=FEATURES)
+        try:
+            data[name] = Dataset.from_dict(columns, features=FEATURES)
+        except UnicodeEncodeError as error:
+            raise ValueError(on_one_line(f"{error.object} has a name that is not UTF-8 text: rename it.")) from error
     return DatasetDict(data)
 
 

@@ -397,6 +397,13 @@ def test_odd_names_of_files_stay_on_one_line(tmp_path):
         load_folder(tmp_path)
 
 
+def test_names_that_are_no_text(tmp_path):
+    for folder, draw in (("images", draw_picture), ("masks", draw_mask)):
+        draw(tmp_path / folder / "\udcff.png")
+    with pytest.raises(ValueError, match=r"images/\\udcff\.png has a name that is not UTF-8 text"):
+        load_folder(tmp_path)
+
+
 def test_links_that_lead_nowhere_are_broken_pictures(tmp_path):
     draw_picture(tmp_path / "a.jpg")
     for name, target in {"a.jpg": "../a.jpg", "loop.jpg": "loop.jpg", "gone.jpg": "nowhere.jpg"}.items():
