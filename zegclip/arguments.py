@@ -326,6 +326,7 @@ def _convert_items(path: Path, name: str, items: list, wanted: Any) -> list:
 def _brief(value: Any) -> str:
     """Show a value, of which anchors in a few lines can make a long one."""
     shown = reprlib.Repr()
+    shown.maxlevel = 2
     shown.maxstring = shown.maxother = 80
     return shown.repr(value)
 

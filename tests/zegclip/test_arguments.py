@@ -61,6 +61,7 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("learning_rate: {a: 1}", r"own\.yaml: learning_rate must be text or a number, as it is \{'a': 1\}"),
         ("output_dir: !!binary aGk=", r"own\.yaml: output_dir must be text or a number"),
         ("descriptor: [[text]]", r"own\.yaml: descriptor must be a list of text or numbers, not \[\['text'\]\]"),
+        ("seed: [[[1]], [2]]", r"own\.yaml: seed must not be a list, as it is \[\[\[\.\.\.\]\], \[2\]\]\.$"),
         ("seed: &a [*a]", r"own\.yaml: seed must not be a list"),
         ("num_prompt_tokens: 2.5", "num_prompt_tokens.*invalid int value: '2.5'"),
         ("num_eval_pictures: many", "num_eval_pictures.*invalid int value: 'many'"),
