@@ -52,10 +52,7 @@ class StoredAdapter:
         file_name = find_adapter_config_file(str(path), **download)
         if file_name is None:
             return None
-        described = read_json_object(file_name)
-        for field, kind in FIELD_TYPES.items():
-            if not isinstance(described.get(field), (kind, type(None))):
-                raise ValueError(f"{file_name}: {field} must be {NAMES_OF_TYPES[kind]}, not {described[field]!r}.")
+        described = read_description(file_name)
         if base is not None:
             if is_missing_folder(base):
                 raise ValueError(f"{base}: there is no such model folder.")
@@ -90,6 +87,15 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def read_description(path: str | os.PathLike) -> dict[str, Any]:
+    """Read an adapter's description; `ValueError` with one sentence if it is broken."""
+    described = read_json_object(path)
+    for field, kind in FIELD_TYPES.items():
+        if not isinstance(described.get(field), (kind, type(None))):
+            raise ValueError(f"{os.fspath(path)}: {field} must be {NAMES_OF_TYPES[kind]}, not {described[field]!r}.")
+    return described
+
+
 def _has_weights(path: str | os.PathLike, **download: Any) -> bool:
     """Tell whether a folder or repository holds a model's own weights."""
     quietly = {"_raise_exceptions_for_missing_entries": False, **download}
@@ -103,4 +109,4 @@ def is_missing_folder(place: str | os.PathLike) -> bool:
     return not os.path.isdir(place) and (not may_be_hub_id or os.path.isdir(owner))
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder", "read_json_object"]
+__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder", "read_description", "read_json_object"]

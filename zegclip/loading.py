@@ -29,7 +29,12 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.finite_weights_zegclip import find_not_finite
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_folder, read_json_object
+from zegclip.modeling.stored_adapter_zegclip import (
+    StoredAdapter,
+    is_missing_folder,
+    read_description,
+    read_json_object,
+)
 from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
@@ -208,7 +213,7 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         described_in = find_adapter_config_file(str(adapter))
         if described_in is None:
             raise ValueError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
-        read_json_object(described_in)
+        read_description(described_in)
         stored = PeftConfig.from_pretrained(str(adapter))
         weights = load_peft_weights(str(adapter), device="cpu")
     config = model.active_peft_config
