@@ -179,7 +179,7 @@ def test_whole_pictures_are_segmented_as_a_viewer_shows_them(fuzz, segmented, tm
             np.testing.assert_allclose(pixels, upright(expected, orientation), atol=1)
         return True
 
-    fuzz.run("pictures, whole", whole_files(), check, many=250)
+    fuzz.run("pictures, whole", whole_files(), check, few=25, many=250)
 
 
 def test_broken_pictures_are_segmented_or_refused(fuzz, segmented, tmp_path):
