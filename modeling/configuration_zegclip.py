@@ -1,6 +1,7 @@
 """Configuration of ZegCLIP-family models."""
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -194,8 +195,8 @@ class ZegClipConfig(PreTrainedConfig):
             raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
         weights = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
         for name in (*weights, "focal_gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative or infinite, not {getattr(self, name)}.")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight.")
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
+from .finite_weights_zegclip import find_not_finite
 from .modeling_zegclip import ZegClipForSemanticSegmentation
 from .tuner_config_zegclip import DeepPromptConfig
 
@@ -90,7 +91,9 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
         # PyTorch's own message advises to load it unsafely.
         raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded.") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
+    ):
         raise ValueError(f"{path}: holds no state dict of tensors.")
     return state_dict
 
@@ -103,10 +106,13 @@ class _Source:
         self.left = {name: tensor.float() for name, tensor in state_dict.items()}
         self.missing: list[str] = []
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, num_axes: int) -> tuple[int, ...]:
         if name not in self.left:
             raise ValueError(f"Not an official {self.paper} checkpoint: it has no key {name!r}.")
-        return tuple(self.left[name].shape)
+        shape = tuple(self.left[name].shape)
+        if len(shape) != num_axes or 0 in shape:
+            raise ValueError(f"Not an official {self.paper} checkpoint: {name!r} has the shape {shape}.")
+        return shape
 
     def count(self, pattern: str) -> int:
         """Number of distinct values of the one group in `pattern` over all keys."""
@@ -145,10 +151,10 @@ def infer_config(
         config: Supplies `num_attention_heads` of both towers, `decoder_attention_heads`, `decoder_window_size`,
             templates, class names.
     """
-    width, _, patch_size, _ = source.shape("backbone.conv1.weight")
-    positions = source.shape("backbone.positional_embedding")[0]
-    vocab_size, text_width = source.shape("text_encoder.token_embedding.weight")
-    projection_dim = source.shape("backbone.proj")[1]
+    width, _, patch_size, _ = source.shape("backbone.conv1.weight", 4)
+    positions = source.shape("backbone.positional_embedding", 2)[0]
+    vocab_size, text_width = source.shape("text_encoder.token_embedding.weight", 2)
+    projection_dim = source.shape("backbone.proj", 2)[1]
     config = copy.deepcopy(config) if config is not None else ZegClipConfig()
     clip = config.clip_config.to_dict()
     clip["projection_dim"] = projection_dim
@@ -157,14 +163,14 @@ def infer_config(
         "patch_size": patch_size,
         "image_size": math.isqrt(positions - 1) * patch_size,
         "num_hidden_layers": source.count(r"backbone\.transformer\.resblocks\.(\d+)\."),
-        "intermediate_size": source.shape("backbone.transformer.resblocks.0.mlp.c_fc.weight")[0],
+        "intermediate_size": source.shape("backbone.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
     }
     clip["text_config"] |= {
         "hidden_size": text_width,
         "vocab_size": vocab_size,
-        "max_position_embeddings": source.shape("text_encoder.positional_embedding")[0],
+        "max_position_embeddings": source.shape("text_encoder.positional_embedding", 2)[0],
         "num_hidden_layers": source.count(r"text_encoder\.transformer\.resblocks\.(\d+)\."),
-        "intermediate_size": source.shape("text_encoder.transformer.resblocks.0.mlp.c_fc.weight")[0],
+        "intermediate_size": source.shape("text_encoder.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
     }
     if clip["text_config"]["eos_token_id"] >= vocab_size:
         # The end-of-text token is CLIP's last one.
@@ -173,7 +179,7 @@ def infer_config(
         "clip_config": clip,
         "descriptor": ["product", "text"],
         "num_decoder_layers": source.count(r"decode_head\.decoder_1\.layers\.(\d+)\."),
-        "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight")[0],
+        "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight", 2)[0],
     }
     if method == "spt-seg":
         described |= {"decode_head_type": "spectral", "dice_weight": 0, "ssim_weight": 1}
@@ -182,24 +188,24 @@ def infer_config(
         described["decode_head_type"] = "zegclip"
     deep = 0
     if "backbone.deep_prompt_embeddings" in source.left:
-        deep = source.shape("backbone.deep_prompt_embeddings")[0]
+        deep = source.shape("backbone.deep_prompt_embeddings", 3)[0]
         if "backbone.prompt_embeddings" not in source.left:
             deep = -deep
     table = "backbone.deep_prompt_embeddings" if deep < 0 else "backbone.prompt_embeddings"
     spectral: dict[str, Any] = {}
     if method == "spt-seg" and deep >= 0:
         # The official code filters where it puts new prompts in, of the first two layers.
-        grid = source.shape(SPECTRAL_FILTER)[0]
+        grid = source.shape(SPECTRAL_FILTER, 4)[0]
         spectral = {"spectral_prompt": True, "spectral_layers": [0, 1][: deep + 1], "spectral_grid_size": grid}
     return ZegClipConfig.from_dict(described), DeepPromptConfig(
-        num_tokens=source.shape(table)[1], num_deep_layers=deep, inference_mode=True, **spectral
+        num_tokens=source.shape(table, 3)[1], num_deep_layers=deep, inference_mode=True, **spectral
     )
 
 
 def _count_low_frequency_heads(source: _Source, config: ZegClipConfig, dim: int) -> int:
     """Tell how many of the decoder's heads, all of one width, the low-frequency queries make up."""
     name, heads = "decode_head.decoder_1.layers.0.hlfs.l_q.weight", config.decoder_attention_heads
-    rows = source.shape(name)[0]
+    rows = source.shape(name, 2)[0]
     if rows * heads % dim or not 0 < rows * heads // dim < heads:
         raise ValueError(
             f"{name} has {rows} rows, which are no part of the heads that decoder_attention_heads={heads} makes of "
@@ -307,7 +313,8 @@ def convert(
         The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
 
     Raises:
-        ValueError: For another method, an unreadable file, missing or unexpected keys, or sizes that do not fit.
+        ValueError: For another method, an unreadable file, missing or unexpected keys, sizes that do not fit, or
+            weights that are no numbers.
     """
     if method not in PAPERS:
         raise ValueError(f"method must be {' or '.join(map(repr, PAPERS))}, not {method!r}.")
@@ -329,6 +336,9 @@ def convert(
 
 
 def _build(source: _Source, method: Method, config: ZegClipConfig | None) -> ZegClipForSemanticSegmentation:
+    broken = find_not_finite(source.left.items())
+    if broken is not None:
+        raise ValueError(f"This checkpoint is broken: {broken!r} holds NaN or infinite values.")
     model_config, prompt_config = infer_config(source, method, config)
     clip = _convert_clip(source, model_config)
     prompts = _convert_prompts(source, prompt_config)

@@ -12,6 +12,9 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
+# What is read here of an adapter's description.
+FIELD_TYPES = {"base_model_name_or_path": str, "clip_model_name_or_path": str, "model_config": dict}
+NAMES_OF_TYPES = {str: "text", dict: "an object"}
 DOWNLOAD_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
 
@@ -43,14 +46,13 @@ class StoredAdapter:
             **kwargs: `from_pretrained`'s own; those that say where to find files are used.
 
         Raises:
-            ValueError: If there is one, but its base is nowhere.
+            ValueError: If there is one, but its base is nowhere, or its description is broken; one sentence.
         """
         download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
         file_name = find_adapter_config_file(str(path), **download)
         if file_name is None:
             return None
-        with open(file_name, encoding="utf-8") as file:
-            described = json.load(file)
+        described = read_description(file_name)
         if base is not None:
             if is_missing_folder(base):
                 raise ValueError(f"{base}: there is no such model folder.")
@@ -69,8 +71,29 @@ class StoredAdapter:
             if os.path.isdir(beside):
                 base = beside
             elif is_missing_folder(base):
-                raise ValueError(f"{path}: the base model of this adapter, {base}, is not there.")
+                raise ValueError(f"{path}: the base model of this adapter, {base!r}, is not there.")
         return cls(path=str(path), base=str(base), model_config=described.get("model_config") or {})
+
+
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON object; `ValueError` with one sentence if the file holds something else."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)}: this is not a valid JSON file.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{os.fspath(path)}: this JSON file holds no object.")
+    return content
+
+
+def read_description(path: str | os.PathLike) -> dict[str, Any]:
+    """Read an adapter's description; `ValueError` with one sentence if it is broken."""
+    described = read_json_object(path)
+    for field, kind in FIELD_TYPES.items():
+        if not isinstance(described.get(field), (kind, type(None))):
+            raise ValueError(f"{os.fspath(path)}: {field} must be {NAMES_OF_TYPES[kind]}, not {described[field]!r}.")
+    return described
 
 
 def _has_weights(path: str | os.PathLike, **download: Any) -> bool:
@@ -86,4 +109,4 @@ def is_missing_folder(place: str | os.PathLike) -> bool:
     return not os.path.isdir(place) and (not may_be_hub_id or os.path.isdir(owner))
 
 
-__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder"]
+__all__ = ["DOWNLOAD_ARGUMENTS", "StoredAdapter", "is_missing_folder", "read_description", "read_json_object"]

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dat
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
+from .image_reading import on_one_line
 from .picture_files_zegclip import (
     FEATURES,
     Pair,
@@ -107,7 +108,8 @@ def read_class_names(source: str | os.PathLike | Features) -> tuple[list[str], l
     if found is None:
         raise ValueError(f"There are no class names in {os.fspath(source)}: neither {' nor '.join(NAMES_FILES)}.")
     path, text = found, read_text(found)
-    names = _parse_id2label(path, text) if path.endswith(".json") else dict(enumerate(text.rstrip().splitlines()))
+    lines = text.rstrip().split("\n") if text.strip() else []
+    names = _parse_id2label(path, text) if path.endswith(".json") else dict(enumerate(lines))
     if not names:
         raise ValueError(f"{path}: there is no class name in it.")
     places: dict[str, int] = {}
@@ -141,8 +143,10 @@ def _find_pairs(root: str) -> dict[str, list[Pair]]:
             beside = sorted(name for name in list_names(images) if is_picture(name))
             if beside:
                 raise ValueError(
-                    f"{os.path.join(images, beside[0])} lies beside the folders {', '.join(parts)}, which are splits: "
-                    "move it into one of them."
+                    on_one_line(
+                        f"{os.path.join(images, beside[0])} lies beside the folders {', '.join(parts)}, which are "
+                        "splits: move it into one of them."
+                    )
                 )
             return {name: _match_files(os.path.join(images, name), os.path.join(masks, name)) for name in parts}
     if pairs := _find_pairs_of_one(root):
@@ -167,7 +171,9 @@ def _find_pairs_of_one(folder: str) -> list[Pair]:
 
 def _list_folders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        # A link to itself would end `is_dir` with an error.
+        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) or entry.is_symlink()]
+        return [entry.name for entry in folders if os.path.isdir(entry) and not entry.name.startswith(".")]
 
 
 def _match_files(images: str, masks: str) -> list[Pair]:
@@ -178,7 +184,7 @@ def _match_files(images: str, masks: str) -> list[Pair]:
     without = sorted(pictures.keys() - maps.keys())
     if without:
         more = f", nor do {len(without) - 1} more" if len(without) > 1 else ""
-        raise ValueError(f"{pictures[without[0]]} has no mask of the same name in {masks}{more}.")
+        raise ValueError(on_one_line(f"{pictures[without[0]]} has no mask of the same name in {masks}{more}."))
     return [(pictures[stem], maps[stem]) for stem in sorted(pictures)]
 
 
@@ -192,7 +198,9 @@ def _list_by_stem(folder: str) -> dict[str, str]:
             stem = os.path.splitext(os.path.relpath(path, folder))[0]
             if stem in found:
                 first, second = sorted((found[stem], path))
-                raise ValueError(f"{first} and {second} differ in their suffix only, so masks would not be clear.")
+                raise ValueError(
+                    on_one_line(f"{first} and {second} differ in their suffix only, so masks would not be clear.")
+                )
             found[stem] = path
     return found
 
@@ -205,7 +213,7 @@ def _read_metadata(path: str) -> list[Pair]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON.") from error
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: line {number} is not a JSON object.")
@@ -331,15 +339,18 @@ def find_names_file(place: str) -> str | None:
 
 def _parse_id2label(path: str, text: str) -> dict[int, str]:
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        # Objects as pairs: of two equal keys, a dictionary would keep the second.
+        content = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: this file is not JSON.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, tuple):
         raise ValueError(f'{path}: expected an object such as {{"0": "wall", "1": "floor"}}.')
-    names = {}
-    for key, name in content.items():
-        if not re.fullmatch("[0-9]+", key) or not isinstance(name, str):
+    names: dict[int, str] = {}
+    for key, name in content:
+        if not re.fullmatch("[0-9]{1,9}", key) or not isinstance(name, str):
             raise ValueError(f"{path}: {key!r}: {name!r} is not a mask value with a class name.")
+        if int(key) in names:
+            raise ValueError(f"{path}: the mask value {int(key)} has two names, {names[int(key)]!r} and {name!r}.")
         names[int(key)] = name
     return dict(sorted(names.items()))
 

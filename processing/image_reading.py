@@ -2,11 +2,13 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import load_image
 
 # Modes that hold one number per pixel, which a label map may therefore be stored in.
@@ -40,10 +42,12 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
     """
-    name = name or _name(picture)
+    name = on_one_line(name or _name(picture))
     image = _read_upright(picture, name, timeout)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
+    if image.mode == "P" and image.palette is None:
+        raise ValueError(f"{name} has numbers of colours, but lacks its palette.")
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -67,7 +71,7 @@ def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
     Raises:
         ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]) or holds colours.
     """
-    name = name or _name(mask)
+    name = on_one_line(name or _name(mask))
     image = _read_upright(mask, name)
     if image.mode not in CLASS_ID_MODES:
         raise ValueError(
@@ -93,9 +97,19 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
     else:
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
-        return ImageOps.exif_transpose(image)
+        with _about_pixels_alone():
+            image.load()
+            return ImageOps.exif_transpose(image) if _has_orientation(image) else image
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
+
+
+def _has_orientation(image: Image.Image) -> bool:
+    """EXIF data that nobody can read have none; the pixels are whole."""
+    try:
+        return ExifTags.Base.Orientation in image.getexif()
+    except Exception:
+        return False
 
 
 def _open(file: str | Path | bytes, name: str) -> Image.Image:
@@ -105,9 +119,7 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
     if (len(file) if isinstance(file, bytes) else os.path.getsize(file)) == 0:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
-        with warnings.catch_warnings():
-            # PIL only warns between one and two times its limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _about_pixels_alone():
             return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
@@ -118,6 +130,16 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
         raise ValueError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+@contextmanager
+def _about_pixels_alone() -> Iterator[None]:
+    """Ignores PIL's warnings, such as of damaged EXIF data, but for those of too many pixels, which become errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # PIL only warns between one and two times its limit.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -139,4 +161,9 @@ def _name(source: Source) -> str:
     return str(source)
 
 
-__all__ = ["load_class_ids", "load_rgb"]
+def on_one_line(name: str) -> str:
+    """Escapes what would break an error's line or steer a terminal: a file may be called anything."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
+__all__ = ["load_class_ids", "load_rgb", "on_one_line"]

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL.Image import Image as PILImage
 
 from .class_split_zegclip import ClassSplit
-from .image_reading import load_class_ids, load_rgb
+from .image_reading import load_class_ids, load_rgb, on_one_line
 
 # Without a mode, so that masks keep their ids: a palette picture would become grey or coloured.
 FEATURES = Features({"image": Image(), "mask": Image()})
@@ -80,7 +80,7 @@ def list_names(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # The last for names that no system has.
         return set()
 
 
@@ -103,15 +103,18 @@ def check_files(splits: Mapping[str, Sequence[Pair]], demand: str) -> None:
         folder = os.path.dirname(absent[0])
         what = "such file" if os.path.isdir(folder) else f"folder {folder}"
         more = f" ({len(absent) - 1} more are missing, too)" if len(absent) > 1 else ""
-        raise ValueError(f"{demand} {absent[0]}, but there is no {what}{more}.")
+        raise ValueError(on_one_line(f"{demand} {absent[0]}, but there is no {what}{more}."))
 
 
 def make_data_set(splits: Mapping[str, Sequence[Pair]]) -> DatasetDict:
-    """Make a data set that holds paths only."""
+    """Make a data set that holds paths only; `ValueError` for one that is not UTF-8, as its tables are."""
     data = {}
     for name, pairs in name_splits(splits).items():
         columns = {"image": [image for image, _ in pairs], "mask": [mask for _, mask in pairs]}
-        data[name] = Dataset.from_dict(columns, features=FEATURES)
+        try:
+            data[name] = Dataset.from_dict(columns, features=FEATURES)
+        except UnicodeEncodeError as error:
+            raise ValueError(on_one_line(f"{error.object} has a name that is not UTF-8 text: rename it.")) from error
     return DatasetDict(data)
 
 

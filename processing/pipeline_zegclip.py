@@ -75,7 +75,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             For several pictures, a list of such lists; for a generator, an iterator over them.
 
         Raises:
-            ValueError: If labels, picture or window geometry are not valid; one sentence that names what is wrong.
+            ValueError: If labels, picture or window geometry are not valid, the tokenizer is another model's, or the
+                model gives no numbers; one sentence that names what is wrong.
         """
         if candidate_labels is None:
             candidate_labels = self._postprocess_params.get("candidate_labels")
@@ -106,7 +107,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         with self.device_placement(), torch.no_grad():
             for start in range(0, len(order), NAMES_AT_ONCE):
                 some = [labels[index] for index in order[start : start + NAMES_AT_ONCE]]
-                tokens = self.processor(text=some, return_tensors="pt").to(self.device)
+                tokens = self.processor(text=some, return_tensors="pt")
+                largest, vocab_size = int(tokens["input_ids"].max()), self.model.clip.config.text_config.vocab_size
+                if largest >= vocab_size:
+                    raise ValueError(
+                        f"The tokenizer is not the model's: it gives the token {largest}, but the text tower knows "
+                        f"{vocab_size} tokens, counted from 0."
+                    )
+                tokens = tokens.to(self.device)
                 encoded.append(self.model.get_class_embeds(**tokens, num_templates=len(templates)))
         sorted_embeds = torch.cat(encoded)
         class_embeds = torch.empty_like(sorted_embeds)
@@ -162,6 +170,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             batch_size=window_batch_size,
         )
         ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
+        if scores.isnan().any():  # No comparison with one holds, so that the first label would win.
+            raise ValueError(
+                "The model's scores are no numbers: its weights are broken, or too large for this precision."
+            )
         return {"ids": ids, "scores": scores}
 
     def postprocess(

@@ -23,8 +23,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
         The names without surrounding white space, in the given order.
 
     Raises:
-        ValueError: If `labels` is not a list or tuple, is empty, or has a name that is not a string, is blank or comes
-            twice; the sentence names it.
+        ValueError: If `labels` is not a list or tuple, is empty, or has a name that is not a string, is no valid
+            Unicode, is blank or comes twice; the sentence names it.
     """
     if not isinstance(labels, (list, tuple)):
         raise ValueError(f"Class names must be a list of strings, not {labels!r}.")
@@ -35,6 +35,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
         if not isinstance(label, str):
             raise ValueError(f"Class name {position} is not a string: {label!r}.")
         name = label.strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # half of a pair, which no tokenizer takes
+            raise ValueError(f"Class name {position} is not valid Unicode text: {label!r}.")
         if not name:
             raise ValueError(f"Class name {position} is blank.")
         if name in names:
@@ -117,7 +119,11 @@ class ZegClipProcessor(ProcessorMixin):
         # Not str.format: a name may have braces of its own.
         prompts = [template.replace("{}", name) for name in names for template in self.prompt_templates]
         limit = kwargs.get("max_length") or self.tokenizer.model_max_length
-        for index, token_ids in enumerate(self.tokenizer(prompts)["input_ids"]):
+        # A name is text alone: with "<|endoftext|>" in it, the text tower would silently not see the rest.
+        kwargs["split_special_tokens"] = True
+        for index, token_ids in enumerate(
+            self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
+        ):
             # Cutting a name short would silently look for another class.
             if len(token_ids) > limit:
                 name = names[index // len(self.prompt_templates)]

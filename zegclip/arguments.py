@@ -4,11 +4,14 @@ import argparse
 import difflib
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn, get_args
 
 import yaml
@@ -284,8 +287,9 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
         raise ValueError(f"{path}: there is no such configuration file.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (it is a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # Tags have constructors of their own: there is no 30th of February.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not valid YAML ({reason}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a configuration is a mapping of fields to values.")
     for name, value in content.items():
@@ -293,24 +297,38 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
             raise ValueError(f"{path}: unknown field {name!r}.{_suggest(str(name), actions)}")
         takes_list = actions[name].nargs in ("+", "*")
         if takes_list != isinstance(value, list) and not (takes_list and value is None):
-            raise ValueError(f"{path}: {name} must {'' if takes_list else 'not '}be a list, as it is {value!r}.")
+            raise ValueError(f"{path}: {name} must {'' if takes_list else 'not '}be a list, as it is {_brief(value)}.")
         if value is None and actions[name].default is not None:
             raise ValueError(f"{path}: {name} has no value.")
-        if isinstance(value, (bool, int, float)):
+        if isinstance(value, (bool, int, float, date)):
             content[name] = str(value)
-        if isinstance(value, list):
+        elif isinstance(value, dict) and name in ZegClipTrainingArguments._VALID_DICT_FIELDS:
+            continue
+        elif isinstance(value, list):
             content[name] = _convert_items(path, name, value, actions[name].type)
+        elif not isinstance(value, (str, NoneType)):  # argparse would take it as it is
+            raise ValueError(f"{path}: {name} must be text or a number, as it is {_brief(value)}.")
     return content
 
 
 def _convert_items(path: Path, name: str, items: list, wanted: Any) -> list:
     """Do for a list what argparse does for text alone."""
+    if any(isinstance(item, (list, dict)) for item in items):
+        raise ValueError(f"{path}: {name} must be a list of text or numbers, not {_brief(items)}.")
     if wanted not in (int, float):
         return [str(item) for item in items]
     try:
         return [wanted(item) for item in items]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {name} must be a list of numbers, not {items}.") from error
+        raise ValueError(f"{path}: {name} must be a list of numbers, not {_brief(items)}.") from error
+
+
+def _brief(value: Any) -> str:
+    """Show a value, of which anchors in a few lines can make a long one."""
+    shown = reprlib.Repr()
+    shown.maxlevel = 2
+    shown.maxstring = shown.maxother = 80
+    return shown.repr(value)
 
 
 class _YamlLoader(yaml.SafeLoader):

@@ -430,7 +430,8 @@ def read_labels(path: Path) -> list[str]:
     from zegclip.processing.processing_zegclip import check_labels
 
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not `splitlines`, which takes form feeds and others for line breaks too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: this file is not UTF-8 text.") from error
     try:

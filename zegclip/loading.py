@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import (
     CONFIG_NAME,
     PROCESSOR_NAME,
@@ -26,11 +28,18 @@ from transformers.utils import (
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.finite_weights_zegclip import find_not_finite
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.stored_adapter_zegclip import StoredAdapter, is_missing_folder
+from zegclip.modeling.stored_adapter_zegclip import (
+    StoredAdapter,
+    is_missing_folder,
+    read_description,
+    read_json_object,
+)
 from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
+from zegclip.processing.sliding_window_zegclip import window_boxes
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 # What decides where an adapter's prompts stand, and so what its tensors mean.
@@ -42,12 +51,15 @@ def check_model_path(model: str | os.PathLike) -> str:
     Return `model` as text if it is a model folder or can be a Hub id.
 
     Raises:
-        ValueError: One sentence, for a path that does not exist or a folder without a model.
+        ValueError: One sentence, for a path that does not exist, a folder without a model, or one whose configuration
+            is no JSON object.
     """
     path = Path(model)
     if path.is_dir():
         if not any((path / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
             raise ValueError(f"{path}: this folder holds no model (neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}).")
+        for described in sorted(path.glob("*config.json")):
+            read_json_object(described)
     elif path.exists():
         raise ValueError(f"{path}: a model is a folder, not a file; see `zegclip convert` for official checkpoints.")
     elif is_missing_folder(model):
@@ -67,24 +79,12 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
 
     Raises:
         ValueError: One sentence, for a path without a model, a broken or contradictory one, or weights that lack
-            something, such as those of a plain CLIP, or if the Hub cannot be reached.
+            something, such as those of a plain CLIP, or are no numbers, or if the Hub cannot be reached.
     """
     name = check_model_path(model)
-    try:
+    with _loading(name):
         # All that transformers would say about missing and mismatched weights becomes an error below.
-        with _quiet():
-            loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_not_plain(name)) from error
-    except (SafetensorError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
-        raise ValueError(f"{name}: this model cannot be loaded: {reason}") from error
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        where = "" if os.path.isdir(name) else " no folder, and no model that can be had from the Hub:"
-        raise ValueError(f"{name}:{where} {reason}") from error
-    except RuntimeError as error:
-        raise ValueError(f"{name}: this model's weights do not have the sizes that its configuration says.") from error
+        loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if hasattr(loaded, "peft_config"):
         missing = [key for key in missing if not key.startswith("decode_head.")]  # the adapter brings its own
@@ -93,12 +93,52 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
             f"{name}: this is no trained segmentation model; it has no weights for {missing[0]}"
             + (f" and {len(missing) - 1} other parts." if len(missing) > 1 else ".")
         )
+    _check_weights(name, loaded, info, other_head=hasattr(loaded, "peft_config"))
     return loaded.eval()
 
 
-def _not_plain(place: str | os.PathLike) -> str:
-    # PyTorch's own message advises to load it unsafely.
-    return f"{place}: these weights are a pickle of more than plain tensors, so they were not loaded."
+@contextmanager
+def _loading(place: str, what: str = "model") -> Iterator[None]:
+    """Keep the libraries quiet, and turn what they raise about a stored model into one sentence that names it."""
+    try:
+        with _quiet():
+            yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "" if os.path.isdir(place) else f" no folder, and no {what} that can be had from the Hub:"
+        raise ValueError(f"{place}:{where} {reason}") from error
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message advises to load it unsafely.
+        raise ValueError(
+            f"{place}: its weights are a pickle of more than plain tensors, so they were not loaded."
+        ) from error
+    except Exception as error:  # A description that lies can make them raise anything.
+        lines = str(error).strip().splitlines() or [""]
+        if type(error) is ValueError and lines[0].startswith(place):  # one of ours
+            raise
+        if isinstance(error, RuntimeError) and "mismatched" in str(error):
+            raise ValueError(
+                f"{place}: this {what}'s weights do not have the sizes that its configuration says."
+            ) from error
+        if isinstance(error, StrictDataclassError):
+            reason = lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
+        else:
+            reason = (
+                lines[0] if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {lines[0]}"
+            )
+        raise ValueError(f"{place}: this {what} cannot be loaded: {reason}") from error
+
+
+def _check_weights(
+    name: str, loaded: ZegClipForSemanticSegmentation, info: Mapping[str, Any], *, other_head: bool
+) -> None:
+    """Refuse weights that are no numbers, and those of layers that the configuration leaves out."""
+    for key in sorted(info["unexpected_keys"]):  # Others that nothing reads do no harm.
+        if ".layers." in key and not (other_head and key.startswith("decode_head.")):
+            raise ValueError(f"{name}: its weights have {key}, for which its configuration has no layer.")
+    broken = find_not_finite(loaded.state_dict().items())
+    if broken is not None:
+        raise ValueError(f"{name}: this model's weights are broken: {broken} holds NaN or infinite values.")
 
 
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
@@ -110,12 +150,14 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         overrides: Fields of the configuration to replace.
 
     Raises:
-        ValueError: As [`check_model_path`], or if weights of the CLIP are missing.
+        ValueError: As [`load_model`], or if weights of the CLIP are missing.
     """
-    base = base_of(check_model_path(model))
-    stored = ZegClipConfig.from_pretrained(base)
+    name = check_model_path(model)
+    with _loading(name):
+        base = base_of(name)
+        stored = ZegClipConfig.from_pretrained(base)
     config = ZegClipConfig.from_dict(stored.to_dict() | overrides)
-    with _quiet():  # that the decode head is new is what was asked for
+    with _loading(name):  # that the decode head is new is what was asked for
         if StoredAdapter.find(base) is None:
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
                 base, config=config, output_loading_info=True
@@ -136,6 +178,7 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     missing = sorted(name for name in info["missing_keys"] if name.startswith("clip."))
     if missing:
         raise ValueError(f"{model}: this is no whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")
+    _check_weights(name, loaded, info, other_head=True)
     return loaded
 
 
@@ -168,20 +211,17 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         adapter: Folder or Hub id.
 
     Raises:
-        ValueError: One sentence, if there is no adapter, or its prompts or its decode head are others.
+        ValueError: One sentence, if there is no adapter, it is broken, or its prompts or its decode head are others.
     """
     if is_missing_folder(adapter):
         raise ValueError(f"{adapter}: there is no such adapter folder.")
-    try:
-        if find_adapter_config_file(str(adapter)) is None:
+    with _loading(str(adapter), "adapter"):
+        described_in = find_adapter_config_file(str(adapter))
+        if described_in is None:
             raise ValueError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
+        read_description(described_in)
         stored = PeftConfig.from_pretrained(str(adapter))
         weights = load_peft_weights(str(adapter), device="cpu")
-    except pickle.UnpicklingError as error:
-        raise ValueError(_not_plain(adapter)) from error
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{adapter}: no adapter can be loaded from there: {reason}") from error
     config = model.active_peft_config
     for name in _PLACES_OF_PROMPTS:
         # Tensors of the same sizes, which mean something else.
@@ -209,6 +249,9 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
                 f"{adapter}: this adapter does not fit: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the model."
             )
+    broken = find_not_finite(weights.items())
+    if broken is not None:
+        raise ValueError(f"{adapter}: this adapter's weights are broken: {broken} holds NaN or infinite values.")
     set_peft_model_state_dict(model, weights)
 
 
@@ -224,30 +267,38 @@ def load_processor(
         **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
 
     Raises:
-        ValueError: One sentence, if there is neither processor nor tokenizer.
+        ValueError: One sentence, if there is neither processor nor tokenizer, or one of them is broken.
     """
     name = check_model_path(model)
     processor = _stored_processor(name) or _stored_processor(base_of(name))
     if processor is None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(base_of(name))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Of any kind: tokenizers raises plain ones.
             raise ValueError(f"{name}: the model has no processor, and no tokenizer to make one with.") from error
         # A plain CLIP's own picture settings (CLIP's statistics, a square crop) are not ZegCLIP's.
         processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
+    image_processor = processor.image_processor
+    with _loading(name, "processor"):
+        # Whether its settings make sense shows with a picture and a text.
+        image_processor(Image.new("RGB", (1, 1)))
+        window_boxes(1, 1, image_processor.window_size, image_processor.window_stride)
+        processor.tokenizer(["a"], padding=True)
     if prompt_templates:
         processor.prompt_templates = prompt_templates
     for attribute, value in image_processor_kwargs.items():
-        setattr(processor.image_processor, attribute, value)
+        setattr(image_processor, attribute, value)
     return processor
 
 
 def _stored_processor(place: str) -> ZegClipProcessor | None:
     """Load the processor of a folder or Hub id if it has a whole one, tokenizer included."""
-    stored = cached_file(place, PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
-    if stored is None or "ZegClipProcessor" not in Path(stored).read_text(encoding="utf-8"):
+    quietly = {"_raise_exceptions_for_missing_entries": False}
+    stored = cached_file(place, PROCESSOR_NAME, **quietly)
+    # A plain CLIP's is another, and an adapter folder may hold no tokenizer.
+    if stored is None or "ZegClip" not in str(read_json_object(stored)):
         return None
-    try:
+    if cached_file(place, TOKENIZER_CONFIG_FILE, **quietly) is None:
+        return None
+    with _loading(place, "processor"):
         return ZegClipProcessor.from_pretrained(place)
-    except (OSError, ValueError):  # such as an adapter folder that holds no tokenizer
-        return None

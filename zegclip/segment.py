@@ -149,7 +149,8 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
                 for entry in entries
                 if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES
                 and not entry.name.startswith(".")
-                and entry.is_file()
+                # A link that leads nowhere is a picture that cannot be read, about which something will be said.
+                and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
             ]
         if not pictures:
             raise ValueError(f"{source}: there is no picture in this folder.")

@@ -27,6 +27,7 @@ def encode_names(folder: Path, settings: dict, names: list[str]) -> np.ndarray:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # what a name spells is text
     templates = settings["prompt_templates"]
     ids = [tokenizer.encode(template.replace("{}", name)).ids for name in names for template in templates]
     longest = max(map(len, ids))

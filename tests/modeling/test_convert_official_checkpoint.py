@@ -235,6 +235,12 @@ def test_key_list_of_the_full_size_spt_seg_checkpoint_is_taken_whole():
         (lambda sd: sd.pop("backbone.conv1.weight"), "no key 'backbone.conv1.weight'"),
         (lambda sd: sd.update({"decode_head.extra": torch.zeros(1)}), "unexpected keys: decode_head.extra"),
         (lambda sd: sd.clear(), "no key"),
+        (lambda sd: sd.update({"backbone.proj": torch.zeros(64)}), r"'backbone\.proj' has the shape \(64,\)"),
+        (lambda sd: sd.update({"backbone.conv1.weight": torch.zeros(64, 3, 0, 0)}), r"has the shape \(64, 3, 0, 0\)"),
+        (
+            lambda sd: sd["backbone.ln_post.bias"].fill_(float("nan")),
+            r"'backbone\.ln_post\.bias' holds NaN or infinite",
+        ),
     ],
 )
 def test_wrong_keys_are_named(official, config, change, message):
@@ -325,6 +331,7 @@ def test_unreadable_files(tmp_path, name, content):
 def test_files_that_are_missing_or_hold_something_else(tmp_path):
     with pytest.raises(ValueError, match="there is no such checkpoint file"):
         read_checkpoint(tmp_path / "none.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        read_checkpoint(tmp_path / "list.pth")
+    for content in ([1, 2], {1: torch.zeros(2)}, {"a": 3}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other\.pth: holds no state dict"):
+            read_checkpoint(tmp_path / "other.pth")

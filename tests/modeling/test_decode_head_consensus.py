@@ -584,6 +584,8 @@ def test_an_adapter_on_another_head_is_refused(model, consensus, tmp_path, field
         ({"decoder_window_size": 0}, "decoder_window_size must be at least 1, not 0"),
         ({"decode_head_init": "identity"}, 'decode_head_type="consensus" has no decode_head_init="identity"'),
         ({"cross_entropy_weight": -1.0}, "cross_entropy_weight must not be negative"),
+        ({"focal_gamma": float("nan")}, "focal_gamma must not be negative or infinite, not nan"),
+        ({"dice_weight": float("inf")}, "dice_weight must not be negative or infinite, not inf"),
         ({"descriptor": ["difference", "difference"]}, "descriptor must list"),
     ],
 )

@@ -511,7 +511,7 @@ def test_fields_can_be_given_with_an_adapter(base_folder, tmp_path):
 def test_a_missing_base_is_named(base_folder, tmp_path):
     trained(base_folder).save_pretrained(tmp_path / "adapter")
     shutil.rmtree(base_folder)
-    with pytest.raises(ValueError, match=f"the base model of this adapter, {base_folder}, is not there"):
+    with pytest.raises(ValueError, match=f"the base model of this adapter, '{base_folder}', is not there"):
         ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter")
 
 

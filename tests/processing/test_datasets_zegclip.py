@@ -314,6 +314,10 @@ def test_folder_with_metadata(tmp_path):
         ),
         ('{"file_name": "a.jpg", "mask_file_name": "no/m.png"}', r"there is no folder .*no\."),
         ('{"file_name": "", "mask_file_name": "m.png"}', "but there is no such file"),
+        ('{"file_name": "a\\n.jpg", "mask_file_name": "m.png"}', r"names .*a\\n\.jpg, but there is no such file"),
+        ('{"file_name": "a\\u0000/b.jpg", "mask_file_name": "m.png"}', r"there is no folder .*a\\x00"),
+        ('{"file_name": "a\\ud800/b.jpg", "mask_file_name": "m.png"}', r"there is no folder .*a\\ud800"),
+        ("[" * 99_999, "line 2 is not JSON"),
     ],
 )
 def test_bad_metadata_is_refused(tmp_path, line, sentence):
@@ -381,6 +385,37 @@ def test_what_is_missing_in_a_folder_is_said(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"There is no picture in .*images"):
         load_folder(tmp_path)
+
+
+def test_odd_names_of_files_stay_on_one_line(tmp_path):
+    draw_picture(tmp_path / "images" / "a\nb.jpg")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ValueError, match=r"images/a\\nb\.jpg has no mask of the same name"):
+        load_folder(tmp_path)
+    draw_picture(tmp_path / "images" / "a\nb.png")
+    with pytest.raises(ValueError, match=r"a\\nb\.jpg and .*a\\nb\.png differ in their suffix only"):
+        load_folder(tmp_path)
+
+
+def test_names_that_are_no_text(tmp_path):
+    for folder, draw in (("images", draw_picture), ("masks", draw_mask)):
+        draw(tmp_path / folder / "\udcff.png")
+    with pytest.raises(ValueError, match=r"images/\\udcff\.png has a name that is not UTF-8 text"):
+        load_folder(tmp_path)
+
+
+def test_links_that_lead_nowhere_are_broken_pictures(tmp_path):
+    draw_picture(tmp_path / "a.jpg")
+    for name, target in {"a.jpg": "../a.jpg", "loop.jpg": "loop.jpg", "gone.jpg": "nowhere.jpg"}.items():
+        draw_mask(tmp_path / "masks" / f"{name[:-4]}.png")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).symlink_to(target)
+    data = load_folder(tmp_path)["train"]
+    assert stems_of(data) == ["a", "gone", "loop"]
+    sample(data, 0)
+    for index in (1, 2):
+        with pytest.raises(ValueError, match="There is no picture file"):
+            sample(data, index)
 
 
 def test_columns_of_files_are_refused(tmp_path):
@@ -472,6 +507,7 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
     [
         ("classes.txt", "wall\n floor \r\ntree\n\n", (["wall", "floor", "tree"], [0, 1, 2])),
         ("classes.txt", "\ufeffmur\nsol étage", (["mur", "sol étage"], [0, 1])),
+        ("classes.txt", "mur\u2028haut\nsol\x0c\nciel", (["mur\u2028haut", "sol", "ciel"], [0, 1, 2])),
         ("id2label.json", '{"7": "tree", "0": "wall", "12": "floor"}', (["wall", "tree", "floor"], [0, 7, 12])),
     ],
 )
@@ -501,6 +537,10 @@ def test_class_names_of_features():
         ("id2label.json", '{"-1": "wall"}', "'-1': 'wall' is not a mask value"),
         ("id2label.json", '["wall"]', "expected an object such as"),
         ("id2label.json", "{", "is not JSON"),
+        ("id2label.json", "[" * 99_999, "is not JSON"),
+        ("id2label.json", '{"0": "wall", "0": "tree"}', "the mask value 0 has two names, 'wall' and 'tree'"),
+        ("id2label.json", '{"1": "wall", "01": "tree"}', "the mask value 1 has two names, 'wall' and 'tree'"),
+        ("id2label.json", f'{{"{"1" * 5000}": "wall"}}', "is not a mask value"),
     ],
 )
 def test_bad_class_files_are_refused(tmp_path, name, text, sentence):

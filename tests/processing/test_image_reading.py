@@ -1,4 +1,5 @@
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -15,9 +16,9 @@ def pixel(image):
     return image.getpixel((0, 0))
 
 
-def png_with_header(width, height):
+def png_with_header(width, height, kind=2):
     """A PNG that claims any size in its header and holds no pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 0) + b"IDAT"
 
@@ -77,6 +78,14 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert load_rgb(upright).tobytes() == upright.tobytes()  # and only once
 
 
+@pytest.mark.parametrize("content", [b"MM\0*\0\0\0\x08\0\x05", b"MM\0*\0\0", b"?"])
+def test_damaged_exif_data_do_not_matter(tmp_path, content):
+    Image.fromarray(NOISE).save(tmp_path / "odd.png", exif=b"Exif\0\0" + content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(load_rgb(tmp_path / "odd.png"), NOISE)
+
+
 def test_a_single_pixel(tmp_path):
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
     assert pixel(load_rgb(str(tmp_path / "dot.png"))) == (1, 2, 3)
@@ -112,6 +121,25 @@ def test_bad_files_raise_one_sentence_that_names_the_file(tmp_path, read, name, 
     with pytest.raises(ValueError, match=reason) as error:
         read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_name_with_line_breaks_stays_on_one_line(tmp_path):
+    name = "a\nb\x1b[2J\u2028é\udcff.png"
+    (tmp_path / name).write_bytes(b"")
+    for read in (load_rgb, load_class_ids):
+        with pytest.raises(ValueError, match="is empty") as error:
+            read(tmp_path / name)
+        assert str(error.value) == f"{tmp_path}/a\\nb\\x1b[2J\\u2028é\\udcff.png is empty (0 bytes)."
+
+
+def test_a_palette_picture_without_a_palette(tmp_path):
+    pixels = b"IDAT" + zlib.compress(b"\0\1\0\3")
+    end = struct.pack(">I", zlib.crc32(pixels)) + bytes(4) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    content = png_with_header(1, 2, kind=3)[:-8] + struct.pack(">I", len(pixels) - 4) + pixels + end
+    (tmp_path / "picture.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture\.png has numbers of colours, but lacks its palette"):
+        load_rgb(tmp_path / "picture.png")
+    np.testing.assert_array_equal(load_class_ids(tmp_path / "picture.png"), [[1], [3]])
 
 
 def test_bytes_are_read_as_the_file_they_come_from(tmp_path):

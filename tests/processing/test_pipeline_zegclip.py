@@ -190,6 +190,20 @@ def test_half_precision(model, processor, dtype):
     assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
 
 
+def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
+    with torch.no_grad():
+        model.clip.visual_projection.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="scores are no numbers"):
+        pipe(noise(), candidate_labels=LABELS)
+
+
+def test_a_tokenizer_of_another_model(pipe, tokenizer):
+    tokenizer.add_tokens(["zebra"])
+    pipe.processor.tokenizer = tokenizer
+    with pytest.raises(ValueError, match="not the model's: it gives the token 82, but the text tower knows 82 tokens"):
+        pipe(noise(), candidate_labels=["cat", "zebra"])
+
+
 def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
     model.train()
     pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")

@@ -23,6 +23,7 @@ def test_check_labels_strips_and_keeps_the_order():
         (["cat", 3], "name 2 is not a string: 3"),
         (["cat", "  "], "name 2 is blank"),
         (["cat", "tree", " cat"], "'cat' comes twice"),
+        (["cat", "\udcff"], r"name 2 is not valid Unicode text: '\\udcff'"),
     ],
 )
 def test_check_labels_names_the_offender(labels, reason):
@@ -71,9 +72,19 @@ def test_padding_goes_to_the_longest_and_does_not_change_the_tokens(processor):
     )
 
 
-def test_a_name_too_long_is_an_error_that_names_it(processor):
+@pytest.mark.parametrize("name", ["<|endoftext|>", "cat<|endoftext|>b", "<|startoftext|>b"])
+def test_a_name_that_spells_a_special_token_is_text_as_any_other(processor, name):
+    """The end token would silently cut it short: the text tower answers with its state there."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(processor(text=[name])["input_ids"][0])
+    letters = "".join(token.removesuffix("</w>") for token in tokens if "<|" not in token)
+    assert letters == "aphotoofa" + "".join(letter for letter in name if letter.isalpha())
+    assert tokens.count("<|startoftext|>") == 1
+
+
+def test_a_name_too_long_is_an_error_that_names_it(processor, caplog):
     with pytest.raises(ValueError, match=r"'xxxx.* is too long.*at most 32"):
         processor(text=["cat", "x" * 40])
+    assert not caplog.records  # which would come before the sentence
 
 
 @pytest.mark.parametrize("templates", [["a photo"], ["{} and {}"], [3], []])

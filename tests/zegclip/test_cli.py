@@ -246,6 +246,7 @@ def test_bad_arguments(model_folder, tmp_path, monkeypatch, capsys, changes, rea
     [
         (b"cat\n\n", None),
         ("\ufeffcat\r\ndrzewo, wysokie\r\n".encode(), None),
+        (b"cat\nb\x0ccat\n", None),
         (b"", "list of class names is empty"),
         (b"cat\ncat", "'cat' comes twice"),
         (b"\xff\xfe\x00", "not UTF-8"),

@@ -72,14 +72,65 @@ def edit_config(**fields):
     return edit
 
 
-def cut_weights(folder):
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+def edit_processor(**fields):
+    def edit(folder):
+        described = json.loads((folder / "processor_config.json").read_text())
+        described["image_processor"] |= fields
+        (folder / "processor_config.json").write_text(json.dumps(described))
+
+    return edit
+
+
+def cut(name, length):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])
+
+
+def edit_weights(name, value):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def drop_a_layer(folder):
+    described = json.loads((folder / "config.json").read_text())
+    described["clip_config"]["text_config"]["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(described))
 
 
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (cut_weights, "cannot be loaded"),
+        (cut("model.safetensors", 5000), "cannot be loaded"),
+        (edit_weights("clip.logit_scale", float("nan")), r"broken: clip\.logit_scale holds NaN or infinite values"),
+        (edit_weights("decode_head.query_proj.weight", float("-inf")), r"decode_head\.query_proj\.weight holds NaN"),
+        (
+            drop_a_layer,
+            r"weights have clip\.text_model\.encoder\.layers\.1\..*, for which its configuration has no la",
+        ),
+        (edit_config(num_decoder_layers=2), r"weights have decode_head\.layers\.1\.fc1\.bias, for which"),
+        (edit_config(clip_config=3), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: this JSON file holds no object"),
+        (
+            lambda folder: (folder / "config.json").write_text("[" * 99_999),
+            r"config\.json: this is not a valid JSON file",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text("9" * 9999),
+            r"config\.json: this is not a valid JSON file",
+        ),
+        (cut("processor_config.json", 300), r"processor_config\.json: this is not a valid JSON file"),
+        (cut("tokenizer.json", 300), "this processor cannot be loaded"),
+        (edit_processor(window_size="wide"), "this processor cannot be loaded"),
+        (edit_processor(window_stride=33), "window_stride must lie between 1 and window_size"),
+        (edit_processor(image_mean=[0.5]), "this processor cannot be loaded"),
+        (
+            edit_processor(size={"shortest_edge": 10**6}),
+            "this processor cannot be loaded: A picture of 1x1 pixels would",
+        ),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "this processor cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (edit_config(num_decoder_layers="three"), "num_decoder_layers"),
@@ -96,6 +147,55 @@ def test_broken_models_raise_one_sentence_that_names_the_folder(model_folder, ed
         load_segmenter(model_folder, "cpu")
     assert str(model_folder) in str(error.value)
     assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (cut("model.safetensors", 5000), "cannot be loaded"),
+        (edit_weights("clip.logit_scale", float("inf")), r"clip\.logit_scale holds NaN or infinite values"),
+        (edit_config(clip_config=3), "cannot be loaded"),
+        (drop_a_layer, "for which its configuration has no layer"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    ],
+)
+def test_a_broken_base_is_refused(model_folder, edit, reason):
+    edit(model_folder)
+    with pytest.raises(ValueError, match=reason) as error:
+        load_base(model_folder, {})
+    assert str(model_folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not a valid JSON"),
+        ("[]", "holds no object"),
+        ('{"peft_type": "DEEP_PROMPT", "model_config": [1]}', r"model_config must be an object, not \[1\]"),
+        ('{"peft_type": "DEEP_PROMPT", "base_model_name_or_path": 3}', "base_model_name_or_path must be text, not 3"),
+        ('{"peft_type": "OTHER"}', "cannot be loaded"),
+        ('{"peft_type": "DEEP_PROMPT", "num_tokens": "many"}', "cannot be loaded"),
+    ],
+)
+def test_broken_descriptions_of_adapters(model, model_folder, content, reason):
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+    tuned.save_pretrained(model_folder)
+    (model_folder / "adapter_config.json").write_text(content)
+    for load in (load_model, lambda folder: load_adapter_into(tuned, folder)):
+        with pytest.raises(ValueError, match=reason) as error:
+            load(model_folder)
+        assert str(model_folder) in str(error.value)
+
+
+def test_an_adapter_that_is_not_finite(model, model_folder):
+    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+    with torch.no_grad():
+        tuned.base_model.model.clip.vision_model.encoder.deep_prompt_tokens["default"][0, 0, 0] = float("nan")
+    tuned.save_pretrained(model_folder)
+    with pytest.raises(ValueError, match=r"this model's weights are broken: .*deep_prompt_tokens.* holds NaN"):
+        load_model(model_folder)
+    with pytest.raises(ValueError, match=r"this adapter's weights are broken: .*deep_prompt_tokens.* holds NaN"):
+        load_adapter_into(tuned, model_folder)
 
 
 def test_a_plain_clip_is_refused(model, processor, tmp_path):
@@ -199,7 +299,7 @@ def test_an_adapter_with_another_head_of_the_same_sizes_does_not_fit(model, tmp_
         ("empty", "there is no adapter"),
         ("nowhere", "there is no such adapter folder"),
         ("empty/nowhere", "there is no such adapter folder"),
-        ("broken", "no adapter can be loaded from there"),
+        ("broken", "this adapter cannot be loaded"),
     ],
 )
 def test_places_without_an_adapter(model, tmp_path, monkeypatch, place, message):

@@ -93,13 +93,25 @@ def test_links_lead_to_the_same_picture(tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "b.png").write_bytes(b"not looked at")
     (tmp_path / "pictures" / "a.png").symlink_to("b.png")
-    (tmp_path / "pictures" / "c.png").symlink_to("nothing.png")
     (tmp_path / "linked").symlink_to("pictures")
     monkeypatch.chdir(tmp_path / "pictures")
     # The first name that leads to a picture is kept, and it is a path from where the command was called.
     assert find_pictures(["."]) == ["a.png"]
     assert find_pictures(["b.png", "../linked", tmp_path / "pictures"]) == ["b.png"]
     assert find_pictures(["../linked/", "."]) == ["../linked/a.png"]
+
+
+def test_links_that_lead_nowhere_are_not_passed_over(model_folder, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    links = [tmp_path / "pictures" / name for name in ("dangling.png", "loop.png")]
+    for link, target in zip(links, ("nothing.png", "loop.png")):
+        link.symlink_to(target)
+    (tmp_path / "pictures" / "folder.png").symlink_to(tmp_path)
+    found = find_pictures([tmp_path / "pictures"])
+    assert found == list(map(str, links))
+    segmenter = load_segmenter(model_folder, "cpu")
+    outcome = segment_pictures(segmenter, dict(name_results(found)), LABELS, tmp_path / "results", "name")
+    assert outcome == Outcome(failures=[f"There is no picture file {link}." for link in links])
 
 
 def test_a_folder_without_pictures(tmp_path):

@@ -1,0 +1,188 @@
+"""
+What all fuzzing shares: a few fixed cases or many random ones, what counts as a refusal of ours, and a count of both.
+
+A property draws a case, runs real code on it, checks the answer if there is one, and says whether there was. What it
+may not meet is an error from somewhere else, a hang, or anything left half written.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import HealthCheck, given, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from zegclip.cli import main
+from zegclip.segment import load_segmenter
+
+ROOT = Path(__file__).parents[2]
+OWN_CODE = ("zegclip", "modeling", "processing", "picture_world")
+LIMIT = 60  # Seconds for a case, which takes a fraction of one.
+COUNTS = pytest.StashKey[Counter]()
+
+# The folder of the tests' other caches, which is removed at the end.
+set_hypothesis_home_dir(os.environ["HF_HOME"])
+
+
+def pytest_configure(config):
+    config.stash[COUNTS] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = config.stash[COUNTS]
+    if not counts:
+        return
+    terminalreporter.section("cases of fuzzing")
+    for kind in sorted({kind for kind, _ in counts}):
+        answered, refused = counts[kind, True], counts[kind, False]
+        terminalreporter.line(f"{kind}: {answered + refused} cases, {answered} answered, {refused} refused")
+    terminalreporter.line(f"{sum(counts.values())} cases in all")
+
+
+@contextmanager
+def at_most(seconds):
+    """Fail where something takes longer; end the process, with all its stacks, where it does not even notice that."""
+
+    def complain(number, frame):
+        pytest.fail(f"a case took longer than {seconds} seconds:\n{''.join(traceback.format_stack(frame))}")
+
+    before = signal.signal(signal.SIGALRM, complain)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(5 * seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+
+
+def check_refusal(error, *names):
+    """Make sure that an error is one clear sentence of ours, or the system's own about a file."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = "".join(traceback.format_exception(error))
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return
+    place = Path(frame.filename)
+    ours = place.is_relative_to(ROOT) and place.relative_to(ROOT).parts[0] in OWN_CODE
+    assert ours, f"not an error of ours:\n{said}"
+    assert type(error) in (ValueError, TypeError, OSError), said
+    check_sentence(str(error), *names)
+
+
+def check_sentence(text, *names):
+    assert text.strip(), "an error without a word"
+    assert len(text.splitlines()) == 1, f"more than one line: {text!r}"
+    for name in names:
+        assert str(name) in text, f"{name} is not named in {text!r}"
+
+
+class Fuzz:
+    """Runs properties and commands."""
+
+    def __init__(self, many, counts, capfd, caplog):
+        self.many = many
+        self.counts = counts
+        self.capfd = capfd
+        self.caplog = caplog
+
+    def run(self, kind, case, check, *, few=15, many=200):
+        """
+        Check a property.
+
+        Args:
+            kind: What to count the cases under.
+            case: Strategy.
+            check: Takes a case, and returns whether it was answered.
+            few: Cases of the fast suite, always the same.
+            many: Cases of the slow one, always others.
+        """
+
+        @settings(
+            max_examples=many if self.many else few,
+            derandomize=not self.many,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case)
+        def property_of(case):
+            with at_most(LIMIT):
+                answered = check(case)
+            assert isinstance(answered, bool)
+            self.counts[kind, answered] += 1
+
+        property_of()
+
+    def attempt(self, call, *names):
+        """Return what a call gives, or `None` if it refuses in one sentence of ours with these names in it."""
+        try:
+            return call()
+        except StrictDataclassError:
+            raise
+        except Exception as error:
+            check_refusal(error, *names)
+            return None
+
+    def command(self, *arguments, silent_failure=False):
+        """
+        Run `zegclip`; return whether it succeeded, what it printed, and its complaints without `zegclip: `.
+
+        Where it fails it complains, but for a command whose output says what is wrong.
+        """
+        self.capfd.readouterr()
+        self.caplog.clear()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for unseen in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+                warnings.simplefilter("ignore", unseen)
+            status = main([str(argument) for argument in arguments])
+        assert [str(warning.message) for warning in warned] == []
+        assert self.caplog.messages == []
+        output, errors = self.capfd.readouterr()
+        lines = errors.splitlines()
+        assert status in (0, 1)
+        assert "Traceback" not in output + errors
+        assert all(line.startswith("zegclip: ") for line in lines), errors
+        lines = [line.removeprefix("zegclip: ") for line in lines]
+        assert bool(lines) == bool(status) or (silent_failure and status), errors
+        return status == 0, output, lines
+
+
+@pytest.fixture(params=["fixed", pytest.param("random", marks=pytest.mark.slow)])
+def fuzz(request, capfd, caplog):
+    return Fuzz(request.param == "random", request.config.stash[COUNTS], capfd, caplog)
+
+
+@pytest.fixture
+def model_folder(model, processor, tmp_path):
+    """The tiny model, whose names differ enough for each to win some pixels."""
+    with torch.no_grad():
+        model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
+        for layer in (model.decode_head.mask_scores.q_proj, model.decode_head.mask_scores.k_proj):
+            layer.weight.mul_(10)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def segment(model_folder):
+    """Segment a picture: `(ids, scores)`, each `(height, width)`."""
+    segmenter = load_segmenter(model_folder, "cpu")
+    return lambda picture, labels: segmenter(picture, candidate_labels=labels)
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
