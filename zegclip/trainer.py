@@ -26,6 +26,8 @@ from zegclip.reports import format_evaluation, plot_training, sample_sheet, samp
 
 UNFINISHED_PREFIX = "_unfinished-checkpoint-"
 """Start of the names of checkpoints that are being written, or that an interruption left half written."""
+SAMPLES_FOLDER = "samples"
+"""Folder in the output folder for pictures with truth and prediction."""
 
 
 @dataclass
@@ -175,7 +177,8 @@ class ZegClipTrainer(Trainer):
         if self.args.should_save:
             for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
                 shutil.rmtree(unfinished)
-            remove_leftovers(Path(self.args.output_dir))
+            for folder in (Path(self.args.output_dir), Path(self.args.output_dir, SAMPLES_FOLDER)):
+                remove_leftovers(folder)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent; also after an evaluation, which would otherwise leave processes on their own."""
@@ -337,7 +340,7 @@ class ZegClipTrainer(Trainer):
             if self.is_world_process_zero():
                 strips.append(sample_strip(image, labels, predicted.cpu().numpy(), self.split))
         if strips:
-            path = Path(self.args.output_dir) / "samples" / f"step_{self.state.global_step:06d}.png"
+            path = Path(self.args.output_dir) / SAMPLES_FOLDER / f"step_{self.state.global_step:06d}.png"
             with replacing(path) as part:
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 

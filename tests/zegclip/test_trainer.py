@@ -331,6 +331,15 @@ def test_names_may_come_without_a_mask_and_with_several_templates(make_trainer, 
     assert torch.equal(masked["input_ids"], trainer.train_names["input_ids"][:, :15])
 
 
+def test_leftovers_of_a_killed_run_go(make_trainer, tmp_path):
+    folders = (tmp_path / "run", tmp_path / "run" / "samples")
+    for folder in folders:
+        (folder / ".zegclip-elsewhere-1-abc").mkdir(parents=True)
+        os.utime(folder / ".zegclip-elsewhere-1-abc", (0, 0))
+    make_trainer()
+    assert not any(path.name.startswith(".") for folder in folders for path in folder.iterdir())
+
+
 def test_collate():
     batch = collate(samples(4, sizes=((8, 8), (8, 9))))
     assert isinstance(batch["pixel_values"], list)
