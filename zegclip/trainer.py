@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
-from zegclip.files import remove_leftovers, replacing
+from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
@@ -345,14 +345,12 @@ class ZegClipTrainer(Trainer):
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as the parent, but without the empty form that PEFT leaves where there is no card."""
-        card = Path(output_dir or self.args.output_dir, "README.md")
-        before = card.read_bytes() if card.is_file() else None
-        super()._save(output_dir, state_dict)
-        if before is not None:
-            card.write_bytes(before)
-        elif self.args.should_save:
-            card.unlink(missing_ok=True)
+        """Save as the parent, each file whole, and without the empty form that PEFT leaves where there is no card."""
+        if not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        with writing_to(Path(output_dir or self.args.output_dir)) as folder:
+            super()._save(str(folder), state_dict)
+            (folder / "README.md").unlink(missing_ok=True)
 
     def push_to_hub(
         self,
