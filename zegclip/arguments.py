@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from zegclip.files import exiting_on_sigterm
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
 from zegclip.processing.class_split_zegclip import Setting
@@ -329,23 +330,30 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def complaints_of(script: str) -> Iterator[None]:
-    """End the program with one sentence instead of a traceback where the user can mend what is wrong."""
+    """
+    End the program with one sentence instead of a traceback where the user can mend what is wrong.
+
+    SIGTERM is an exit like any other, without leftovers. Not among several processes: where one waits for the others
+    it would not notice, so SIGTERM ends it as it is, and the next run clears up.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
-        yield
+        with exiting_on_sigterm() if alone else nullcontext():
+            yield
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
     except KeyboardInterrupt:
         _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
-    except RuntimeError as error:
-        if "to be installed" not in str(error):  # such as `report_to: wandb` without it
-            raise
-        _end(f"{script}: {str(error).splitlines()[0]}")
     except (ValueError, OSError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
         _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")
+    except RuntimeError as error:
+        if "to be installed" not in str(error):  # such as `report_to: wandb` without it
+            raise
+        _end(f"{script}: {str(error).splitlines()[0]}")
 
 
 def _end(sentence: str, status: int = 1) -> NoReturn:

@@ -415,13 +415,13 @@ class ZegClipTrainer(Trainer):
                 self._unfinished.rmdir()
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(self._unfinished, ignore_errors=True)
             last = get_last_checkpoint(str(output_dir))
             raise OSError(
                 f"{output_dir / name} could not be written ({str(error).splitlines()[0]}): "
                 + (f"{last} is intact, and the same command goes on from there." if last else "there is none yet.")
             ) from error
         finally:
+            shutil.rmtree(self._unfinished, ignore_errors=True)  # There is none, if all went well.
             self._unfinished = None
         if self.args.should_save:
             rotate_checkpoints(
