@@ -22,6 +22,7 @@ from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
+from zegclip.processing.sliding_window_zegclip import BatchSize
 from zegclip.reports import format_evaluation, plot_training, sample_sheet, sample_strip
 
 UNFINISHED_PREFIX = "_unfinished-checkpoint-"
@@ -169,6 +170,7 @@ class ZegClipTrainer(Trainer):
             image_processor.window_stride,
             default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
         )
+        self._window_batch = BatchSize(self.args.window_batch_size)
         self.class_counts: np.ndarray | None = None
         self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
@@ -297,7 +299,7 @@ class ZegClipTrainer(Trainer):
             self.protocol,
             size,
             seen_ids=self.split.seen_ids,
-            batch_size=self.args.window_batch_size,
+            batch_size=self._window_batch,
         )
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
