@@ -39,16 +39,19 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         ValueError: One sentence that names the file, where it is missing, empty, truncated, not a picture, in a mode
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
+        MemoryError: One sentence that names the file, where there is no room for it.
     """
     name = name or _name(picture)
     image = _read_upright(picture, name, timeout)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
     try:
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_8_bit(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+    except MemoryError as error:
+        raise _no_room(image, name) from error
     except ValueError as error:
         raise ValueError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
 
@@ -94,6 +97,8 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError as error:
+        raise _no_room(image, name) from error
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
 
@@ -118,6 +123,10 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
         raise ValueError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _no_room(image: Image.Image, name: str) -> MemoryError:
+    return MemoryError(f"There is not enough memory for {name}, which has {image.height} x {image.width} pixels.")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -178,3 +178,15 @@ def test_a_jpeg_is_no_label_map(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path)
     with pytest.raises(ValueError, match=r"mask\.jpg is not a label map: JPEG changes class ids"):
         load_class_ids(path)
+
+
+@pytest.mark.parametrize("step", ["load", "convert"])
+def test_a_picture_without_room_is_not_called_damaged(tmp_path, monkeypatch, step):
+    Image.new("L", (5, 4)).save(tmp_path / "picture.png")
+
+    def no_room(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if step == "load" else "PIL.Image.Image.convert", no_room)
+    with pytest.raises(MemoryError, match=r"^There is not enough memory for .*picture\.png, which has 4 x 5 pixels"):
+        load_rgb(tmp_path / "picture.png")
