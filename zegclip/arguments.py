@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from zegclip.faults import explain_fault
 from zegclip.files import exiting_on_sigterm
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
@@ -350,7 +351,9 @@ def complaints_of(script: str) -> Iterator[None]:
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
         _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")
-    except RuntimeError as error:
+    except Exception as error:
+        if (fault := explain_fault(error)) is not None:
+            _end(f"{script}: {fault} The same command goes on from what has been saved.")
         if "to be installed" not in str(error):  # such as `report_to: wandb` without it
             raise
         _end(f"{script}: {str(error).splitlines()[0]}")

@@ -50,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _complain(_one_sentence(error))
         return 1
+    except Exception as error:
+        from zegclip.faults import explain_fault
+
+        fault = explain_fault(error)
+        if fault is None:
+            raise
+        _complain(fault)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:

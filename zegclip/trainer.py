@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
+from zegclip.faults import is_worker_death
 from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
@@ -417,6 +418,8 @@ class ZegClipTrainer(Trainer):
                 self._unfinished.rmdir()
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_worker_death(error):
+                raise
             last = get_last_checkpoint(str(output_dir))
             raise OSError(
                 f"{output_dir / name} could not be written ({str(error).splitlines()[0]}): "
