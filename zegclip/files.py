@@ -59,12 +59,15 @@ def new_folder(output: Path) -> Iterator[Path]:
 @contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
     """Give a folder that is gone at the end, or with [`remove_leftovers`], if its process was killed."""
-    folder = tempfile.TemporaryDirectory(dir=place, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-")
+    folder = None
     try:
+        with _holding_back_signals():
+            folder = tempfile.TemporaryDirectory(dir=place, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-")
         yield Path(folder.name)
     finally:
         with _holding_back_signals():
-            folder.cleanup()
+            if folder is not None:
+                folder.cleanup()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files are there whole or not at all."""
 
+import operator
 import os
 import signal
 import tempfile
@@ -58,19 +59,22 @@ def test_the_next_new_folder_removes_what_a_killed_one_has_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
-def test_sigterm_waits_until_a_temporary_folder_is_gone(tmp_path, monkeypatch):
-    cleanup = tempfile.TemporaryDirectory.cleanup
+@pytest.mark.parametrize(("moment", "left"), [("mkdtemp", []), ("TemporaryDirectory.cleanup", ["file.txt"])])
+def test_sigterm_waits_while_a_temporary_folder_is_made_or_removed(tmp_path, monkeypatch, moment, left):
+    usual = operator.attrgetter(moment)(tempfile)
 
-    def interrupt_and_clean_up(folder):
+    def interrupt(*args, **kwargs):
+        if moment == "mkdtemp":
+            made = usual(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)  # Python has time to call a handler.
-        cleanup(folder)
+        return made if moment == "mkdtemp" else usual(*args, **kwargs)
 
-    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", interrupt_and_clean_up)
+    monkeypatch.setattr(f"tempfile.{moment}", interrupt)
     with pytest.raises(SystemExit) as error, exiting_on_sigterm(), writing_to(tmp_path) as folder:
         (folder / "file.txt").write_text("whole")
     assert error.value.code == 143
-    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == left
 
 
 def test_leftovers_of_another_user_are_left_to_him(tmp_path, monkeypatch):
