@@ -346,17 +346,17 @@ def complaints_of(script: str) -> Iterator[None]:
         _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
     except KeyboardInterrupt:
         _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if (fault := explain_fault(error)) is not None:
+            _end(f"{script}: {fault} The same command goes on from what has been saved.")
+        # Such as `report_to: wandb` without it.
+        lacks_package = isinstance(error, RuntimeError) and "to be installed" in str(error)
+        if not lacks_package and not isinstance(error, (ValueError, OSError)):
+            raise
         lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
         _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")
-    except Exception as error:
-        if (fault := explain_fault(error)) is not None:
-            _end(f"{script}: {fault} The same command goes on from what has been saved.")
-        if "to be installed" not in str(error):  # such as `report_to: wandb` without it
-            raise
-        _end(f"{script}: {str(error).splitlines()[0]}")
 
 
 def _end(sentence: str, status: int = 1) -> NoReturn:

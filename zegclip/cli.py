@@ -47,16 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted.")
         return 130
-    except (ValueError, OSError) as error:
-        _complain(_one_sentence(error))
-        return 1
     except Exception as error:
         from zegclip.faults import explain_fault
 
-        fault = explain_fault(error)
-        if fault is None:
+        sentence = explain_fault(error)
+        if sentence is None and not isinstance(error, (ValueError, OSError)):
             raise
-        _complain(fault)
+        _complain(sentence or _one_sentence(error))
         return 1
 
 

@@ -1,5 +1,8 @@
 """What the machine does wrong becomes one sentence; what the program does wrong does not."""
 
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (MemoryError(), "There is not enough memory."),
+        (MemoryError(), "There is not enough memory (MemoryError)."),
         (MemoryError("There is not enough memory for it: smaller!"), "There is not enough memory for it: smaller!"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "There is not enough memory (CUDA out of memory"),
         (
@@ -41,3 +44,15 @@ def test_a_lack_of_memory_in_numpy():
 @pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), KeyError("x"), TypeError()])
 def test_faults_of_the_program(error):
     assert explain_fault(error) is None
+
+
+def test_a_worker_that_dies_in_the_middle_of_its_message():
+    ours, its = multiprocessing.Pipe()
+    its.close()
+    with pytest.raises(EOFError) as caught:
+        ours.recv()
+    assert is_worker_death(caught.value)
+    assert explain_fault(caught.value).startswith("A process that reads pictures has died, perhaps for lack of memory")
+    with pytest.raises(FileNotFoundError) as missing:
+        os.stat("nowhere")
+    assert not is_worker_death(missing.value)
