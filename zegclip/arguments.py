@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -361,6 +362,8 @@ def complaints_of(script: str) -> Iterator[None]:
 
 def _end(sentence: str, status: int = 1) -> NoReturn:
     """Leave with a sentence on a line of its own, below all progress bars."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or a data loader could complain of a dead worker once more
     for bar in list(tqdm._instances):
         bar.close()
     print(sentence, file=sys.stderr)

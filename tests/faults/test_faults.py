@@ -16,7 +16,7 @@ from PIL import Image
 from zegclip import DEFAULT_MODEL
 
 TRAIN = [
-    "train.py", "--num_train_pictures", "4", "--num_eval_pictures", "1", "--total_train_batch_size", "2",
+    "train.py", "--num_train_pictures", "60", "--num_eval_pictures", "1", "--total_train_batch_size", "2",
     "--window_stride", "48", "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2",
     "--use_cpu", "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "500", "--eval_strategy", "no",
 ]  # fmt: skip
