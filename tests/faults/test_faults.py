@@ -20,7 +20,7 @@ TRAIN = [
     "--window_stride", "48", "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2",
     "--use_cpu", "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "500", "--eval_strategy", "no",
 ]  # fmt: skip
-EVAL = ["eval.py", "--num_eval_pictures", "100", "--use_cpu", "--baseline", "no", "--save_predictions", "true"]
+EVAL = ["eval.py", "--num_eval_pictures", "40", "--use_cpu", "--baseline", "no", "--save_predictions", "true"]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def small_disk(tmp_path):
     """A file system of its own with little room, at the folder `out`."""
     folder = tmp_path / "out"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "none", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system takes root's rights")
     yield folder
@@ -146,7 +146,7 @@ def test_a_picture_that_is_too_large_for_the_memory(runner, model_folder, pictur
     Image.new("RGB", (6000, 6000)).save(big)  # 108 MB
     words = ["zegclip", "segment", small, "--labels", "cat, b", "--model", model_folder, "--output"]
     runner.run(*words, out)
-    for spare in (64, 250):
+    for spare in (100, 250):
         place = tmp_path / f"out {spare}"
         printed = runner.run(*words[:2], big, *words[2:], place, limits={"RLIMIT_AS": spare * 2**20}, expect=1)
         assert f"{big}" in complaint(printed)
