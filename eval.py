@@ -28,7 +28,7 @@ from zegclip.evaluation import (
     evaluate_pictures,
     fingerprint,
 )
-from zegclip.files import replacing
+from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.processing.metrics_zegclip import summarise
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
     if PartialState().is_main_process:
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # All that are skipped are tried again.
+        for place in (folder, *folder.glob("*"), *folder.glob("*/predictions/*")):
+            remove_leftovers(place)
     PartialState().wait_for_everyone()
     image_processor = processor.image_processor
     pictures = EvaluationPictures(data["validation"], split, image_processor, skipped_file)

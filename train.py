@@ -145,7 +145,7 @@ def run_stage(
             metrics = evaluated[-1]
         else:
             metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics, combined=False)  # with others' it would read a file that may be torn
         if trainer.is_world_process_zero():
             report(trainer, output_dir)
             record_evaluation(

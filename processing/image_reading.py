@@ -1,6 +1,7 @@
 """Reading pictures and label maps: every file format, colour mode and broken file meets the program here."""
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers.image_utils import load_image
 # Modes that hold one number per pixel, which a label map may therefore be stored in.
 CLASS_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
+_FILTERS = threading.Lock()
 
 Source = str | Path | bytes | Image.Image
 
@@ -41,18 +43,21 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         ValueError: One sentence that names the file, where it is missing, empty, truncated, not a picture, in a mode
             that has no RGB form, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (known from its header, before
             anything is decoded).
+        MemoryError: One sentence that names the file, where there is no room for it.
     """
     name = on_one_line(name or _name(picture))
     image = _read_upright(picture, name, timeout)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
     if image.mode == "P" and image.palette is None:
         raise ValueError(f"{name} has numbers of colours, but lacks its palette.")
     try:
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_8_bit(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+    except MemoryError as error:
+        raise _no_room(image, name) from error
     except ValueError as error:
         raise ValueError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
 
@@ -97,9 +102,11 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
     else:
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
+        image.load()
         with _about_pixels_alone():
-            image.load()
             return ImageOps.exif_transpose(image) if _has_orientation(image) else image
+    except MemoryError as error:
+        raise _no_room(image, name) from error
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
 
@@ -135,11 +142,16 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
 @contextmanager
 def _about_pixels_alone() -> Iterator[None]:
     """Ignores PIL's warnings, such as of damaged EXIF data, but for those of too many pixels, which become errors."""
-    with warnings.catch_warnings():
+    # Python has one list of filters for all threads: a second one would put back what the first has set.
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # PIL only warns between one and two times its limit.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+def _no_room(image: Image.Image, name: str) -> MemoryError:
+    return MemoryError(f"There is not enough memory for {name}, which has {image.height} x {image.width} pixels.")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

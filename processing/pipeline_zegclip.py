@@ -2,7 +2,8 @@
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.pipelines.base import Pipeline
 
 from .image_reading import load_rgb
 from .processing_zegclip import check_labels
-from .sliding_window_zegclip import merge_masks, predict_windows
+from .sliding_window_zegclip import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
 TASK = "zero-shot-image-segmentation"
 # Names of about the same length that are encoded together.
@@ -64,7 +65,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             window_stride (`int`, *optional*):
                 Distance between windows. Defaults to that of the image processor or, where `window_size` is given
                 alone, to the same overlap in proportion.
-            window_batch_size (`int`, *optional*, defaults to 8): Windows that go through the model together.
+            window_batch_size (`int`, *optional*, defaults to 8):
+                Windows that go through the model together; fewer, with a warning, where there is no memory for them.
             timeout (`float`, *optional*): Seconds to wait for an address; waits for ever by default.
             kwargs: The arguments above, and `num_workers` for reading pictures.
 
@@ -77,6 +79,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Raises:
             ValueError: If labels, picture or window geometry are not valid, the tokenizer is another model's, or the
                 model gives no numbers; one sentence that names what is wrong.
+            MemoryError: If a picture is too large for the memory; one sentence. A generator's next pictures can still
+                be asked for.
         """
         if candidate_labels is None:
             candidate_labels = self._postprocess_params.get("candidate_labels")
@@ -85,6 +89,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if (kwargs.get("batch_size") or self._batch_size or 1) != 1:
             raise ValueError("Pictures go through one at a time; set window_batch_size instead of batch_size.")
         labels = _read_labels(candidate_labels)
+        # Of one call, so that what had no room for one picture is not tried again with the next.
+        windows = kwargs.pop("window_batch_size", self._forward_params.get("window_batch_size", 8))
+        kwargs["window_batch_size"] = BatchSize(windows)
         if isinstance(images, tuple):
             images = list(images)
         if isinstance(images, list) and not images:
@@ -154,11 +161,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def preprocess(self, image: str | Path | Image.Image, timeout: float | None = None) -> dict[str, Any]:
         """Reads and resizes one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
         picture = load_rgb(image, timeout=timeout)
-        inputs = self.processor(images=picture, return_tensors="pt").to(self.dtype)
+        with _telling_size(picture.height, picture.width):
+            inputs = self.processor(images=picture, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "original_size": (picture.height, picture.width)}
 
     def _forward(
-        self, model_inputs: dict[str, Any], class_embeds: torch.Tensor, window_batch_size: int = 8, **geometry: Any
+        self,
+        model_inputs: dict[str, Any],
+        class_embeds: torch.Tensor,
+        window_batch_size: int | BatchSize = 8,
+        **geometry: Any,
     ) -> dict[str, torch.Tensor]:
         """The best label's index and score at every pixel of the original picture."""
         windows = predict_windows(
@@ -169,7 +181,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             stride=geometry.get("window_stride", self.processor.image_processor.window_stride),
             batch_size=window_batch_size,
         )
-        ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
+        with _telling_size(*model_inputs["original_size"]):
+            ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
         if scores.isnan().any():  # No comparison with one holds, so that the first label would win.
             raise ValueError(
                 "The model's scores are no numbers: its weights are broken, or too large for this precision."
@@ -203,6 +216,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+@contextmanager
+def _telling_size(height: int, width: int) -> Iterator[None]:
+    """Say of which picture it was that memory has run out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"{NO_MEMORY} for a picture of {height} x {width} pixels: make it smaller.") from error
 
 
 def _read_labels(candidate_labels: Sequence[str] | str) -> list[str]:

@@ -8,11 +8,13 @@ time, so that `classes x picture` scores need never exist when only the best cla
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 # Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
@@ -20,6 +22,9 @@ from torch import nn
 SCORES_PER_CHUNK = 2**21
 # Pixels whose best class is looked for at once on a CPU, for its cache.
 PIXELS_AT_ONCE = 2**17
+
+NO_MEMORY = "There is not enough memory"
+"""How our own sentences about a lack of it begin."""
 
 Box = tuple[int, int, int, int]
 
@@ -40,6 +45,18 @@ class WindowLogits:
     boxes: list[Box]
     height: int
     width: int
+
+
+@dataclass
+class BatchSize:
+    """
+    How many windows go through a model together: halved where the memory has no room for them, for all that follow.
+
+    Attributes:
+        windows: At least 1.
+    """
+
+    windows: int
 
 
 def window_boxes(height: int, width: int, window_size: int | None, stride: int | None) -> list[Box]:
@@ -102,7 +119,7 @@ def predict_windows(
     class_embeds: torch.Tensor,
     window_size: int | None,
     stride: int | None,
-    batch_size: int = 8,
+    batch_size: int | BatchSize = 8,
 ) -> WindowLogits:
     """
     Runs a model over all windows of one picture, several at a time.
@@ -113,29 +130,61 @@ def predict_windows(
         class_embeds: `(names, dim)`, passed on to the model.
         window_size: Side of the square windows; `None` for the whole picture at once.
         stride: Distance between neighbouring windows.
-        batch_size: Windows per call of the model, at least 1.
+        batch_size: Windows per call of the model, at least 1; fewer where memory runs out, with a warning. A
+            [`BatchSize`] remembers how many for the next picture.
 
     Returns:
         The windows' logits and places, for [`merge_scores`] and [`merge_masks`].
 
     Raises:
         ValueError: If there is more than one picture, or a size is not positive.
+        MemoryError: If there is no room for a single window.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
         raise ValueError(
             f"Windows are cut from one picture (1, channels, height, width), not {tuple(pixel_values.shape)}."
         )
-    if batch_size < 1:
-        raise ValueError(f"window_batch_size must be at least 1, not {batch_size}.")
+    batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
+    if batch.windows < 1:
+        raise ValueError(f"window_batch_size must be at least 1, not {batch.windows}.")
     height, width = pixel_values.shape[-2:]
     boxes = window_boxes(height, width, window_size, stride)
-    logits = [
-        model(
-            pixel_values=extract_windows(pixel_values, boxes[start : start + batch_size]), class_embeds=class_embeds
-        ).logits
-        for start in range(0, len(boxes), batch_size)
-    ]
+    logits: list[torch.Tensor] = []
+    done = 0
+    while done < len(boxes):
+        some = boxes[done : done + batch.windows]
+        try:
+            logits.append(model(pixel_values=extract_windows(pixel_values, some), class_embeds=class_embeds).logits)
+        except (RuntimeError, MemoryError) as error:  # Until it is dropped, it holds on to what was computed.
+            if not is_out_of_memory(error):
+                raise
+            top, left, bottom, right = some[0]
+            if len(some) == 1:
+                raise MemoryError(
+                    f"{NO_MEMORY} for one window of {bottom - top} x {right - left} pixels with {len(class_embeds)} "
+                    f"names, of {len(boxes)} that a picture of {height} x {width} is cut into: give a smaller "
+                    "window_size."
+                ) from error
+            batch.windows = (len(some) + 1) // 2
+            warnings.warn(
+                f"{NO_MEMORY} for {len(some)} windows of {bottom - top} x {right - left} pixels at once: going on "
+                f"with {batch.windows}.",
+                stacklevel=2,
+            )
+        else:
+            done += len(some)
     return WindowLogits(torch.cat(logits), boxes, height, width)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # Besides, what PyTorch says on Windows and what oneDNN says.
+    more = ("not enough memory", "could not create a primitive")
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or any(text in str(error) for text in more)
+    )
 
 
 def merge_scores(
@@ -251,10 +300,13 @@ def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 __all__ = [
+    "NO_MEMORY",
     "SCORES_PER_CHUNK",
+    "BatchSize",
     "WindowLogits",
     "class_chunks",
     "extract_windows",
+    "is_out_of_memory",
     "merge_masks",
     "merge_scores",
     "predict_windows",

@@ -263,6 +263,8 @@ def test_a_run_that_ended_after_its_last_step_is_not_trained_further(clip_folder
     weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     for name in ("adapter_model.safetensors", "trainer_state.json"):
         (tmp_path / "run" / name).unlink()
+    for name in ("eval_results.json", "all_results.json"):
+        (tmp_path / "run" / name).write_text("{")
     train(clip_folder, tmp_path / "run", *words)
     assert "checkpoint-4: the training has finished before" in capsys.readouterr().out
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == weights

@@ -5,9 +5,10 @@ import difflib
 import os
 import re
 import reprlib
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
@@ -19,6 +20,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from zegclip.faults import explain_fault
+from zegclip.files import exiting_on_sigterm
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
 from zegclip.processing.class_split_zegclip import Setting
@@ -347,19 +350,28 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def complaints_of(script: str) -> Iterator[None]:
-    """End the program with one sentence instead of a traceback where the user can mend what is wrong."""
+    """
+    End the program with one sentence instead of a traceback where the user can mend what is wrong.
+
+    SIGTERM is an exit like any other, without leftovers. Not among several processes: where one waits for the others
+    it would not notice, so SIGTERM ends it as it is, and the next run clears up.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
-        yield
+        with exiting_on_sigterm() if alone else nullcontext():
+            yield
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
     except KeyboardInterrupt:
         _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
-    except RuntimeError as error:
-        if "to be installed" not in str(error):  # such as `report_to: wandb` without it
+    except Exception as error:
+        if (fault := explain_fault(error)) is not None:
+            _end(f"{script}: {fault} The same command goes on from what has been saved.")
+        # Such as `report_to: wandb` without it.
+        lacks_package = isinstance(error, RuntimeError) and "to be installed" in str(error)
+        if not lacks_package and not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        _end(f"{script}: {str(error).splitlines()[0]}")
-    except (ValueError, OSError, FloatingPointError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
         sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
@@ -368,6 +380,8 @@ def complaints_of(script: str) -> Iterator[None]:
 
 def _end(sentence: str, status: int = 1) -> NoReturn:
     """Leave with a sentence on a line of its own, below all progress bars."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or a data loader could complain of a dead worker once more
     for bar in list(tqdm._instances):
         bar.close()
     print(sentence, file=sys.stderr)

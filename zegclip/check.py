@@ -16,7 +16,7 @@ from PIL import ImageDraw
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from zegclip.files import writing_to
+from zegclip.files import remove_leftovers, writing_to
 from zegclip.overlay import load_font, make_colours, overlay, shorten
 from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
@@ -206,6 +206,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.output}: the output must be a folder, but this is a file.")
     if arguments.workers < 0:
         raise ValueError(f"--workers must not be negative, as {arguments.workers} is.")
+    remove_leftovers(arguments.output)
     data, split = load_pictures(
         arguments.dataset,
         data_dir=arguments.data_dir,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zegclip
+from zegclip.files import exiting_on_sigterm
 
 # What needs time to import is imported by the commands that need it.
 if TYPE_CHECKING:
@@ -30,23 +31,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 if something failed (one sentence on stderr says what), 130 after Ctrl-C. Wrong usage
-        raises `SystemExit(2)`, as argparse does.
+        raises `SystemExit(2)`, as argparse does, and SIGTERM `SystemExit(143)`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name or label that the terminal cannot show is no reason to stop.
             stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
     try:
-        return arguments.run(arguments)
+        with exiting_on_sigterm():
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
+            return arguments.run(arguments)
     except KeyboardInterrupt:
         _complain("interrupted.")
         return 130
-    except (ValueError, OSError) as error:
-        _complain(_one_sentence(error))
+    except Exception as error:
+        from zegclip.faults import explain_fault
+
+        sentence = explain_fault(error)
+        if sentence is None and not isinstance(error, (ValueError, OSError)):
+            raise
+        _complain(sentence or _one_sentence(error))
         return 1
 
 
@@ -261,13 +268,12 @@ def run_segment(arguments: argparse.Namespace) -> int:
         )
     outcome = segment.Outcome()
     if todo:
-        with files.exiting_on_sigterm():
-            segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
-            if processes.is_main:
-                _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
-            outcome = segment.segment_pictures(
-                segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
-            )
+        segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
+        if processes.is_main:
+            _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
+        outcome = segment.segment_pictures(
+            segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
+        )
     outcome.done_before = len(names) - len(todo)
 
     # As soon as one process has failed, a launcher ends the others. So none leaves before all are ready, and it is the

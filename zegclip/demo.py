@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import zegclip
-from zegclip.files import writing_to
+from zegclip.files import remove_leftovers, writing_to
 from zegclip.picture_world.classes import CLASS_NAMES, GROUND_NAMES, OBJECT_NAMES, class_ids
 from zegclip.picture_world.drawing import Scene, draw_scene
 from zegclip.segment import load_segmenter, summarise, write_results
@@ -84,6 +84,7 @@ def run_demo(output: Path, seed: int) -> None:
         ValueError: If the embedded default model is not there.
         OSError: If results cannot be written.
     """
+    remove_leftovers(output)
     print("The embedded default model on generated pictures, all offline.")
     segmenter = load_segmenter(zegclip.DEFAULT_MODEL)
     seen = segmenter.model.config.seen_class_names or []

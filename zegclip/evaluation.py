@@ -21,7 +21,7 @@ from zegclip.overlay import index_mask, make_colours
 from zegclip.pictures import EvaluationPictures
 from zegclip.processing.class_split_zegclip import Setting
 from zegclip.processing.metrics_zegclip import class_counts
-from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
+from zegclip.processing.sliding_window_zegclip import BatchSize, merge_masks, predict_windows
 
 INDUCTIVE_OFFSET = 0.1
 """Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
@@ -56,7 +56,7 @@ def predict_map(
     size: Sequence[int],
     *,
     seen_ids: Sequence[int],
-    batch_size: int,
+    batch_size: int | BatchSize,
 ) -> torch.Tensor:
     """
     Segment one picture into all classes.
@@ -68,7 +68,7 @@ def predict_map(
         protocol: Windows and offset.
         size: `(height, width)` of the result.
         seen_ids: Ids that the offset is for.
-        batch_size: Windows per forward pass.
+        batch_size: Windows per forward pass, see [`predict_windows`].
 
     Returns:
         `(height, width)` int64 ids.
@@ -215,6 +215,7 @@ def evaluate_pictures(
         Subset(pictures, mine), batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda"
     )
     colours = make_colours(len(split.names))
+    batch = BatchSize(batch_size)
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
         zip(mine, loader),
@@ -237,7 +238,7 @@ def evaluate_pictures(
                     protocol,
                     labels.shape,
                     seen_ids=split.seen_ids,
-                    batch_size=batch_size,
+                    batch_size=batch,
                 )
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
             if save_predictions:

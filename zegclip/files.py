@@ -47,12 +47,27 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Give a folder that becomes `output` at the end, if all went well: it is never there in part."""
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
-        folder = Path(place) / output.name
+    remove_leftovers(output.parent)
+    with temporary_folder(output.parent) as place:
+        folder = place / output.name
         yield folder
         if output.is_dir():
             output.rmdir()  # Empty, but not every system lets it be replaced.
         os.replace(folder, output)
+
+
+@contextmanager
+def temporary_folder(place: Path) -> Iterator[Path]:
+    """Give a folder that is gone at the end, or with [`remove_leftovers`], if its process was killed."""
+    folder = None
+    try:
+        with _holding_back_signals():
+            folder = tempfile.TemporaryDirectory(dir=place, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-")
+        yield Path(folder.name)
+    finally:
+        with _holding_back_signals():
+            if folder is not None:
+                folder.cleanup()
 
 
 @contextmanager
@@ -63,20 +78,15 @@ def writing_to(output: Path) -> Iterator[Path]:
     A JSON file moves last, and the one that it replaces goes first: where it lies, the others lie beside it.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-") as folder:
-        yield Path(folder)
-        files = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".json")
-        held_back: list[int] = []
-        try:
-            with _receiving(lambda number, frame: held_back.append(number), signal.SIGINT, signal.SIGTERM):
-                for path in files:
-                    if path.suffix == ".json":
-                        (output / path.name).unlink(missing_ok=True)
-                for path in files:
-                    os.replace(path, output / path.name)
-        finally:
-            for number in held_back:
-                signal.raise_signal(number)
+    with temporary_folder(output) as folder:
+        yield folder
+        files = sorted(folder.iterdir(), key=lambda path: path.suffix == ".json")
+        with _holding_back_signals():
+            for path in files:
+                if path.suffix == ".json":
+                    (output / path.name).unlink(missing_ok=True)
+            for path in files:
+                os.replace(path, output / path.name)
 
 
 @contextmanager
@@ -111,7 +121,7 @@ def remove_leftovers(output: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 os.unlink(leftover)
-        except FileNotFoundError:  # Its owner has finished.
+        except OSError:  # Its owner has finished, or is another user.
             continue
 
 
@@ -129,6 +139,18 @@ def _is_running(process: int) -> bool:
     except PermissionError:  # It is another user's.
         return True
     return True
+
+
+@contextmanager
+def _holding_back_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end."""
+    held_back: list[int] = []
+    try:
+        with _receiving(lambda number, frame: held_back.append(number), signal.SIGINT, signal.SIGTERM):
+            yield
+    finally:
+        for number in held_back:
+            signal.raise_signal(number)
 
 
 @contextmanager

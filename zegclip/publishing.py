@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
 from zegclip.cards import card_files, write_card
-from zegclip.files import check_new_folder, new_folder
+from zegclip.files import check_new_folder, new_folder, remove_leftovers, temporary_folder
 from zegclip.loading import ADAPTER_CONFIG_NAME, load_processor
 from zegclip.modeling import modeling_zegclip
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
@@ -144,12 +144,14 @@ def push(
     if whole is False:
         _name_base(model, Path(repo_id), repo_id)
     api = HfApi(token=token)
+    scratch = Path(tempfile.gettempdir())
+    remove_leftovers(scratch)
     try:
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(full_id, branch=revision, exist_ok=True)
-        with tempfile.TemporaryDirectory() as place:
-            folder = export(model, Path(place) / "model", processor=processor, whole=whole, run=run, repo_id=full_id)
+        with temporary_folder(scratch) as place:
+            folder = export(model, place / "model", processor=processor, whole=whole, run=run, repo_id=full_id)
             commit = api.upload_folder(
                 repo_id=full_id,
                 folder_path=folder,

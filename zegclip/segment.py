@@ -19,11 +19,13 @@ from accelerate.utils import gather_object, get_cpu_distributed_information
 from PIL import Image
 from tqdm import tqdm
 
+from zegclip.faults import explain_fault
 from zegclip.files import writing_to
 from zegclip.loading import load_model, load_processor
 from zegclip.overlay import index_mask, make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.sliding_window_zegclip import is_out_of_memory
 
 PICTURE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
@@ -52,7 +54,7 @@ class Outcome:
     Attributes:
         segmented: How many were segmented.
         done_before: How many had results already.
-        failures: For each that could not be read, one sentence that names it.
+        failures: For each that could not be read, or had no room in memory, one sentence that names it.
     """
 
     segmented: int = 0
@@ -343,7 +345,8 @@ def segment_pictures(
     **settings: Any,
 ) -> Outcome:
     """
-    Segment pictures and write the results of each; a picture that cannot be read does not stop the others.
+    Segment pictures and write the results of each. One that cannot be read, or is too large for the memory, does not
+    stop the others.
 
     Args:
         segmenter: From [`load_segmenter`].
@@ -362,23 +365,36 @@ def segment_pictures(
     taken: list[tuple[str, Image.Image]] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
 
+    def fail(sentence: str) -> None:
+        outcome.failures.append(sentence)
+        progress.update()
+
     def readable() -> Iterator[Image.Image]:
         for path in pictures:
             try:
                 picture = load_rgb(path)
-            except ValueError as error:
-                outcome.failures.append(str(error))
-                progress.update()
+            except (ValueError, MemoryError) as error:
+                fail(str(error))
             else:
                 taken.append((path, picture))
                 yield picture
 
     with progress:
         # As a generator, the pictures are read one at a time and the labels are encoded once for all.
-        for ids, scores in segmenter(readable(), candidate_labels=list(labels), **settings):
-            path, picture = taken.pop(0)
-            record = describe(path, model_name, settings) | {"labels": summarise(ids, scores, labels)}
-            write_results(output, pictures[path], picture, ids, labels, record)
-            outcome.segmented += 1
-            progress.update()
-    return outcome
+        results = iter(segmenter(readable(), candidate_labels=list(labels), **settings))
+        while True:
+            try:
+                ids, scores = next(results)
+                path, picture = taken[0]
+                record = describe(path, model_name, settings) | {"labels": summarise(ids, scores, labels)}
+                write_results(output, pictures[path], picture, ids, labels, record)
+            except StopIteration:
+                return outcome
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                fail(f"{taken[0][0]}: {explain_fault(error)}")
+            else:
+                outcome.segmented += 1
+                progress.update()
+            taken.clear()

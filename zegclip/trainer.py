@@ -20,14 +20,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from zegclip.evaluation import Protocol, default_offset, predict_map
-from zegclip.files import remove_leftovers, replacing
+from zegclip.faults import is_worker_death
+from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
+from zegclip.processing.sliding_window_zegclip import BatchSize
 from zegclip.reports import format_evaluation, plot_training, sample_sheet, sample_strip
 
 UNFINISHED_PREFIX = "_unfinished-checkpoint-"
 """Start of the names of checkpoints that are being written, or that an interruption left half written."""
+SAMPLES_FOLDER = "samples"
+"""Folder in the output folder for pictures with truth and prediction."""
 
 
 @dataclass
@@ -169,6 +173,7 @@ class ZegClipTrainer(Trainer):
             image_processor.window_stride,
             default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
         )
+        self._window_batch = BatchSize(self.args.window_batch_size)
         self.class_counts: np.ndarray | None = None
         self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
@@ -177,7 +182,8 @@ class ZegClipTrainer(Trainer):
         if self.args.should_save:
             for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
                 shutil.rmtree(unfinished)
-            remove_leftovers(Path(self.args.output_dir))
+            for folder in (Path(self.args.output_dir), Path(self.args.output_dir, SAMPLES_FOLDER)):
+                remove_leftovers(folder)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent; also after an evaluation, which would otherwise leave processes on their own."""
@@ -326,7 +332,7 @@ class ZegClipTrainer(Trainer):
             self.protocol,
             size,
             seen_ids=self.split.seen_ids,
-            batch_size=self.args.window_batch_size,
+            batch_size=self._window_batch,
         )
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -369,7 +375,7 @@ class ZegClipTrainer(Trainer):
             if self.is_world_process_zero():
                 strips.append(sample_strip(image, labels, predicted.cpu().numpy(), self.split))
         if strips:
-            path = Path(self.args.output_dir) / "samples" / f"step_{self.state.global_step:06d}.png"
+            path = Path(self.args.output_dir) / SAMPLES_FOLDER / f"step_{self.state.global_step:06d}.png"
             with replacing(path) as part:
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
@@ -394,14 +400,12 @@ class ZegClipTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as the parent, but without the empty form that PEFT leaves where there is no card."""
-        card = Path(output_dir or self.args.output_dir, "README.md")
-        before = card.read_bytes() if card.is_file() else None
-        super()._save(output_dir, state_dict)
-        if before is not None:
-            card.write_bytes(before)
-        elif self.args.should_save:
-            card.unlink(missing_ok=True)
+        """Save as the parent, each file whole, and without the empty form that PEFT leaves where there is no card."""
+        if not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        with writing_to(Path(output_dir or self.args.output_dir)) as folder:
+            super()._save(str(folder), state_dict)
+            (folder / "README.md").unlink(missing_ok=True)
 
     def push_to_hub(
         self,
@@ -466,13 +470,15 @@ class ZegClipTrainer(Trainer):
                 self._unfinished.rmdir()
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(self._unfinished, ignore_errors=True)
+            if is_worker_death(error):
+                raise
             last = get_last_checkpoint(str(output_dir))
             raise OSError(
                 f"{output_dir / name} could not be written ({str(error).splitlines()[0]}): "
                 + (f"{last} is intact, and the same command goes on from there." if last else "there is none yet.")
             ) from error
         finally:
+            shutil.rmtree(self._unfinished, ignore_errors=True)  # There is none, if all went well.
             self._unfinished = None
         if self.args.should_save:
             rotate_checkpoints(

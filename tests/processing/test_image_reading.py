@@ -1,6 +1,7 @@
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -206,3 +207,32 @@ def test_a_jpeg_is_no_label_map(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path)
     with pytest.raises(ValueError, match=r"mask\.jpg is not a label map: JPEG changes class ids"):
         load_class_ids(path)
+
+
+@pytest.mark.parametrize("step", ["load", "convert"])
+def test_a_picture_without_room_is_not_called_damaged(tmp_path, monkeypatch, step):
+    Image.new("L", (5, 4)).save(tmp_path / "picture.png")
+
+    def no_room(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if step == "load" else "PIL.Image.Image.convert", no_room)
+    with pytest.raises(MemoryError, match=r"^There is not enough memory for .*picture\.png, which has 4 x 5 pixels"):
+        load_rgb(tmp_path / "picture.png")
+
+
+def test_threads_leave_each_other_s_warnings_alone(tmp_path, monkeypatch):
+    """Of a picture between one and two times the limit PIL only warns, and Python's filters belong to all threads."""
+    Image.new("RGB", (15, 10)).save(tmp_path / "large.png")
+    Image.new("RGB", (5, 10)).save(tmp_path / "small.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    before = list(warnings.filters)
+
+    def refused(number):
+        load_rgb(tmp_path / "small.png")
+        with pytest.raises(ValueError, match="more than 100 pixels"):
+            load_rgb(tmp_path / "large.png")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(refused, range(400)))
+    assert warnings.filters == before

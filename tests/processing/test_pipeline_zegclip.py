@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,43 @@ def test_a_saved_model_and_processor_are_found_by_the_name_of_the_task(pipe, mod
     loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
     assert type(loaded) is ZeroShotImageSegmentationPipeline
     assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_windows_without_room_are_not_tried_again_in_the_same_call(pipe, monkeypatch):
+    expected = pipe([noise(seed=seed) for seed in range(3)], candidate_labels=LABELS)
+    calls, forward = [], pipe.model.forward
+
+    def small_device(pixel_values, **kwargs):
+        calls.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(pipe.model, "forward", small_device)
+    with pytest.warns(UserWarning, match="going on with 2"):
+        found = pipe([noise(seed=seed) for seed in range(3)], candidate_labels=LABELS)
+    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)  # sums of other orders
+        assert (np.asarray(one["mask"]) == np.asarray(other["mask"])).mean() > 0.999
+    assert calls == [3, 2, 1, 2, 1, 2, 1]
+    calls.clear()
+    pipe(noise(), candidate_labels=LABELS, window_batch_size=1)
+    assert calls == [1] * 3
+
+
+def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monkeypatch):
+    merge = pipeline_zegclip.merge_masks
+
+    def refuse_wide(windows, target_size):
+        if target_size == (40, 90):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes.")
+        return merge(windows, target_size=target_size)
+
+    monkeypatch.setattr(pipeline_zegclip, "merge_masks", refuse_wide)
+    with pytest.raises(MemoryError, match=r"^There is not enough memory for a picture of 40 x 90 pixels"):
+        pipe(noise(), candidate_labels=LABELS)
+    results = iter(pipe((noise(width=width) for width in (60, 90, 60)), candidate_labels=LABELS))
+    first = next(results)
+    with pytest.raises(MemoryError):
+        next(results)
+    assert same(next(results), first)

@@ -7,6 +7,7 @@ from torch import nn
 from zegclip.processing import sliding_window_zegclip
 from zegclip.processing.sliding_window_zegclip import (
     SCORES_PER_CHUNK,
+    BatchSize,
     WindowLogits,
     class_chunks,
     extract_windows,
@@ -81,6 +82,64 @@ def test_prediction_does_not_depend_on_the_batch_size(batch_size):
     whole = predict_windows(model, picture, class_embeds, window_size=None, stride=None)
     torch.testing.assert_close(merge_scores(windows), merge_scores(whole), rtol=0, atol=1e-6)
     torch.testing.assert_close(merge_scores(whole), whole.logits[0].sigmoid(), rtol=0, atol=1e-6)
+
+
+class SmallDevice:
+    """A model for which only so many windows have room, and which looks at single pixels."""
+
+    def __init__(self, windows, error):
+        self.windows, self.error, self.calls = windows, error, []
+
+    def __call__(self, pixel_values, class_embeds):
+        self.calls.append(len(pixel_values))
+        if len(pixel_values) > self.windows:
+            raise self.error
+        return SimpleNamespace(logits=torch.einsum("bchw,nc->bnhw", pixel_values, class_embeds))
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 400 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
+    RuntimeError("could not create a primitive"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_fewer_windows_at_once_where_memory_runs_out(error):
+    generator = torch.Generator().manual_seed(0)
+    picture, class_embeds = torch.randn(1, 3, 24, 31, generator=generator), torch.randn(4, 3, generator=generator)
+    expected = predict_windows(SmallDevice(100, error), picture, class_embeds, 10, 7)
+    device, batch = SmallDevice(2, error), BatchSize(8)
+    with pytest.warns(UserWarning, match="not enough memory for . windows of 10 x 10 pixels at once") as warned:
+        found = predict_windows(device, picture, class_embeds, 10, 7, batch)
+    assert [str(warning.message)[-2:] for warning in warned] == ["4.", "2."]
+    assert device.calls == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert found.boxes == expected.boxes
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
+    # What had no room is not tried again with the next picture, whose windows may be few.
+    assert batch == BatchSize(2)
+    predict_windows(device, picture[..., :10, :10], class_embeds, 10, 7, batch)
+    predict_windows(device, picture[..., :17], class_embeds, 10, 7, batch)
+    assert device.calls[8:] == [1, 2, 2, 2]
+
+
+def test_one_window_without_room_is_one_sentence():
+    with pytest.raises(
+        MemoryError, match=r"^There is not enough memory for one window of 10 x 9 .* 4 names, of 2 .*:"
+    ):
+        predict_windows(SmallDevice(0, OUT_OF_MEMORY[0]), torch.zeros(1, 3, 17, 9), torch.zeros(4, 3), 10, 7, 1)
+
+
+def test_other_errors_of_the_model_are_its_own():
+    device = SmallDevice(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        predict_windows(device, torch.zeros(1, 3, 10, 10), torch.zeros(4, 3), 10, 7)
+    assert device.calls == [1]
 
 
 def test_bad_arguments_of_prediction():

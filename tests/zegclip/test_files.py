@@ -1,8 +1,14 @@
 """Files are there whole or not at all."""
 
+import operator
+import os
+import signal
+import tempfile
+import time
+
 import pytest
 
-from zegclip.files import replacing
+from zegclip.files import exiting_on_sigterm, new_folder, remove_leftovers, replacing, writing_to
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -28,3 +34,59 @@ def test_what_was_there_stays_after_a_failure(tmp_path):
         fail()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def killed_in(context):
+    """Let a child process be killed within a context, as if the power had gone."""
+    process = os.fork()
+    if process == 0:
+        try:
+            with context as folder:
+                folder.mkdir(exist_ok=True)
+                (folder / "half.txt").write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+def test_the_next_new_folder_removes_what_a_killed_one_has_left(tmp_path):
+    killed_in(new_folder(tmp_path / "output"))
+    [leftover] = tmp_path.iterdir()
+    assert list(leftover.rglob("half.txt"))
+    with new_folder(tmp_path / "output") as folder:
+        folder.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize(("moment", "left"), [("mkdtemp", []), ("TemporaryDirectory.cleanup", ["file.txt"])])
+def test_sigterm_waits_while_a_temporary_folder_is_made_or_removed(tmp_path, monkeypatch, moment, left):
+    usual = operator.attrgetter(moment)(tempfile)
+
+    def interrupt(*args, **kwargs):
+        if moment == "mkdtemp":
+            made = usual(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # Python has time to call a handler.
+        return made if moment == "mkdtemp" else usual(*args, **kwargs)
+
+    monkeypatch.setattr(f"tempfile.{moment}", interrupt)
+    with pytest.raises(SystemExit) as error, exiting_on_sigterm(), writing_to(tmp_path) as folder:
+        (folder / "file.txt").write_text("whole")
+    assert error.value.code == 143
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_leftovers_of_another_user_are_left_to_him(tmp_path, monkeypatch):
+    path = tmp_path / ".zegclip-elsewhere-1-abc"
+    path.write_text("")
+    os.utime(path, (0, 0))
+
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    remove_leftovers(tmp_path)
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert not path.exists()

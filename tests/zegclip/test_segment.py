@@ -1,4 +1,5 @@
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from zegclip import segment
 from zegclip.cli import main
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.image_reading import load_class_ids
@@ -67,6 +69,30 @@ def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
             assert row["label"] == result["label"]
             assert row["share"] == pytest.approx(mask.mean(), abs=1e-6)
             assert row["score"] == pytest.approx(result["score"], abs=2e-6)
+
+
+@pytest.mark.parametrize("step", ["load_rgb", "summarise", "overlay", "ClassMapPipeline.preprocess"])
+def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path, monkeypatch, step):
+    """In whatever step; the others have their results."""
+    noise(width=50).save(pictures / "one_more.png")
+    paths = dict(name_results(find_pictures([pictures])))
+    segmenter = load_segmenter(model_folder, "cpu")
+    usual, calls = operator.attrgetter(step)(segment), []
+
+    def refuse_the_second(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory") if ids_known else MemoryError("no room")
+        return usual(*args, **kwargs)
+
+    ids_known = step in ("summarise", "overlay")
+    monkeypatch.setattr(f"zegclip.segment.{step}", refuse_the_second)
+    outcome = segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name")
+    assert outcome.segmented == 2
+    [failure] = outcome.failures
+    assert "no room" in failure or "can't allocate memory" in failure
+    assert {path.stem for path in (tmp_path / "results").glob("*.json")} == {"one", "two"}
+    assert not list((tmp_path / "results").glob("one_more*"))
 
 
 def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):

@@ -387,6 +387,41 @@ def test_names_may_come_without_a_mask_and_with_several_templates(make_trainer, 
     assert torch.equal(masked["input_ids"], trainer.train_names["input_ids"][:, :15])
 
 
+@pytest.mark.parametrize("failing", ["torch.save", "transformers.processing_utils.ProcessorMixin.save_pretrained"])
+def test_a_save_that_fails_leaves_what_was_there(make_trainer, tmp_path, monkeypatch, failing):
+    """Such as for a full disk, or a signal."""
+    trainer, run = make_trainer(), tmp_path / "run"
+    trainer.save_model()
+    (run / "README.md").write_text("A card that a person has written.")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1)
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.save_model()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    trainer.save_model()
+    after = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["README.md"] == before["README.md"]
+    assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+
+
+def test_leftovers_of_a_killed_run_go(make_trainer, tmp_path):
+    folders = (tmp_path / "run", tmp_path / "run" / "samples")
+    for folder in folders:
+        (folder / ".zegclip-elsewhere-1-abc").mkdir(parents=True)
+        os.utime(folder / ".zegclip-elsewhere-1-abc", (0, 0))
+    make_trainer()
+    assert not any(path.name.startswith(".") for folder in folders for path in folder.iterdir())
+
+
 def test_collate():
     batch = collate(samples(4, sizes=((8, 8), (8, 9))))
     assert isinstance(batch["pixel_values"], list)

@@ -1,0 +1,33 @@
+"""A process that starts commands quickly, and a count of those that were killed."""
+
+import pytest
+from interrupted import SEED, STAGES, Runner, count_kills, kills
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory):
+    """For any command that asks nobody."""
+    runner = Runner(tmp_path_factory.mktemp("faults") / "log.txt")
+    yield runner
+
+    runner.close()
+
+
+@pytest.fixture
+def model_folder(model, processor, tmp_path):
+    """The tiny model with its processor."""
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how many kills there were, of what and when."""
+    if not kills:
+        return
+    terminalreporter.section(f"kills (again: ZEGCLIP_SEED={SEED})")
+    for name, number in sorted({key[:2] for key in kills}):
+        counts = ", ".join(f"{kills[name, number, stage]} {stage}" for stage in STAGES)
+        terminalreporter.write_line(f"{name:<16}{number:<9}{counts}")
+    terminalreporter.write_line(f"{count_kills()} before the end")

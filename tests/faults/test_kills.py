@@ -1,0 +1,166 @@
+"""Killed at any moment, over and over, and started again with the same command: nothing is lost, torn or left."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from hub_stand_in import serve_hub
+from interrupted import Chaos, Runner, contents, count_kills, kills, leftovers
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+TRAIN = [
+    "train.py", "--num_train_pictures", "7", "--num_eval_pictures", "1", "--total_train_batch_size", "2",
+    "--window_stride", "48", "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2",
+    "--use_cpu", "--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1",
+    "--save_total_limit", "2", "--eval_strategy", "steps", "--eval_steps", "6", "--dataloader_num_workers", "1",
+]  # fmt: skip
+EVAL = ["eval.py", "--num_eval_pictures", "6", "--window_stride", "48", "--use_cpu", "--save_predictions", "true"]
+ENOUGH = 14
+"""Kills of each command."""
+
+
+@pytest.fixture
+def chaos(runner):
+    """Make a [`Chaos`] of a command."""
+    made = []
+
+    def make(name, scratch, argv, runner=runner, earliest=0.0):
+        made.append(Chaos(runner, name, scratch, argv, earliest))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.check_orphans()
+
+
+def in_turn(signals=(signal.SIGKILL, signal.SIGTERM)):
+    """The signals of `ENOUGH` kills, SIGKILL and SIGTERM in turn."""
+    return [signals[index % len(signals)] for index in range(ENOUGH)]
+
+
+def test_training(chaos, clip_folder, tmp_path):
+    words = [*TRAIN, "--model", clip_folder, "--output_dir"]
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
+    training = chaos("train.py", output, [*words, undisturbed])
+    weights = (undisturbed / "adapter_model.safetensors").read_bytes()
+    left = in_turn()
+    while left:
+        # Some runs are interrupted once, others again and again.
+        for _ in range(training.random.choice([1, 2, 4])):
+            if left and training.kill(left[0], *words, output):
+                left.pop(0)
+        training.runner.run(*words, output)
+        assert (output / "adapter_model.safetensors").read_bytes() == weights
+        assert {path.name for path in output.iterdir()} == {path.name for path in undisturbed.iterdir()}
+        shutil.rmtree(output)
+
+
+def test_evaluation(chaos, tmp_path):
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
+    evaluation = chaos("eval.py", output, [*EVAL, "--results_dir", undisturbed])
+    expected = contents(undisturbed)
+    left = in_turn()
+    while left:
+        for _ in range(evaluation.random.choice([1, 2, 4])):
+            before = counted(output)
+            if left and evaluation.kill(left[0], *EVAL, "--results_dir", output):
+                left.pop(0)
+            assert counted(output)[: len(before)] == before  # what is done is not done again
+        evaluation.runner.run(*EVAL, "--results_dir", output)
+        assert sorted(counted(output)) == list(range(6))
+        found = contents(output)
+        assert found.keys() == expected.keys()
+        for name in found:
+            assert found[name] == expected[name] or "counts-" in name, name
+        shutil.rmtree(output)
+
+
+def counted(folder):
+    """The pictures in the order that they were counted in."""
+    path = folder / "model" / "counts-00000.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["picture"] for line in lines if line.endswith("}}")]
+
+
+def test_segmentation(chaos, model_folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        Image.fromarray(rng.integers(256, size=(60, 90, 3), dtype=np.uint8)).save(pictures / f"{index}.png")
+    words = ["zegclip", "segment", pictures, "--labels", "cat, tree", "--model", model_folder, "--output"]
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
+    segmentation = chaos("zegclip segment", output, [*words, undisturbed])
+    expected = contents(undisturbed)
+    left = in_turn()
+    while left:
+        for _ in range(segmentation.random.choice([1, 1, 2])):
+            before = states(output)
+            if left and segmentation.kill(left[0], *words, output):
+                left.pop(0)
+            assert before.items() <= states(output).items()  # what is done is not done again
+        segmentation.runner.run(*words, output)
+        assert before.items() <= states(output).items()
+        assert contents(output) == expected
+        assert not leftovers(output)
+        shutil.rmtree(output)
+
+
+def states(folder):
+    """The results of the pictures that are finished, and when they were written."""
+    return {
+        path: path.stat().st_mtime_ns
+        for finished in folder.glob("*.json")
+        for path in folder.glob(f"{finished.stem}[._]*")
+    }
+
+
+def test_export(chaos, model_folder, tmp_path):
+    (tmp_path / "undisturbed").mkdir()
+    (tmp_path / "place").mkdir()
+    output = tmp_path / "place" / "shared"
+    words = ["zegclip", "export", model_folder]
+    export = chaos("zegclip export", output.parent, [*words, tmp_path / "undisturbed" / "shared"], earliest=0.4)
+    expected = contents(tmp_path / "undisturbed")
+    left = in_turn()
+    while left:
+        if export.kill(left[0], *words, output):
+            left.pop(0)
+        if not output.exists():
+            export.runner.run(*words, output)
+        assert contents(output.parent) == expected
+        shutil.rmtree(output)
+
+
+def test_push(chaos, model_folder, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with serve_hub() as hub:
+        environment = {**hub.environment(), "HF_HOME": str(tmp_path / "home"), "TRANSFORMERS_OFFLINE": "0"}
+        runner = Runner(tmp_path / "log.txt", TMPDIR=str(temporary), **environment)
+        words = ["zegclip", "push", model_folder, "someone/model"]
+        push = chaos("zegclip push", temporary, words, runner, earliest=0.4)
+        expected = hub.repositories["someone/model"][-1]
+        progress = push.progress
+        push.progress = lambda: (progress(), len(hub.requests))
+        left = in_turn()
+        while left:
+            hub.repositories.clear()
+            hub.large_files.clear()
+            if push.kill(left[0], *words):
+                left.pop(0)
+            commits = list(hub.repositories.get("someone/model", [{}]))
+            assert commits in ([{}], [{}, expected])
+            runner.run(*words)
+            assert hub.repositories["someone/model"] == [*commits, expected]
+            assert not list(temporary.iterdir())
+        runner.close()
+
+
+def test_that_there_were_enough():
+    if len({name for name, _, _ in kills}) < 5:
+        pytest.skip("only some of the commands were killed")
+    assert count_kills() >= 50
