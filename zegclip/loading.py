@@ -103,29 +103,25 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        where = "" if os.path.isdir(place) else f" no folder, and no {what} that can be had from the Hub:"
-        raise ValueError(f"{place}:{where} {reason}") from error
-    except pickle.UnpicklingError as error:
-        # PyTorch's own message advises to load it unsafely.
-        raise ValueError(
-            f"{place}: its weights are a pickle of more than plain tensors, so they were not loaded."
-        ) from error
     except Exception as error:  # A description that lies can make them raise anything.
         lines = str(error).strip().splitlines() or [""]
         if type(error) is ValueError and lines[0].startswith(place):  # one of ours
             raise
+        if isinstance(error, OSError):
+            where = "" if os.path.isdir(place) else f" no folder, and no {what} that can be had from the Hub:"
+            raise ValueError(f"{place}:{where} {lines[0]}") from error
         if isinstance(error, RuntimeError) and "mismatched" in str(error):
             raise ValueError(
                 f"{place}: this {what}'s weights do not have the sizes that its configuration says."
             ) from error
         if isinstance(error, StrictDataclassError):
             reason = lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "its weights are a pickle of more than plain tensors"  # PyTorch would advise to trust them.
+        elif isinstance(error, (ValueError, SafetensorError)):
+            reason = lines[0]
         else:
-            reason = (
-                lines[0] if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {lines[0]}"
-            )
+            reason = f"{type(error).__name__}: {lines[0]}"
         raise ValueError(f"{place}: this {what} cannot be loaded: {reason}") from error
 
 
