@@ -8,6 +8,7 @@ import socket
 import string
 import sys
 import tempfile
+from pathlib import Path
 
 # Libraries read these when they are imported, subprocesses inherit them. A fresh cache keeps data sets
 # that an earlier version of the code has generated, and whatever the user has downloaded, out of the tests.
@@ -21,11 +22,13 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
 )
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(min(4, (os.cpu_count() or 1) // _workers), 1)))
 
 # After the environment is set.
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from transformers import CLIPConfig, CLIPTokenizer  # noqa: E402
 
 from zegclip import (  # noqa: E402
@@ -34,6 +37,8 @@ from zegclip import (  # noqa: E402
     ZegClipImageProcessorPil,
     ZegClipProcessor,
 )
+
+GOLDENS = Path(__file__).parent / "goldens"
 
 _attempts: list[str] = []
 
@@ -126,3 +131,27 @@ def clip_folder(model, tokenizer, tmp_path):
     model.clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def official(tokenizer):
+    """A state dict with the official names and shapes that suit ViT-B/16's head counts, and a vocabulary that fits."""
+    torch.manual_seed(0)
+    state_dict = {}
+    with safe_open(GOLDENS / "zegclip_a_inductive.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if not name.startswith("sd."):
+                continue
+            shape = file.get_slice(name).get_shape()
+            if name.startswith("sd.backbone."):
+                shape = [{64: 48, 192: 144}.get(side, side) for side in shape]
+            if name == "sd.text_encoder.token_embedding.weight":
+                shape[0] = len(tokenizer)
+            state_dict[name.removeprefix("sd.")] = torch.randn(shape)
+    return state_dict
+
+
+@pytest.fixture
+def checkpoint(official, tmp_path):
+    torch.save({"state_dict": official, "meta": {"epoch": 1}}, tmp_path / "official.pth")
+    return tmp_path / "official.pth"

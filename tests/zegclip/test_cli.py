@@ -18,7 +18,6 @@ from zegclip.modeling.convert_official_checkpoint import convert
 from zegclip.processing.image_reading import load_class_ids
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-GOLDEN = GOLDENS / "zegclip_a_inductive.safetensors"
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
 
 
@@ -54,30 +53,6 @@ def succeeds(capsys, *arguments):
     output, errors = capsys.readouterr()
     assert errors == ""
     return output
-
-
-@pytest.fixture
-def official(tokenizer):
-    """A state dict with the official names and shapes that suit ViT-B/16's head counts, and a vocabulary that fits."""
-    torch.manual_seed(0)
-    state_dict = {}
-    with safe_open(GOLDEN, "pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            if not name.startswith("sd."):
-                continue
-            shape = file.get_slice(name).get_shape()
-            if name.startswith("sd.backbone."):
-                shape = [{64: 48, 192: 144}.get(side, side) for side in shape]
-            if name == "sd.text_encoder.token_embedding.weight":
-                shape[0] = len(tokenizer)
-            state_dict[name.removeprefix("sd.")] = torch.randn(shape)
-    return state_dict
-
-
-@pytest.fixture
-def checkpoint(official, tmp_path):
-    torch.save({"state_dict": official, "meta": {"epoch": 1}}, tmp_path / "official.pth")
-    return tmp_path / "official.pth"
 
 
 @pytest.fixture
