@@ -2,9 +2,18 @@
 
 import enum
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 from peft import PeftConfig
+
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "num_tokens": (int,),
+    "num_deep_layers": (int, NoneType),
+    "dropout": (int, float),
+    "spectral_grid_size": (int, NoneType),
+}
+"""Types of the fields that are numbers."""
 
 
 class DeepPromptPeftType(str, enum.Enum):
@@ -81,6 +90,10 @@ class DeepPromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = DeepPromptPeftType.DEEP_PROMPT
+        for name, kinds in NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ValueError(f"{name} must be a {'' if float in kinds else 'whole '}number, not {value!r}.")
         if self.num_tokens < 0:
             raise ValueError(f"num_tokens must be at least 0, not {self.num_tokens}.")
         if not 0 <= self.dropout < 1:

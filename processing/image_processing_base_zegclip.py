@@ -215,10 +215,8 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
 
 def _read_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
     """One label map or several, of any accepted kind, as `(height, width)` int64 arrays."""
-    if isinstance(segmentation_maps, (str, Path, Image.Image)):
+    if not isinstance(segmentation_maps, (list, tuple)) and getattr(segmentation_maps, "ndim", 2) < 3:
         segmentation_maps = [segmentation_maps]
-    elif not isinstance(segmentation_maps, (list, tuple)):
-        segmentation_maps = segmentation_maps[None] if segmentation_maps.ndim == 2 else segmentation_maps
     return [_read_segmentation_map(segmentation_map) for segmentation_map in segmentation_maps]
 
 

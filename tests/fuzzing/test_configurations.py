@@ -170,7 +170,7 @@ def test_files_and_words_of_a_training(fuzz, tmp_path):
             assert len(complaint) < 2000
         return status == 0
 
-    fuzz.run("configurations, of trainings", st.tuples(texts, words), check, few=12, many=250)
+    fuzz.run("configurations, of trainings", st.tuples(texts, words), check, few=20, many=250)
 
 
 def test_stored_configurations(fuzz, model_folder, noise, tmp_path):

@@ -19,7 +19,7 @@ MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"),
     "JPEG": ("L", "RGB", "CMYK", "YCbCr"),
     "GIF": ("1", "L", "P", "RGB"),
-    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
     "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"),
     "WEBP": ("RGB", "RGBA"),
     "PPM": ("1", "L", "RGB", "I;16"),

@@ -402,6 +402,10 @@ def test_names_that_are_too_long_are_refused(model, processor):
         ({"text_prompts": True, "text_prompt_ids": [1, 2, 3]}, "text_prompts must be .* not True"),
         ({"text_prompt_init": "zeros"}, "text_prompt_init must be .* not 'zeros'"),
         ({"num_tokens": -1}, "num_tokens must be at least 0, not -1"),
+        ({"num_tokens": "ten"}, "num_tokens must be a whole number, not 'ten'"),
+        ({"num_deep_layers": 2.5}, r"num_deep_layers must be a whole number, not 2\.5"),
+        ({"dropout": None}, "dropout must be a number, not None"),
+        ({"spectral_grid_size": True}, "spectral_grid_size must be a whole number, not True"),
     ],
 )
 def test_contradictory_configurations(fields, message):

@@ -140,6 +140,9 @@ def test_label_maps_of_every_kind_keep_their_ids(small, tmp_path):
         (Image.new("RGB", (60, 40)), "not a label map"),
         ([Image.new("L", (60, 40))] * 2, "2 segmentation maps for 1 pictures"),
         (np.zeros((40, 60), dtype=np.float32), "integer class ids"),
+        (np.uint8(3), r"integer class ids \(height, width\), but got uint8 of shape \(\)"),
+        (np.zeros(60, dtype=np.uint8), r"but got uint8 of shape \(60,\)"),
+        (3, r"but got int64 of shape \(\)"),
         (np.zeros((40, 60, 3), dtype=np.uint8), "integer class ids|segmentation maps for"),
     ],
 )
