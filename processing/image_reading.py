@@ -1,10 +1,6 @@
 """Reading pictures and label maps: every file format, colour mode and broken file meets the program here."""
 
 import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +10,6 @@ from transformers.image_utils import load_image
 
 # Modes that hold one number per pixel, which a label map may therefore be stored in.
 CLASS_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
-
-_FILTERS = threading.Lock()
 
 Source = str | Path | bytes | Image.Image
 
@@ -103,8 +97,7 @@ def _read_upright(source: Source, name: str, timeout: float | None = None) -> Im
         raise TypeError(f"A picture is a path, an address or a PIL image, not a {type(source).__name__}.")
     try:
         image.load()
-        with _about_pixels_alone():
-            return ImageOps.exif_transpose(image) if _has_orientation(image) else image
+        return ImageOps.exif_transpose(image) if _has_orientation(image) else image
     except MemoryError as error:
         raise _no_room(image, name) from error
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
@@ -126,8 +119,11 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
     if (len(file) if isinstance(file, bytes) else os.path.getsize(file)) == 0:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
-        with _about_pixels_alone():
-            return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+        image = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+        # PIL only warns between one and two times its limit.
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{name} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; "
@@ -137,17 +133,6 @@ def _open(file: str | Path | bytes, name: str) -> Image.Image:
         raise ValueError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-
-
-@contextmanager
-def _about_pixels_alone() -> Iterator[None]:
-    """Ignores PIL's warnings, such as of damaged EXIF data, but for those of too many pixels, which become errors."""
-    # Python has one list of filters for all threads: a second one would put back what the first has set.
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # PIL only warns between one and two times its limit.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def _no_room(image: Image.Image, name: str) -> MemoryError:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 # Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
@@ -25,6 +24,10 @@ PIXELS_AT_ONCE = 2**17
 
 NO_MEMORY = "There is not enough memory"
 """How our own sentences about a lack of it begin."""
+
+# What PyTorch says of CPUs (Linux and macOS, Windows) and of Apple's GPUs; others have an error of their own. The last
+# is oneDNN's, which has no other words for it.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
 
 Box = tuple[int, int, int, int]
 
@@ -180,11 +183,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out, on whatever device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # Besides, what PyTorch says on Windows and what oneDNN says.
-    more = ("not enough memory", "could not create a primitive")
-    return isinstance(error, RuntimeError) and (
-        should_reduce_batch_size(error) or any(text in str(error) for text in more)
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def merge_scores(

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
+            # Of too many pixels and damaged EXIF data, which are reported in our own words or do not matter.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             return arguments.run(arguments)
     except KeyboardInterrupt:
         _complain("interrupted.")

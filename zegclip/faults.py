@@ -1,11 +1,16 @@
 """What goes wrong outside of the program, in one sentence."""
 
+import multiprocessing
+import os
 import re
 import traceback
 
 from safetensors import SafetensorError
 
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)")
+_WORKER_DIED = re.compile(
+    r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited unexpectedly"
+)
+_MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes its files; its errors name no other reason.
 
 
@@ -27,7 +32,7 @@ def explain_fault(error: BaseException) -> str | None:
         if NO_MEMORY in reason:
             return reason[reason.index(NO_MEMORY) :]
         if is_out_of_memory(error):
-            return f"{NO_MEMORY} ({reason})."
+            return f"{NO_MEMORY}: make batches, crops or windows smaller ({reason})."
     if isinstance(error, SafetensorError) or (isinstance(error, RuntimeError) and _NOT_WRITTEN in reason):
         return f"Weights could not be written or read, perhaps for lack of space ({reason})."
     return None
@@ -38,5 +43,5 @@ def is_worker_death(error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
         # In the middle of its message, perhaps before the system says that it is dead.
         places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return any("multiprocessing" in place for place in places)
+        return any(place.startswith(_MULTIPROCESSING) for place in places)
     return isinstance(error, RuntimeError) and _WORKER_DIED.match(str(error)) is not None

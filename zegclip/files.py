@@ -108,8 +108,11 @@ def remove_leftovers(output: Path) -> None:
     """
     if not output.is_dir():
         return
-    with os.scandir(output) as entries:
-        leftovers = [entry for entry in entries if entry.name.startswith(_TEMPORARY)]
+    try:
+        with os.scandir(output) as entries:
+            leftovers = [entry for entry in entries if entry.name.startswith(_TEMPORARY)]
+    except OSError:  # Where one may write, but not look.
+        return
     for leftover in leftovers:
         owner, _, _ = leftover.name.removeprefix(_TEMPORARY).rpartition("-")
         machine, _, process = owner.rpartition("-")

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import (
     CONFIG_NAME,
     PROCESSOR_NAME,
@@ -39,9 +39,11 @@ from zegclip.modeling.stored_adapter_zegclip import (
 from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
-from zegclip.processing.sliding_window_zegclip import window_boxes
+from zegclip.processing.sliding_window_zegclip import is_out_of_memory, window_boxes
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+# One of them is enough for a tokenizer.
+_TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, "vocab.json")
 # What decides where an adapter's prompts stand, and so what its tensors mean.
 _PLACES_OF_PROMPTS = ("num_deep_layers", "spectral_layers", "text_prompts", "text_prompt_ids")
 
@@ -105,7 +107,8 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
             yield
     except Exception as error:  # A description that lies can make them raise anything.
         lines = str(error).strip().splitlines() or [""]
-        if type(error) is ValueError and lines[0].startswith(place):  # one of ours
+        ours = type(error) is ValueError and lines[0].startswith((f"{place}:", os.path.join(place, "")))
+        if ours or is_out_of_memory(error):
             raise
         if isinstance(error, OSError):
             where = "" if os.path.isdir(place) else f" no folder, and no {what} that can be had from the Hub:"
@@ -294,7 +297,7 @@ def _stored_processor(place: str) -> ZegClipProcessor | None:
     # A plain CLIP's is another, and an adapter folder may hold no tokenizer.
     if stored is None or "ZegClip" not in str(read_json_object(stored)):
         return None
-    if cached_file(place, TOKENIZER_CONFIG_FILE, **quietly) is None:
+    if all(cached_file(place, file, **quietly) is None for file in _TOKENIZER_FILES):
         return None
     with _loading(place, "processor"):
         return ZegClipProcessor.from_pretrained(place)

@@ -1,7 +1,9 @@
 """What belongs to one training run: its output folder, and the settings that decide its weights."""
 
+import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -123,14 +125,19 @@ def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
     try:
-        lock = FileLock(folder / LOCK_NAME, timeout=0).acquire()
+        lock.acquire()
     except Timeout as error:
-        raise ValueError(
-            f"{folder}: another training is at work there; wait for it, or choose another one."
-        ) from error
-    with lock:
+        raise ValueError(f"{folder}: another training is at work there; choose another output_dir.") from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        warnings.warn(f"{folder} cannot be locked: see to it that no other training uses it.", stacklevel=3)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _holds_weights(folder: Path) -> bool:

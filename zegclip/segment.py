@@ -23,7 +23,7 @@ from zegclip.faults import explain_fault
 from zegclip.files import writing_to
 from zegclip.loading import load_model, load_processor
 from zegclip.overlay import index_mask, make_colours, overlay
-from zegclip.processing.image_reading import load_rgb
+from zegclip.processing.image_reading import load_rgb, on_one_line
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.sliding_window_zegclip import is_out_of_memory
 
@@ -384,16 +384,17 @@ def segment_pictures(
         results = iter(segmenter(readable(), candidate_labels=list(labels), **settings))
         while True:
             try:
-                ids, scores = next(results)
+                result = next(results, None)
+                if result is None:
+                    return outcome
+                ids, scores = result
                 path, picture = taken[0]
                 record = describe(path, model_name, settings) | {"labels": summarise(ids, scores, labels)}
                 write_results(output, pictures[path], picture, ids, labels, record)
-            except StopIteration:
-                return outcome
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or not taken:
                     raise
-                fail(f"{taken[0][0]}: {explain_fault(error)}")
+                fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
             else:
                 outcome.segmented += 1
                 progress.update()

@@ -1,5 +1,6 @@
 """The Trainer: what zero-shot segmentation adds to transformers' own."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -25,7 +26,7 @@ from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
-from zegclip.processing.sliding_window_zegclip import BatchSize
+from zegclip.processing.sliding_window_zegclip import BatchSize, is_out_of_memory
 from zegclip.reports import format_evaluation, plot_training, sample_sheet, sample_strip
 
 UNFINISHED_PREFIX = "_unfinished-checkpoint-"
@@ -49,6 +50,9 @@ class ZegClipTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; the papers have none."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: every trained tensor is used in every step."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Off: a loss that is not finite ends the training instead."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: transforms need every column."})
     decode_head_lr_multiplier: float = field(
@@ -273,6 +277,7 @@ class ZegClipTrainer(Trainer):
         rows = inputs.pop("row", None)
         outputs = model(**inputs, **self.train_names, pseudo_label_ids=self.pseudo_label_ids)
         if not outputs.loss.isfinite():
+            self._check_weights()  # Where they are to blame, these pictures are not.
             terms = ", ".join(f"{name} {term.item():g}" for name, term in outputs.loss_dict.items())
             pictures = ""
             if rows is not None:
@@ -394,10 +399,13 @@ class ZegClipTrainer(Trainer):
         Raises:
             FloatingPointError: If a trained weight is not finite, so that every checkpoint is good to go on from.
         """
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _check_weights(self) -> None:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
                 raise self._breakdown(f"After step {self.state.global_step} not all weights are finite ({name})")
-        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as the parent, each file whole, and without the empty form that PEFT leaves where there is no card."""
@@ -492,12 +500,17 @@ class ZegClipTrainer(Trainer):
 @contextmanager
 def _reading(checkpoint: str | None) -> Iterator[None]:
     """Name the checkpoint whatever is wrong with its files; what they would run, were they trusted, is never run."""
+    broken = (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (*broken, OSError) as error:
+        # Of what broken files make, EINVAL is that of a seek; other errors of the system are not the files' fault.
+        of_system = isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EINVAL, None)
+        if of_system or is_out_of_memory(error):
+            raise
         raise ValueError(
             f"{checkpoint} is damaged or not of this run, so the training cannot go on from it "
-            f"({type(error).__name__}): remove it, and the same command goes on from the one before."
+            f"({type(error).__name__}): move it away, and the same command goes on from the one before."
         ) from error
 
 

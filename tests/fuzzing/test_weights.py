@@ -13,7 +13,6 @@ import torch
 from hypothesis import strategies as st
 from peft import get_peft_model
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from zegclip import DeepPromptConfig
@@ -180,22 +179,6 @@ def test_adapters(fuzz, adapter_folder, model, noise, tmp_path):
     names = load_file(adapter_folder / "adapter_model.safetensors")
     cases = st.one_of(st.tuples(edits(names), st.none()), st.tuples(st.none(), DESCRIPTIONS))
     fuzz.run("weights, adapters", cases, check, few=8, many=200)
-
-
-@pytest.fixture
-def official(tokenizer, request):
-    """The official tensors of a tiny model, whose sizes suit ViT-B/16's head counts."""
-    torch.manual_seed(0)
-    state_dict = {}
-    with safe_open(request.config.rootpath / "tests" / "goldens" / "zegclip_a_inductive.safetensors", "pt") as file:
-        for name in (name for name in file.keys() if name.startswith("sd.")):  # noqa: SIM118
-            shape = file.get_slice(name).get_shape()
-            if name.startswith("sd.backbone."):
-                shape = [{64: 48, 192: 144}.get(side, side) for side in shape]
-            if name == "sd.text_encoder.token_embedding.weight":
-                shape[0] = len(tokenizer)
-            state_dict[name.removeprefix("sd.")] = torch.randn(shape)
-    return state_dict
 
 
 def test_checkpoints(fuzz, official, tmp_path):

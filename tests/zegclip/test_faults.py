@@ -10,19 +10,20 @@ from safetensors import SafetensorError
 
 from zegclip.faults import explain_fault, is_worker_death
 
+LACK = "There is not enough memory: make batches, crops or windows smaller"
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (MemoryError(), "There is not enough memory (MemoryError)."),
+        (MemoryError(), f"{LACK} (MemoryError)."),
         (MemoryError("There is not enough memory for it: smaller!"), "There is not enough memory for it: smaller!"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "There is not enough memory (CUDA out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), f"{LACK} (CUDA out of memory"),
         (
             RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nTraceback\nRuntimeError: "
                          "DefaultCPUAllocator: can't allocate memory: you tried"),
-            "There is not enough memory (RuntimeError: DefaultCPUAllocator: can't allocate memory",
+            f"{LACK} (RuntimeError: DefaultCPUAllocator: can't allocate memory",
         ),
         (KILLED, "A process that reads pictures has died, perhaps for lack of memory (DataLoader worker (pid 7) is "),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "A process that reads pictures has"),
@@ -38,7 +39,9 @@ def test_faults(error, sentence):
 def test_a_lack_of_memory_in_numpy():
     with pytest.raises(MemoryError) as caught:
         np.empty(2**60, dtype=np.int8)
-    assert explain_fault(caught.value).startswith("There is not enough memory (Unable to allocate")
+    assert explain_fault(caught.value).endswith(
+        "(Unable to allocate 1.00 EiB for an array with shape (1152921504606846976,) and data type int8)."
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), KeyError("x"), TypeError()])

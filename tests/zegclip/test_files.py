@@ -21,6 +21,21 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_leftovers_in_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(place):
+        if place == tmp_path:
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with new_folder(tmp_path / "new") as folder:
+        folder.mkdir()
+    monkeypatch.undo()
+    assert (tmp_path / "new").is_dir()
+
+
 def test_what_was_there_stays_after_a_failure(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")

@@ -310,3 +310,23 @@ def test_places_without_an_adapter(model, tmp_path, monkeypatch, place, message)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_adapter_into(get_peft_model(model, DeepPromptConfig(num_tokens=2)), place)
+
+
+def test_a_processor_that_lacks_a_file_is_not_replaced_by_another(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="this processor cannot be loaded") as error:
+        load_processor(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_lack_of_memory_is_no_broken_model(model, processor, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+
+    def refuse(*arguments, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ZegClipForSemanticSegmentation, "from_pretrained", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(tmp_path)

@@ -231,6 +231,28 @@ def test_weights_that_are_no_numbers_are_not_saved(make_trainer, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-1"]
 
 
+def test_pictures_are_not_blamed_for_the_weights(make_trainer):
+    trainer = make_trainer(max_steps=3)
+    for name, parameter in trainer.model.named_parameters():
+        if name.endswith("query_proj.bias") and parameter.requires_grad:
+            parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"^After step 1 not all weights are finite \("):
+        trainer.train()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError(5, "Input/output error")])
+def test_a_checkpoint_is_not_blamed_for_the_machine(make_trainer, tmp_path, monkeypatch, error):
+    make_trainer(save_strategy="steps", save_steps=1).train()
+
+    def refuse(*arguments, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(type(error)) as raised:
+        make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert raised.value is error
+
+
 def test_evaluation_counts_pictures_of_any_size(make_trainer):
     evaluation = samples(5, sizes=((32, 32), (40, 24), (24, 50)), classes=4)
     trainer = make_trainer(per_device_eval_batch_size=2)
