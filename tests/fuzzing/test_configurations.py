@@ -112,8 +112,13 @@ def test_fields_of_an_adapter(fuzz):
         assert layers is None or all(0 <= index < 12 for some in layers for index in some)
         return layers is not None
 
-    values = st.one_of(ODD_VALUES, st.lists(st.integers(-2, 20), max_size=4), st.sampled_from(["words", "whole"]))
-    drawn = st.dictionaries(st.sampled_from([*own, "num_deep_layers"]), values, max_size=3)
+    values = st.one_of(
+        ODD_VALUES,
+        st.integers(-20, 20),
+        st.lists(st.integers(-2, 20), max_size=4),
+        st.sampled_from(["words", "whole"]),
+    )
+    drawn = st.dictionaries(st.sampled_from([*own, *["num_deep_layers"] * 4]), values, max_size=3)
     fuzz.run("configurations, of adapters", drawn, check, few=40, many=300)
 
 

@@ -223,6 +223,16 @@ def test_checkpoints(fuzz, official, tmp_path):
 
     wrappings = st.sampled_from(["state", "state", "none", "deep", "list", "numbers", "text"])
     methods = st.sampled_from(["zegclip", "zegclip", "zegclip", "spt-seg"])
-    names = [*official, "backbone.conv1.weight", "backbone.proj", "backbone.positional_embedding"]
+    # Half of them those that sizes are read off.
+    sizes = (
+        "conv1",
+        "proj",
+        "positional_embedding",
+        "token_embedding",
+        "prompt_embeddings",
+        "0.linear1",
+        "0.mlp.c_fc",
+    )
+    names = [*official, *[name for name in official if name.removesuffix(".weight").endswith(sizes)] * 5]
     cases = st.tuples(edits(names), st.sampled_from([".pth", ".safetensors"]), wrappings, methods)
     fuzz.run("weights, official checkpoints through the command", cases, check, few=10, many=200)
