@@ -51,20 +51,24 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ROWS = (*(Row(python, "newest") for python in PYTHONS), Row("3.11", "lowest"), Row("3.11", "lowest-torch"))
 
 
-def lower_bounds(setup_cfg: str) -> dict[str, str]:
+def needed() -> str:
+    """Read what the package and its tests need, a requirement a line, from setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config["options"]["install_requires"] + config["options.extras_require"]["test"]
+
+
+def lower_bounds(needed: str) -> dict[str, str]:
     """
-    Read the lower bounds of what the package and its tests need.
+    Read lower bounds.
 
     Args:
-        setup_cfg: The text of the file.
+        needed: A requirement a line.
 
     Returns:
         Names of packages to versions; what has no lower bound is left out.
     """
-    config = configparser.ConfigParser()
-    config.read_string(setup_cfg)
-    lines = config["options"]["install_requires"] + config["options.extras_require"]["test"]
-    return dict(re.findall(r"^([\w.-]+)\s*>=\s*([\w.]+)", lines, re.MULTILINE))
+    return dict(re.findall(r"^([\w.-]+)\s*>=\s*([\w.]+)", needed, re.MULTILINE))
 
 
 def requirements(row: Row) -> str:
@@ -72,7 +76,7 @@ def requirements(row: Row) -> str:
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if row.versions == "newest":
         return pinned
-    bounds = lower_bounds((ROOT / "setup.cfg").read_text(encoding="utf-8"))
+    bounds = lower_bounds(needed())
     if row.versions == "lowest":
         bounds["torch"] = re.search(r"^torch==(\S+)$", pinned, re.MULTILINE)[1]
     return "".join(f"{name}=={version}\n" for name, version in bounds.items())
@@ -139,7 +143,7 @@ def run_row(row: Row, folder: Path, tests: list[str], again: bool) -> tuple[dict
     if python is None:
         return {"remark": "not here"}, True
     constraints = requirements(row)
-    wanted = hashlib.sha256((constraints + (ROOT / "setup.cfg").read_text(encoding="utf-8")).encode()).hexdigest()
+    wanted = hashlib.sha256((needed() + constraints).encode()).hexdigest()
     environment, installed, result = folder / "venv", folder / "installed", folder / "result.json"
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
