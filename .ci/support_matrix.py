@@ -176,15 +176,16 @@ def run_row(row: Row, folder: Path, tests: list[str], again: bool) -> tuple[dict
     return cells, status == 0
 
 
-def read_table(text: str) -> dict[Row, list[str]]:
-    """Read the rows of a table as this writes it: the cells after the first two."""
+def read_table(text: str) -> dict[Row, dict[str, str]]:
+    """Read the rows of a table as this writes it."""
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return {Row(*cells[:2]): cells[2:] for cells in lines[2:]}
+    return {Row(*line[:2]): dict(zip(COLUMNS[2:], line[2:])) for line in lines[2:]}
 
 
-def render_table(rows: dict[Row, list[str]]) -> str:
+def render_table(rows: dict[Row, dict[str, str]]) -> str:
     """Write rows, in the order of `ROWS`, as a table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *((*row, *rows[row]) for row in ROWS if row in rows)]
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [(*row, *(rows[row].get(column, "-") for column in COLUMNS[2:])) for row in ROWS if row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -193,7 +194,7 @@ def put_table(page: str, rows: dict[Row, dict[str, str]]) -> str:
     Write rows into the table of a page, between its two marks.
 
     Args:
-        page: The text of the page; rows that are there already stay, unless they are given anew.
+        page: The text of the page; rows that are there already stay, unless they are given anew. Others are "not run".
         rows: Values for columns of the table.
 
     Raises:
@@ -203,10 +204,13 @@ def put_table(page: str, rows: dict[Row, dict[str, str]]) -> str:
         raise ValueError(f"no place for the table: lines {BEGIN!r} and {END!r} are missing")
     before, rest = page.split(BEGIN, 1)
     table, after = rest.split(END, 1)
-    # Blanks around it: elsewhere in the page, the marks would end up in the table.
-    known = read_table(table)
-    known |= {row: [cells.get(column, "-") for column in COLUMNS[2:]] for row, cells in rows.items()}
-    return f"{before}{BEGIN}\n\n{render_table(known)}\n{END}{after}"
+    table = {row: {"remark": "not run"} for row in ROWS} | read_table(table) | rows
+    return f"{before}{BEGIN}\n\n{render_table(table)}\n{END}{after}"
+
+
+def write(page: Path, rows: dict[Row, dict[str, str]]) -> None:
+    """Write rows into the table of the file `page`; raises `ValueError` if it has no place for one."""
+    page.write_text(put_table(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 def main() -> int:
@@ -221,9 +225,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "support.md", help="the page with the table")
     parser.add_argument("--again", action="store_true", help="run rows that have passed already")
     arguments = parser.parse_args()
-    put_table(arguments.output.read_text(encoding="utf-8"), {})  # raises now rather than after an hour
     done: dict[Row, dict[str, str]] = {}
     failed = []
+    write(arguments.output, done)  # raises now rather than after an hour
     for row in ROWS:
         if str(row) not in arguments.rows:
             continue
@@ -236,9 +240,8 @@ def main() -> int:
         counts = ", ".join(f"{cells[name]} {name}" for name in ("passed", "failed", "skipped") if name in cells)
         said = ", ".join(filter(None, (counts, cells.get("remark"))))
         print(f"{row}: {said} ({time.monotonic() - start:.0f} s with the installation)", flush=True)
-        page = put_table(arguments.output.read_text(encoding="utf-8"), {row: cells})
-        arguments.output.write_text(page, encoding="utf-8")
-    print(render_table({row: [cells.get(column, "-") for column in COLUMNS[2:]] for row, cells in done.items()}))
+        write(arguments.output, {row: cells})
+    print(render_table(done))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -62,6 +62,7 @@ def test_all_rows_are_pythons_that_we_name():
         ),
         ("Killed\n", {}),
     ],
+    ids=["passed", "failed", "killed"],
 )
 def test_what_pytest_printed(log, cells):
     assert matrix.read_pytest(log) == cells
@@ -82,6 +83,7 @@ def test_what_pytest_printed(log, cells):
         ),
         ("", "not installed: see install.log", False),
     ],
+    ids=["too old", "not to be had", "no reason"],
 )
 def test_why_pip_refused(log, reason, too_old):
     assert matrix.why_not_installed(log) == (reason, too_old)
@@ -92,12 +94,11 @@ def test_table_goes_between_the_marks_and_keeps_other_rows():
     both = matrix.put_table(first, {LOWEST: {"remark": "not here"}})
     assert both.startswith("before\n\n")
     assert both.endswith("\n\nafter | that\n")
-    newest, lowest = both.split(matrix.END)[0].rstrip().splitlines()[-2:]
-    assert newest == "| 3.12 | newest | 2.13.0 | - | - | - | - | - | 7 | - | - | - | - | - |"
-    assert lowest == "| 3.11 | lowest | - | - | - | - | - | - | - | - | - | - | - | not here |"
+    assert "\n| 3.12 | newest | 2.13.0 | - | - | - | - | - | 7 | - | - | - | - | - |\n" in both
+    assert "\n| 3.11 | lowest | - | - | - | - | - | - | - | - | - | - | - | not here |\n" in both
+    assert both.count("not run") == len(matrix.ROWS) - 2
     assert matrix.put_table(both, {}) == both
-    assert "| 8 |" in matrix.put_table(both, {NEWEST: {"passed": "8"}})
-    assert "| 7 |" not in matrix.put_table(both, {NEWEST: {"passed": "8"}})
+    assert matrix.put_table(both, {NEWEST: {"passed": "8"}}) == both.replace("2.13.0", "-").replace("| 7 |", "| 8 |")
 
 
 def test_page_without_marks_is_refused():
