@@ -133,7 +133,7 @@ def complaint(words, monkeypatch, capsys):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder that looks like the repository's root to a command, with what the pages take for granted."""
-    for name in ("configs", "benchmarks", "examples", "train.py", "eval.py"):
+    for name in (".ci", "configs", "benchmarks", "examples", "train.py", "eval.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "configs" / "zegclip_folder.yaml", tmp_path / "my-data.yaml")
     monkeypatch.chdir(tmp_path)

@@ -55,8 +55,8 @@ def test_palette_with_and_without_transparency(tmp_path):
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "opaque.png")
     palette.save(tmp_path / "transparent.png", transparency=1)
-    assert list(load_rgb(tmp_path / "opaque.png").get_flattened_data()) == [(10, 20, 30), (40, 50, 60)]
-    assert list(load_rgb(tmp_path / "transparent.png").get_flattened_data()) == [(10, 20, 30), (255, 255, 255)]
+    assert np.asarray(load_rgb(tmp_path / "opaque.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert np.asarray(load_rgb(tmp_path / "transparent.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
 def test_16_bit_file_keeps_its_whole_range(tmp_path):

@@ -120,6 +120,7 @@ def history(num_steps=400, every=20, evaluate_every=100):
 def draw(log_history, path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of matplotlib, about what it uses itself
         plot_training(log_history, path)
     with Image.open(path) as picture:
         assert picture.format == "PNG"

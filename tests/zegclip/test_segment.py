@@ -413,6 +413,15 @@ def test_a_killed_run_goes_on(model_folder, many_pictures, tmp_path, capsys):
     assert before.items() <= states(output).items()
 
 
+@pytest.fixture
+def in_the_foreground():
+    """A shell lets what it starts in the background, these tests for instance, ignore SIGINT."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_goes_on(model_folder, many_pictures, tmp_path, monkeypatch, number, status):
     arguments = ["segment", str(many_pictures), "--labels", "cat, tree", "--model", str(model_folder), "--output"]
