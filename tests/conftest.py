@@ -155,3 +155,17 @@ def official(tokenizer):
 def checkpoint(official, tmp_path):
     torch.save({"state_dict": official, "meta": {"epoch": 1}}, tmp_path / "official.pth")
     return tmp_path / "official.pth"
+
+
+@pytest.fixture
+def model_folder(model, processor, tmp_path):
+    """A folder with the tiny model, whose names differ enough for each to win some pixels."""
+    with torch.no_grad():
+        model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
+        # Untrained scores hardly depend on the place.
+        for layer in (model.decode_head.mask_scores.q_proj, model.decode_head.mask_scores.k_proj):
+            layer.weight.mul_(10)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

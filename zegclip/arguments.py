@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from zegclip.faults import explain_fault
+from zegclip.faults import explain_fault, sentence_of
 from zegclip.files import exiting_on_sigterm
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
@@ -372,10 +372,7 @@ def complaints_of(script: str) -> Iterator[None]:
         lacks_package = isinstance(error, RuntimeError) and "to be installed" in str(error)
         if not lacks_package and not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        lines = (str(error).strip() or type(error).__name__).splitlines()
-        # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
-        sentence = lines[-1] if lines[0].startswith("Caught ") else lines[0]
-        _end(f"{script}: {sentence.removeprefix('ValueError: ').removeprefix('OSError: ')}")
+        _end(f"{script}: {sentence_of(error).removeprefix('ValueError: ').removeprefix('OSError: ')}")
 
 
 def _end(sentence: str, status: int = 1) -> NoReturn:

@@ -14,6 +14,13 @@ _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes its files; its errors name no other reason.
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return what an error says, in one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
+    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
+
+
 def explain_fault(error: BaseException) -> str | None:
     """
     Say what the machine lacks, or what happened there; `None` for an error that tells of something else.
@@ -21,9 +28,7 @@ def explain_fault(error: BaseException) -> str | None:
     Those are: too little memory, on the CPU or an accelerator; a worker process that has died; weights that could not
     be written or read.
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
-    reason = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    reason = sentence_of(error)
     if is_worker_death(error):
         return f"A process that reads pictures has died, perhaps for lack of memory ({reason.strip(' .')})."
     if isinstance(error, (RuntimeError, MemoryError)):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -163,18 +162,6 @@ class Fuzz:
 @pytest.fixture(params=["fixed", pytest.param("random", marks=pytest.mark.slow)])
 def fuzz(request, capfd, caplog):
     return Fuzz(request.param == "random", request.config.stash[COUNTS], capfd, caplog)
-
-
-@pytest.fixture
-def model_folder(model, processor, tmp_path):
-    """The tiny model, whose names differ enough for each to win some pixels."""
-    with torch.no_grad():
-        model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
-        for layer in (model.decode_head.mask_scores.q_proj, model.decode_head.mask_scores.k_proj):
-            layer.weight.mul_(10)
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture
