@@ -15,6 +15,7 @@ from transformers.integrations import PeftAdapterMixin
 from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from .base_fingerprint_zegclip import take_fingerprint
 from .stored_adapter_zegclip import is_missing_folder
 from .tuner_config_zegclip import DeepPromptConfig
 from .tuner_layers_zegclip import DeepPromptLayer, PromptLayer
@@ -63,7 +64,7 @@ class AdapterMixin(PeftAdapterMixin):
 
         Raises:
             ValueError: One sentence, if there is no adapter, or it does not fit this model: another kind of decode
-                head, another CLIP. The model is then as it was before.
+                head, a CLIP of other sizes. The model is then as it was before.
         """
         name = adapter_name or "default"
         self._check_name(name)
@@ -101,6 +102,7 @@ class AdapterMixin(PeftAdapterMixin):
         self._check_name(adapter_name or "default")
         with self._all_or_nothing(adapter_name or "default"):
             super().add_adapter(adapter_config, adapter_name)
+            adapter_config.base_fingerprint = take_fingerprint(self)
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """

@@ -146,6 +146,11 @@ class DescriptorHead(nn.Module):
         self.descriptor = config.descriptor
         self.query_proj = nn.Linear(len(config.descriptor) * dim, dim)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of what the head takes."""
+        return self.query_proj.weight.dtype
+
     def describe(self, image_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """`image_embeds` `(batch, dim)`, `class_embeds` `(classes, dim)`: queries `(batch, classes, dim)`."""
         product = image_embeds[:, None] * class_embeds

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -24,16 +23,18 @@ def count_present_masks(
         ignore_index: Label of pixels without a class.
 
     Returns:
-        `(batch, num_classes)` bool, true where the class occurs, and the number of such pairs averaged over
-        processes and at least 1: the normaliser of both losses in the official code.
+        `(batch, num_classes)` bool, true where the class occurs, and the number of such pairs, at least 1, int64:
+        the normaliser of focal and dice loss in the official code.
     """
     ids = torch.where(labels == ignore_index, num_classes, labels).flatten(1)
     present = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, ids, 1.0)[:, :-1] > 0
-    count = present.sum().float()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return present, count.clamp(min=1)
+    return present, present.sum().clamp(min=1)
+
+
+def count_pixels(labels: torch.Tensor, ignore_index: int, ignored_too: bool) -> torch.Tensor:
+    """Count the pixels of `labels` `(batch, height, width)` int64, those without a class too or not; int64."""
+    counted = torch.ones_like(labels, dtype=torch.bool) if ignored_too else labels != ignore_index
+    return counted.sum()
 
 
 def focal_loss(
@@ -120,7 +121,7 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
         Scalar, 0 where no pixel has a label.
     """
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    return total / count_pixels(labels, ignore_index, ignored_too=False).clamp(min=1)
 
 
 def ssim_loss(
@@ -164,7 +165,7 @@ def ssim_loss(
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-    pixels = labels.numel() if ignored_as_negatives else (labels != ignore_index).sum().clamp(min=1)
+    pixels = count_pixels(labels, ignore_index, ignored_too=ignored_as_negatives).clamp(min=1)
     return total / (pixels * logits.shape[1])
 
 
@@ -227,6 +228,7 @@ def fill_pseudo_labels(
 
 
 __all__ = [
+    "count_pixels",
     "count_present_masks",
     "cross_entropy_loss",
     "dice_loss",

@@ -1,6 +1,9 @@
 """ZegCLIP-family models for zero-shot semantic segmentation, built around a Hugging Face CLIP."""
 
+import difflib
+import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,17 +14,19 @@ from torch import nn
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings, CLIPVisionModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
 
 from .adapters_zegclip import AdapterMixin
+from .base_fingerprint_zegclip import OtherBaseWarning, take_fingerprint
 from .configuration_zegclip import ZegClipConfig
 from .decode_head_consensus import ConsensusDecodeHead
 from .decode_head_similarity import SimilarityDecodeHead
 from .decode_head_spectral import SpectralDecodeHead, SpectralMixing
 from .decode_head_zegclip import ZegClipDecodeHead
 from .loss_zegclip import (
+    count_pixels,
     count_present_masks,
     cross_entropy_loss,
     dice_loss,
@@ -58,6 +63,9 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
         loss_dict (`dict[str, torch.Tensor]`, *optional*):
             Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`,
             `loss_cross_entropy`.
+        loss_counts (`dict[str, torch.Tensor]`, *optional*):
+            What each term is divided by, where it is at least 1: masks or pixels. With them, a step of several passes
+            or processes is averaged as one batch.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
@@ -68,6 +76,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     loss_dict: dict[str, torch.Tensor] | None = None
+    loss_counts: dict[str, torch.Tensor] | None = None
     image_embeds: torch.Tensor | None = None
     patch_embeds: torch.Tensor | None = None
     class_embeds: torch.Tensor | None = None
@@ -76,13 +85,27 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
 
 
 class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic)."""
+    """
+    CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic).
+
+    Where the active adapter says so (`double_class_embedding`), the class token's position holds the class embedding
+    a second time.
+
+    Args:
+        vision_model: The tower that they belong to, whose encoder holds the adapters.
+    """
+
+    def __init__(self, vision_model: CLIPVisionModel):
+        super().__init__(vision_model.config)
+        self._vision_model = (vision_model,)  # in a tuple, so that it is no module of this one
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
         grid = (height // self.patch_size, width // self.patch_size)
         side = self.image_size // self.patch_size
         table = self.position_embedding.weight
+        if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
+            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
         # A graph for all sizes has one way, which leaves the table's own size as it is.
         if not is_torchdynamo_exporting() and grid == (side, side):
             return table.unsqueeze(0)
@@ -169,14 +192,17 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
             # The load report would list the decode head as missing, which the adapter brings.
             logging.set_verbosity_error()
         try:
-            loaded = super().from_pretrained(
-                adapter.base,
-                *model_args,
-                config=config,
-                output_loading_info=output_loading_info,
-                adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
-                **kwargs,
-            )
+            with warnings.catch_warnings():
+                if base is not None:  # A base that is named is meant.
+                    warnings.simplefilter("ignore", OtherBaseWarning)
+                loaded = super().from_pretrained(
+                    adapter.base,
+                    *model_args,
+                    config=config,
+                    output_loading_info=output_loading_info,
+                    adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
+                    **kwargs,
+                )
         finally:
             logging.set_verbosity(verbosity)
         model = loaded[0] if output_loading_info else loaded
@@ -188,6 +214,8 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
                 # Where it was found: saved elsewhere, the adapter must still find it.
                 peft_config.base_model_name_or_path = adapter.base
                 peft_config.clip_model_name_or_path = None
+            if base is not None:
+                peft_config.base_fingerprint = take_fingerprint(model)
         return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -392,7 +420,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     def __init__(self, config: ZegClipConfig):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
-        self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(config.clip_config.vision_config)
+        self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(self.clip.vision_model)
         self.decode_head = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
@@ -427,8 +455,14 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if make_room is not None:  # an adapter's text prompts
             input_ids, attention_mask = make_room(input_ids, attention_mask)
             kwargs["room_made"] = True
-        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        embeds = F.normalize(outputs.pooler_output, dim=-1)
+        outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        states = outputs.pooler_output
+        if attention_mask is not None:
+            # The end token is the last that is no padding. The text tower's own rule goes by `eos_token_id`, which is
+            # wrong in OpenAI's configurations and then means the largest id, that of a token added to a tokenizer.
+            end = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=-1)
+            states = outputs.last_hidden_state[torch.arange(num_rows, device=end.device), end]
+        embeds = F.normalize(self.clip.text_projection(states), dim=-1)
         return F.normalize(embeds.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
     def get_image_embeds(
@@ -468,35 +502,38 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
 
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
-    ) -> dict[str, torch.Tensor]:
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """
-        Compute the weighted loss terms in float32 at the labels' resolution (paper section 3.5).
+        Compute the weighted loss terms at the labels' resolution, at least in float32 (paper section 3.5).
 
         Args:
             logits: `(batch, classes, height, width)` mask logits on the patch grid.
-            labels: `(batch, height, width)` int64 ids into the classes, the ignore index or, with `pseudo_label_ids`,
-                -1 for pixels to fill.
+            labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_label_ids`, -1 for
+                pixels to fill.
             pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
                 (transductive self-training).
+
+        Returns:
+            The terms, and what each of them is divided by, see [`count_labels`].
+
+        Raises:
+            ValueError: If the labels are of another shape, or hold an id without a class; one sentence.
         """
         config = self.config
         num_classes = logits.shape[1]
-        ignore_index = config.semantic_loss_ignore_index
         if labels.ndim != 3 or len(labels) != len(logits):
             raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
-        labels = labels.long()
-        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        labels = labels.to(logits.device).long()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         if pseudo_label_ids is not None:
             labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
-        if not torch.compiler.is_compiling():
-            unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-            if unknown.any():
-                raise ValueError(
-                    f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
-                    f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
-                )
-        present, num_masks = count_present_masks(labels, num_classes, ignore_index)
-        rule = {"ignore_index": ignore_index, "ignored_as_negatives": config.ignored_pixels_as_negatives}
+        counts = self.count_labels(labels, num_classes)
+        present, num_masks = count_present_masks(labels, num_classes, config.semantic_loss_ignore_index)
+        rule = {
+            "ignore_index": config.semantic_loss_ignore_index,
+            "ignored_as_negatives": config.ignored_pixels_as_negatives,
+        }
         terms = {}
         if config.focal_weight:
             focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
@@ -507,9 +544,45 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
             terms["loss_ssim"] = config.ssim_weight * ssim
         if config.cross_entropy_weight:
-            entropy = cross_entropy_loss(logits, labels, ignore_index=ignore_index)
+            entropy = cross_entropy_loss(logits, labels, ignore_index=config.semantic_loss_ignore_index)
             terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
-        return terms
+        return terms, {name: counts[name] for name in terms}
+
+    def count_labels(self, labels: torch.Tensor, num_classes: int) -> dict[str, torch.Tensor]:
+        """
+        Count what each loss term is divided by.
+
+        Args:
+            labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
+            num_classes: How many there are.
+
+        Returns:
+            Scalars, int64: present masks for `loss_focal` and `loss_dice`, pixels for `loss_ssim` and
+            `loss_cross_entropy`.
+
+        Raises:
+            ValueError: If a label is neither an id nor the ignore index, or that is an id; one sentence.
+        """
+        ignore_index = self.config.semantic_loss_ignore_index
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(
+                f"semantic_loss_ignore_index={ignore_index} is the id of one of the {num_classes} class names, whose "
+                "pixels would be ignored: give the configuration a larger one, such as 65535, and use it in labels."
+            )
+        if not torch.compiler.is_compiling():
+            unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+            if unknown.any():
+                raise ValueError(
+                    f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
+                    f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
+                )
+        present, _ = count_present_masks(labels, num_classes, ignore_index)
+        return {
+            "loss_focal": present.sum(),
+            "loss_dice": present.sum(),
+            "loss_ssim": count_pixels(labels, ignore_index, ignored_too=self.config.ignored_pixels_as_negatives),
+            "loss_cross_entropy": count_pixels(labels, ignore_index, ignored_too=False),
+        }
 
     @can_return_tuple
     def forward(
@@ -537,6 +610,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             pseudo_label_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
         """
+        for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
+            close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
         if input_ids is not None and class_embeds is None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
@@ -554,13 +631,23 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         ]
         image_embeds = F.normalize(image_embeds, dim=-1)
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
-        logits = self.decode_head(image_embeds, patch_embeds, class_embeds, hidden_states)
+        # An adapter's decode head is in float32, also on a CLIP in half precision.
+        dtype = getattr(self.decode_head, "dtype", patch_embeds.dtype)
+        logits = self.decode_head(
+            image_embeds.to(dtype),
+            patch_embeds.to(dtype),
+            class_embeds.to(dtype),
+            [states.to(dtype) for states in hidden_states],
+        )
 
-        loss_dict = self.compute_loss(logits, labels, pseudo_label_ids) if labels is not None else None
+        loss_dict, loss_counts = None, None
+        if labels is not None:
+            loss_dict, loss_counts = self.compute_loss(logits, labels, pseudo_label_ids)
         return ZegClipSemanticSegmenterOutput(
             loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
-            logits=logits,
+            logits=logits.to(patch_embeds.dtype),
             loss_dict=loss_dict,
+            loss_counts=loss_counts,
             image_embeds=image_embeds,
             patch_embeds=F.normalize(patch_embeds, dim=-1),
             class_embeds=class_embeds,

@@ -38,6 +38,8 @@ class DeepPromptConfig(PeftConfig):
         spectral_layers: Indices of the layers whose incoming patches get it.
         spectral_grid_size: Rows and columns of patches that the filter is made for, those of the training crops; it
             is resized for others. `None`: `image_size // patch_size` of the first encoder it is used for, filled in.
+        double_class_embedding: Whether the class token enters the vision tower with the class embedding added twice,
+            `2 * class_embedding + positions[0]`, as the official code of ZegCLIP and SPT-SEG computes it.
         text_prompts: What the text tower's prompts, one table per layer, stand for. `None`: the text tower is frozen.
             `"whole"`: all tokens of the template, start and end included, with the name behind them (LDVC's six tokens
             for "a photo of a"). `"words"`: the template's words alone, between the frozen start token and the name;
@@ -49,6 +51,7 @@ class DeepPromptConfig(PeftConfig):
         target_modules: The encoders to wrap, by name or regular expression. Found by default.
         modules_to_save: Trained and saved beside the prompts. Defaults to the decode head.
         model_config: Filled in: the decode head's configuration, so that the adapter also loads onto a plain CLIP.
+        base_fingerprint: Filled in: some weights of the CLIP that the adapter was made for, to notice another.
         clip_model_name_or_path: Hub id of the base, where `base_model_name_or_path` names the adapter's own repository
             on the Hub. transformers' Auto classes and pipelines read the configuration and processor of whatever that
             names, and those of a plain CLIP would not do.
@@ -67,6 +70,9 @@ class DeepPromptConfig(PeftConfig):
     spectral_grid_size: int | None = field(
         default=None, metadata={"help": "Side of the patch grid that the filter is made for; None: the encoder's."}
     )
+    double_class_embedding: bool = field(
+        default=False, metadata={"help": "Whether the class embedding is added twice, as in the official code."}
+    )
     text_prompts: str | None = field(
         default=None, metadata={"help": "whole or words: what of the template has prompts; None: no text prompts."}
     )
@@ -82,6 +88,9 @@ class DeepPromptConfig(PeftConfig):
     )
     model_config: dict[str, Any] | None = field(
         default=None, metadata={"help": "Configuration of the model without its CLIP; filled in."}
+    )
+    base_fingerprint: str | None = field(
+        default=None, metadata={"help": "Some weights of the CLIP that the adapter was made for; filled in."}
     )
     clip_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id of the base, where the adapter's own repository stands for it."}

@@ -35,6 +35,12 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         self.deep_prompt_tokens = nn.ParameterDict()
         self.prompt_configs: dict[str, DeepPromptConfig] = {}
 
+    @property
+    def doubles_class_embedding(self) -> bool:
+        """Whether the active adapter's class token has the class embedding twice, see [`DeepPromptConfig`]."""
+        name = self.active_name()
+        return name is not None and self.prompt_configs[name].double_class_embedding
+
     def active_name(self) -> str | None:
         """Return the name of the adapter to run with, if any."""
         if self.disable_adapters or not self.active_adapters:

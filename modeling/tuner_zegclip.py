@@ -5,11 +5,14 @@ import warnings
 from typing import Any
 
 import peft.mapping
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
 
+from .base_fingerprint_zegclip import OtherBaseWarning, are_same, take_fingerprint, warning_of_other_base
 from .configuration_zegclip import ZegClipConfig
 from .tuner_config_zegclip import DeepPromptConfig, DeepPromptPeftType
 from .tuner_layers_zegclip import DeepPromptLayer, PromptLayer, TextPromptLayer, template_states
@@ -45,6 +48,28 @@ class DeepPromptModel(BaseTuner):
             # Several adapters on one model are what they are made for.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             super().__init__(*args, **kwargs)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """
+        As the parent's: every way of adding or loading an adapter comes through here.
+
+        What the adapter trains is in float32, whatever the base is in; PEFT sees to that for the prompts alone. An
+        adapter that was made for another base is a warning.
+        """
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+                for parameter in module.modules_to_save[adapter_name].parameters():
+                    if parameter.dtype in (torch.float16, torch.bfloat16):
+                        parameter.data = parameter.data.float()
+        config = self.peft_config[adapter_name]
+        fingerprint = take_fingerprint(model)
+        if config.base_fingerprint is None and not config.inference_mode:
+            config.base_fingerprint = fingerprint
+        if not are_same(config.base_fingerprint, fingerprint):
+            base = config.clip_model_name_or_path or config.base_model_name_or_path
+            here = getattr(getattr(model, "config", None), "_name_or_path", None)
+            warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As the parent's; the configuration's class names and templates follow, see `follow`."""
@@ -91,8 +116,9 @@ class DeepPromptModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         if not _is_zegclip(model):
-            if config.text_prompts is not None:
-                raise ValueError("text_prompts need a ZegClipForSemanticSegmentation, which makes room for them.")
+            for name in ("text_prompts", "double_class_embedding"):
+                if getattr(config, name):
+                    raise ValueError(f"{name} needs a ZegClipForSemanticSegmentation, which takes part in it.")
             return
         model_config: Any = model.config
         described = model_config.describe_head()

@@ -83,6 +83,9 @@ class ModelArguments:
         default=None, metadata={"help": "Side of the patch grid that its filter is for; none: that of training crops."}
     )
 
+    double_class_embedding: bool = field(
+        default=False, metadata={"help": "Whether the class embedding is added twice, as in the official code."}
+    )
     text_prompts: str | None = field(
         default=None,
         metadata={
@@ -121,6 +124,7 @@ class ModelArguments:
             spectral_prompt=self.spectral_prompt,
             spectral_layers=self.spectral_layers,
             spectral_grid_size=grid_size,
+            double_class_embedding=self.double_class_embedding,
             text_prompts=self.text_prompts,
             text_prompt_ids=text_prompt_ids,
             text_prompt_init=self.text_prompt_init,

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from zegclip.modeling.base_fingerprint_zegclip import OtherBaseWarning, are_same, warning_of_other_base
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.finite_weights_zegclip import find_not_finite
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
@@ -45,7 +47,13 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 # One of them is enough for a tokenizer.
 _TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, "vocab.json")
 # What decides where an adapter's prompts stand, and so what its tensors mean.
-_PLACES_OF_PROMPTS = ("num_deep_layers", "spectral_layers", "text_prompts", "text_prompt_ids")
+_PLACES_OF_PROMPTS = (
+    "num_deep_layers",
+    "spectral_layers",
+    "double_class_embedding",
+    "text_prompts",
+    "text_prompt_ids",
+)
 
 
 def check_model_path(model: str | os.PathLike) -> str:
@@ -144,6 +152,8 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     """
     Load a CLIP to put another decode head or adapter on: a plain CLIP, or what an adapter was trained on.
 
+    It is in float32, whatever its files are in: gradients of half precision would vanish on their way to the prompts.
+
     Args:
         model: Folder or Hub id.
         overrides: Fields of the configuration to replace.
@@ -159,14 +169,14 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     with _loading(name):  # that the decode head is new is what was asked for
         if StoredAdapter.find(base) is None:
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
-                base, config=config, output_loading_info=True
+                base, config=config, dtype=torch.float32, output_loading_info=True
             )
         else:
             # `from_pretrained` would load the adapter beside it too.
             state_dict = _load_weights(base)
             clip_only = {name: tensor for name, tensor in state_dict.items() if name.startswith("clip.")}
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(
-                None, config=config, state_dict=clip_only, output_loading_info=True
+                None, config=config, state_dict=clip_only, dtype=torch.float32, output_loading_info=True
             )
             loaded.config._name_or_path = loaded.name_or_path = base
     if config.decode_head_type != stored.decode_head_type:
@@ -248,6 +258,9 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
                 f"{adapter}: this adapter does not fit: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the model."
             )
+    if not are_same(stored.base_fingerprint, config.base_fingerprint):
+        base, here = stored.clip_model_name_or_path or stored.base_model_name_or_path, config.base_model_name_or_path
+        warnings.warn(warning_of_other_base(adapter, base, here), OtherBaseWarning, stacklevel=2)
     broken = find_not_finite(weights.items())
     if broken is not None:
         raise ValueError(f"{adapter}: this adapter's weights are broken: {broken} holds NaN or infinite values.")

@@ -304,7 +304,7 @@ def test_losses_of_logits_at_the_end_of_half_precision(model, dtype, largest, la
     ids = {"mixed": torch.randint(3, (2, 16, 16), generator=generator), "all ignored": torch.full((2, 16, 16), 255),
            "one class": torch.ones(2, 16, 16, dtype=torch.long)}[labels]  # fmt: skip
     with torch.autocast("cpu", dtype=dtype):
-        terms = model.compute_loss(logits, ids)
+        terms, _ = model.compute_loss(logits, ids)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values()), terms
     assert logits.grad.isfinite().all()
@@ -433,3 +433,65 @@ def test_graphs_stretch_pictures_as_eager_code_does(side, target):
     expected = torch.nn.functional.interpolate(pictures, size=(48, target), mode="bilinear", align_corners=False)
     actual = _stretch(_stretch(pictures, -2, 48), -1, target)
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("argument", ["lables", "output_hidden_state", "pixel_mask"])
+def test_an_argument_that_nobody_knows_is_refused(model, argument):
+    with pytest.raises(TypeError, match=argument):
+        model(pictures(), class_embeds=names(), **{argument: torch.zeros(2, 32, 32)})
+
+
+def test_the_ignore_index_must_not_be_a_class(model):
+    labels = torch.full((2, 32, 32), 255)
+    with pytest.raises(ValueError, match="semantic_loss_ignore_index=255"):
+        model(pictures(), class_embeds=names(300), labels=labels)
+    model.config.semantic_loss_ignore_index = 65535
+    output = model(pictures(), class_embeds=names(300), labels=labels)
+    assert output.loss_counts["loss_focal"] == 2  # class 255 in both pictures
+
+
+def test_labels_may_lie_on_another_device(model, monkeypatch):
+    # No second device is needed to see where things are put; only checks of values have to be left out.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    terms, _ = model.compute_loss(torch.zeros(2, 3, 4, 4, device="meta"), labels)
+    assert {term.device.type for term in terms.values()} == {"meta"}
+
+
+def test_a_loss_on_one_process_alone_waits_for_nobody(model, monkeypatch):
+    def wait(*args, **kwargs):
+        raise AssertionError("a collective call")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *args: 2)
+    for name in ("all_reduce", "all_gather", "barrier", "broadcast"):
+        monkeypatch.setattr(torch.distributed, name, wait)
+    assert model(pictures(), class_embeds=names(), labels=torch.zeros(2, 32, 32, dtype=torch.long)).loss > 0
+
+
+def test_double_precision_stays_double_in_the_loss(model):
+    output = model.double()(pictures().double(), class_embeds=names().double(),
+                            labels=torch.zeros(2, 32, 32, dtype=torch.long))  # fmt: skip
+    assert output.loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("eos_token_id", [2, None, 5])
+def test_names_are_pooled_at_the_tokenizers_end_token(model, processor, eos_token_id):
+    """
+    Whatever the configuration says: OpenAI's say 2, and then the text tower takes the largest id, which need not be
+    the end token where words were added to the tokenizer.
+    """
+    processor.tokenizer.add_tokens(["zebra"])
+    model.clip.text_model.resize_token_embeddings(len(processor.tokenizer))
+    inputs = processor(text=["a zebra on a cat", "zebra"], return_tensors="pt")
+    assert inputs["input_ids"].max() > processor.tokenizer.eos_token_id
+    with torch.no_grad():
+        expected = model.get_class_embeds(**inputs)
+        if eos_token_id is not None:
+            model.clip.text_model.eos_token_id = eos_token_id
+        assert torch.equal(model.get_class_embeds(**inputs), expected)
+        # By hand, from the state of each row's end token.
+        states = model.clip.text_model(**inputs).last_hidden_state
+        ends = (inputs["input_ids"] == processor.tokenizer.eos_token_id).int().argmax(dim=1)
+        by_hand = model.clip.text_projection(states[torch.arange(2), ends])
+    torch.testing.assert_close(expected, torch.nn.functional.normalize(by_hand, dim=-1))

@@ -692,3 +692,72 @@ def test_template_tokens_of_another_clip(base_folder):
 def test_text_prompts_need_the_ids_of_a_template(ids):
     with pytest.raises(ValueError, match="need text_prompt_ids, a list of the template's token ids"):
         DeepPromptConfig(text_prompts="whole", text_prompt_ids=ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter", "load_adapter", "PeftModel", "no autocast"])
+def test_what_an_adapter_trains_is_in_float32_on_any_base(base_folder, tmp_path, dtype, way):
+    tuned = trained(base_folder)
+    tuned.save_pretrained(tmp_path / "adapter")
+    exact = {name: p for name, p in tuned.named_parameters() if p.requires_grad}
+    base = ZegClipForSemanticSegmentation.from_pretrained(base_folder, dtype=dtype)
+    if way == "get_peft_model":
+        model = get_peft_model(base, DeepPromptConfig())
+    elif way == "PeftModel":
+        model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    elif way == "no autocast":
+        model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True, autocast_adapter_dtype=False)
+    else:
+        model = base
+        if way == "add_adapter":
+            base.add_adapter(DeepPromptConfig())
+        else:
+            base.load_adapter(tmp_path / "adapter", is_trainable=True)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(parameters) == len(exact)
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    assert {p.dtype for name, p in model.named_parameters() if name.endswith("visual_projection.weight")} == {dtype}
+    if "adapter" not in way and way != "get_peft_model":
+        for name, p in parameters.items():  # not by way of half precision
+            assert torch.equal(p, exact[name]), name
+    output = model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=dtype), class_embeds=torch.randn(3, 32),
+                   labels=torch.zeros(1, 32, 32, dtype=torch.long))  # fmt: skip
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters.values())
+
+
+def test_the_class_embedding_is_added_twice_where_the_adapter_says_so(base_folder, inputs, tmp_path):
+    """As by a table whose first row holds it too, which is how official checkpoints are converted."""
+    doubled = trained(base_folder, double_class_embedding=True)
+    folded = trained(base_folder, double_class_embedding=True)
+    folded.peft_config["default"].double_class_embedding = False
+    plain = logits(folded, inputs)
+    with torch.no_grad():
+        embeddings = folded.base_model.model.clip.vision_model.embeddings
+        embeddings.position_embedding.weight[0] += embeddings.class_embedding
+    for size in ((32, 32), (32, 40)):  # with the table as it is, and resized
+        sized_inputs = inputs | {"pixel_values": torch.randn(1, 3, *size)}
+        torch.testing.assert_close(logits(doubled, sized_inputs), logits(folded, sized_inputs))
+    assert not torch.allclose(logits(doubled, inputs), plain)
+
+    with doubled.disable_adapter():
+        assert torch.equal(logits(doubled, inputs), logits(load_base(base_folder), inputs))
+    doubled.save_pretrained(tmp_path / "doubled")
+    trained(base_folder).save_pretrained(tmp_path / "plain")
+    model = load_base(base_folder)
+    for name in ("doubled", "plain"):
+        model.load_adapter(tmp_path / name, name)
+    for name in ("doubled", "plain", "doubled"):
+        model.set_adapter(name)
+        alone = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / name).eval()
+        assert torch.equal(logits(model, inputs), logits(alone, inputs)), name
+    model.disable_adapters()
+    assert torch.equal(logits(model, inputs), logits(load_base(base_folder), inputs))
+    copied = copy.deepcopy(doubled)
+    assert torch.equal(logits(copied, inputs), logits(doubled, inputs))
+
+
+def test_a_tower_of_its_own_cannot_double_the_class_embedding(base_folder):
+    clip = CLIPModel.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match="double_class_embedding needs"):
+        get_peft_model(clip, DeepPromptConfig(double_class_embedding=True, modules_to_save=None))
