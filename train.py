@@ -37,7 +37,7 @@ from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures,
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.reports import class_table, write_class_table
 from zegclip.runs import alone_in, claim_output_dir, describe_run, is_finished, stages_of
-from zegclip.trainer import ZegClipTrainer
+from zegclip.trainer import ZegClipTrainer, holds_optimizer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
 
@@ -123,6 +123,9 @@ def run_stage(
         load_adapter_into(model, finished)
         trainer.state = TrainerState.load_from_json(str(Path(finished) / TRAINER_STATE_NAME))
     else:
+        if checkpoint is not None and not training_args.resume_from_checkpoint and not holds_optimizer(checkpoint):
+            say(f"{checkpoint} holds the model alone (save_only_model): the training starts anew.")
+            checkpoint = None
         say(f"Resuming from {checkpoint}." if checkpoint else trained_parameters(model))
         trainer.train(resume_from_checkpoint=checkpoint)
     if finished != training_args.output_dir:

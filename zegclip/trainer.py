@@ -1,14 +1,16 @@
 """The Trainer: what zero-shot segmentation adds to transformers' own."""
 
 import errno
+import math
 import os
 import pickle
+import random
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,49 @@ SAMPLES_FOLDER = "samples"
 """Folder in the output folder for pictures with truth and prediction."""
 
 
+_REFUSED = {
+    "auto_find_batch_size": "pictures per step would not be those of total_train_batch_size",
+    "average_tokens_across_devices": "losses are averaged over masks and pixels, always over all processes",
+    "batch_eval_metrics": "pixels are counted picture by picture anyway",
+    "bf16_full_eval": "it would leave the model in half precision; bf16 evaluates in it",
+    "dataloader_drop_last": "an evaluation would leave pictures out; a training leaves incomplete batches out anyway",
+    "dataloader_in_order": "a resumed run would differ from an undisturbed one",
+    "dataloader_persistent_workers": "a resumed run would differ from an undisturbed one",
+    "enable_jit_checkpoint": "a run that was stopped goes on from its last checkpoint",
+    "eval_do_concat_batches": "the counts of all pictures belong together",
+    "eval_use_gather_object": "counts are tensors",
+    "fp16_full_eval": "it would leave the model in half precision; fp16 evaluates in it",
+    "hub_always_push": "only what is finished is pushed",
+    "ignore_data_skip": "a resumed run would differ from an undisturbed one",
+    "include_for_metrics": "figures are made of counts alone",
+    "label_smoothing_factor": "the losses know no smoothed labels",
+    "neftune_noise_alpha": "no token embedding is trained",
+    "optim_target_modules": "prompts and decode head are trained whole",
+    "prediction_loss_only": "an evaluation counts pixels",
+    "use_cache": "nothing is generated",
+    "use_liger_kernel": "it has no kernels for CLIP",
+}
+"""Fields of transformers' that would do nothing here or break a promise, and why; they are left at their defaults."""
+_AT_LEAST = {
+    "gradient_accumulation_steps": 1,
+    "max_grad_norm": 0,
+    "num_sample_pictures": 0,
+    "schedule_steps": 1,
+    "total_train_batch_size": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "window_batch_size": 1,
+}
+
+
 @dataclass
 class ZegClipTrainingArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with the papers' defaults, and what the method adds."""
+    """
+    transformers' `TrainingArguments` with the papers' defaults, and what the method adds.
+
+    Raises:
+        ValueError: For a value that cannot be right, or a field that would do nothing here; one sentence.
+    """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of all trained tensors."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
@@ -86,12 +128,37 @@ class ZegClipTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        defaults = {item.name: item.default for item in fields(self)} | {"include_for_metrics": []}
+        for name, reason in _REFUSED.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is not for this training: {reason}. Leave it out.")
+        for name, smallest in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < math.inf:
+                raise ValueError(f"{name} must be at least {smallest}, not {value}.")
+        for name in ("learning_rate", "decode_head_lr_multiplier"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if self.seen_offset is not None and not math.isfinite(self.seen_offset):
+            raise ValueError(f"seen_offset must be a number, not {self.seen_offset}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, or -1 to train num_train_epochs, not {self.max_steps}.")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            raise ValueError("load_best_model_at_end needs a metric_for_best_model, such as hiou or miou.")
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # which only warns that there is nothing to pin for
+        accelerator_config: Any = self.accelerator_config
+        if accelerator_config.dispatch_batches or not accelerator_config.even_batches:
+            raise ValueError("accelerator_config: dispatch_batches and even_batches are not for this training.")
+        if accelerator_config.split_batches:
+            # It means that per_device_train_batch_size is for all processes together.
+            accelerator_config.split_batches = False
+            if self.total_train_batch_size is None:
+                self.total_train_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if self.total_train_batch_size is not None:
             parts = self.world_size * self.gradient_accumulation_steps
-            if self.total_train_batch_size < 1 or self.total_train_batch_size % parts:
+            if self.total_train_batch_size % parts:
                 raise ValueError(
                     f"total_train_batch_size={self.total_train_batch_size} cannot be shared out: processes times "
                     f"accumulation steps is {self.world_size} x {self.gradient_accumulation_steps}."
@@ -100,10 +167,6 @@ class ZegClipTrainingArguments(TrainingArguments):
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value}: only what is finished is pushed; leave it out."
-            )
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers would make a resumed run differ from an undisturbed one: leave it out."
             )
 
 
@@ -122,7 +185,18 @@ def poly_schedule(
         warmup_steps: Steps of warm-up.
         power: Exponent of the decay.
         lr_end: The floor, an absolute rate for every group.
+
+    Raises:
+        ValueError: If the rate would rise instead of decaying; one sentence.
     """
+    if power < 0:
+        raise ValueError(f"The power of the polynomial schedule must not be negative, as {power} is.")
+    for group in optimizer.param_groups:
+        if not 0 <= lr_end <= group["lr"]:
+            raise ValueError(
+                f"lr_end={lr_end} of the polynomial schedule must lie between 0 and the learning rate, which is "
+                f"{group['lr']}."
+            )
 
     def of_group(peak: float) -> Callable[[int], float]:
         def multiplier(step: int) -> float:
@@ -166,10 +240,16 @@ class ZegClipTrainer(Trainer):
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
         self.names = {name: tensor.to(self.args.device) for name, tensor in names.items()}
-        self.train_names = _select_names(self.names, split.training_ids(setting), len(split.names))
+        self.train_ids = split.training_ids(setting)
+        self.train_names = _select_names(self.names, self.train_ids, len(split.names))
         self.class_embeds: Any = self.names.get("class_embeds")
         self.pseudo_label_ids: list[int] | None = None
         if setting == "transductive":
+            if self.args.gradient_accumulation_steps > 1:
+                raise ValueError(
+                    "gradient_accumulation_steps: in the transductive setting each pass fills its labels itself, so "
+                    "that the masks of a whole step cannot be counted before: take more processes, or smaller batches."
+                )
             self.pseudo_label_ids = [i for i in range(len(split.names)) if i not in split.seen_ids]
         image_processor = self.processing_class.image_processor
         self.protocol = Protocol(
@@ -182,6 +262,11 @@ class ZegClipTrainer(Trainer):
         self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_steps = 0
+        self._step_passes = 1
+        self._step_counts: dict[str, torch.Tensor] | None = None
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()  # Updates are too small for half precision.
         self._unfinished: Path | None = None
         if self.args.should_save:
             for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
@@ -202,6 +287,11 @@ class ZegClipTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not holds_optimizer(checkpoint):
+            raise ValueError(
+                f"{checkpoint} holds the model alone (save_only_model), so a training cannot go on from it: leave it "
+                "out, or start from its weights with init_adapter."
+            )
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -266,6 +356,40 @@ class ZegClipTrainer(Trainer):
             )
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As the parent; where a step has several passes, also count what its losses are averaged over."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_passes, self._step_counts = len(batches), None
+        if len(batches) > 1:
+            num_names = len(self.train_ids)
+            counts = [self.model.count_labels(batch["labels"].to(device), num_names) for batch in batches]
+            sums = {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
+            self._step_counts = self._over_processes(sums)
+        return batches, num_items
+
+    def _over_processes(self, counts: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return sums over all processes."""
+        sums = self.accelerator.reduce(torch.stack(list(counts.values())), "sum")
+        return dict(zip(counts, sums, strict=True))
+
+    def _average_over_step(
+        self, terms: dict[str, torch.Tensor], counts: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """
+        Divide a pass's loss terms by the counts of its step instead of its own.
+
+        The official code counts over the whole batch. What passes and processes compute is averaged afterwards, so
+        that each has its part of the step's loss times their number.
+        """
+        passes = self._step_passes * self.args.world_size
+        if passes == 1:
+            return terms
+        step_counts = self._step_counts or self._over_processes(counts)
+        return {
+            name: term * (counts[name].clamp(min=1) * passes) / step_counts[name].clamp(min=1)
+            for name, term in terms.items()
+        }
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
         Run the model on the names of the setting and remember each loss term for the log.
@@ -276,6 +400,8 @@ class ZegClipTrainer(Trainer):
         """
         rows = inputs.pop("row", None)
         outputs = model(**inputs, **self.train_names, pseudo_label_ids=self.pseudo_label_ids)
+        outputs.loss_dict = self._average_over_step(outputs.loss_dict, outputs.loss_counts)
+        outputs.loss = torch.stack(list(outputs.loss_dict.values())).sum()
         if not outputs.loss.isfinite():
             self._check_weights()  # Where they are to blame, these pictures are not.
             terms = ", ".join(f"{name} {term.item():g}" for name, term in outputs.loss_dict.items())
@@ -353,18 +479,40 @@ class ZegClipTrainer(Trainer):
                 "A model that FSDP has sharded cannot be evaluated while it is trained: set eval_strategy to no, and "
                 "evaluate the saved adapter with eval.py."
             )
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        samples = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(samples, EvaluationPictures):
-            self._draw_samples(samples)
+        pictures = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._random_state_kept():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            if isinstance(pictures, dict):
+                return metrics  # Each of the data sets has come here on its own.
+            if isinstance(pictures, str):
+                pictures = self.eval_dataset[pictures]
+            if isinstance(pictures, EvaluationPictures):
+                self._draw_samples(pictures, metric_key_prefix.removeprefix("eval").lstrip("_"))
         if self.is_world_process_zero():
             plot_training(self.state.log_history, Path(self.args.output_dir) / "curves.png")
-            print(f"Step {self.state.global_step}: {format_evaluation(metrics)}", file=sys.stderr)
+            figures = {name.removeprefix(f"{metric_key_prefix}_"): value for name, value in metrics.items()}
+            title = "" if metric_key_prefix == "eval" else f" ({metric_key_prefix})"
+            print(f"Step {self.state.global_step}{title}: {format_evaluation(figures)}", file=sys.stderr)
         return metrics
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent; what is trained afterwards does not depend on it."""
+        with self._random_state_kept():
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def _random_state_kept(self) -> Iterator[None]:
+        """Leave the global random state as it was: data loaders draw from it, and so does the training's dropout."""
+        python, numpy = random.getstate(), np.random.get_state()
+        device = self.args.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+        random.setstate(python)
+        np.random.set_state(numpy)
+
     @torch.no_grad()
-    def _draw_samples(self, pictures: EvaluationPictures) -> None:
-        """Draw the first pictures with truth and prediction, always the same ones."""
+    def _draw_samples(self, pictures: EvaluationPictures, title: str = "") -> None:
+        """Draw the first pictures with truth and prediction, always the same ones; `title` begins the file's name."""
         strips = []
         self.model.eval()
         for index in range(min(self.args.num_sample_pictures, len(pictures))):
@@ -380,7 +528,8 @@ class ZegClipTrainer(Trainer):
             if self.is_world_process_zero():
                 strips.append(sample_strip(image, labels, predicted.cpu().numpy(), self.split))
         if strips:
-            path = Path(self.args.output_dir) / SAMPLES_FOLDER / f"step_{self.state.global_step:06d}.png"
+            name = f"step_{self.state.global_step:06d}.png"
+            path = Path(self.args.output_dir) / SAMPLES_FOLDER / (f"{title}_{name}" if title else name)
             with replacing(path) as part:
                 sample_sheet(strips, f"step {self.state.global_step}").save(part, format="PNG")
 
@@ -495,6 +644,11 @@ class ZegClipTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+
+def holds_optimizer(checkpoint: str | os.PathLike) -> bool:
+    """Tell whether a training can go on from a checkpoint; one of `save_only_model` holds the model alone."""
+    return any(Path(checkpoint).glob("optimizer*"))
 
 
 @contextmanager

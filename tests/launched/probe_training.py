@@ -1,7 +1,9 @@
 """
 Run under torchrun by `tests/test_processes.py`: trains a tiny model on random pictures and writes what it sees.
 
-    torchrun --nproc_per_node 2 tests/launched/probe_training.py CLIP_FOLDER OUTPUT
+    torchrun --nproc_per_node 2 tests/launched/probe_training.py CLIP_FOLDER OUTPUT [PASSES]
+
+In double precision, so that what several processes or passes do differently is more than rounding.
 """
 
 import json
@@ -41,17 +43,20 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
         height, width = self.sizes[index % len(self.sizes)]
-        labels = torch.randint(self.classes, (height, width), generator=generator)
+        # Of other numbers of classes in each picture.
+        labels = torch.randint(1 + index % self.classes, (height, width), generator=generator)
         labels[: index % 3] = 255
-        return {"pixel_values": torch.randn(3, height, width, generator=generator), "labels": labels}
+        pixel_values = torch.randn(3, height, width, generator=generator, dtype=torch.float64)
+        return {"pixel_values": pixel_values, "labels": labels}
 
 
-def main(clip: str, output: str) -> None:
+def main(clip: str, output: str, passes: str = "1") -> None:
     set_seed(0)
     args = ZegClipTrainingArguments(
         output_dir=output,
         use_cpu=True,
         total_train_batch_size=4,
+        gradient_accumulation_steps=int(passes),
         max_steps=3,
         warmup_steps=0,
         learning_rate=1e-2,
@@ -65,17 +70,24 @@ def main(clip: str, output: str) -> None:
         per_device_eval_batch_size=2,
     )
     model = ZegClipForSemanticSegmentation.from_pretrained(
-        clip, decoder_attention_heads=2, decoder_ffn_dim=32, decoder_dropout=0.0
+        clip,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        decoder_dropout=0.0,
+        # All terms, whose normalisers differ.
+        ssim_weight=1.0,
+        cross_entropy_weight=1.0,
+        ignored_pixels_as_negatives=False,
     )
     torch.manual_seed(1)
-    model = get_peft_model(model, DeepPromptConfig(num_tokens=2, dropout=0.0))
+    model = get_peft_model(model, DeepPromptConfig(num_tokens=2, dropout=0.0)).double()
     trainer = ZegClipTrainer(
         model=model,
         args=args,
         train_dataset=Pictures(12, 3, ((32, 32),)),
         eval_dataset=Pictures(7, 4, ((32, 32), (40, 24), (24, 50))),
         processing_class=Processor(),
-        names={"class_embeds": torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)},
+        names={"class_embeds": torch.nn.functional.normalize(torch.randn(4, 32, dtype=torch.float64), dim=-1)},
         split=SPLIT,
     )
     # Before training on purpose: this must not leave the processes to train on their own.

@@ -176,6 +176,101 @@ def test_gradient_accumulation_does_not_scale_the_loss(make_trainer, model):
         torch.testing.assert_close(steps[1][name], step, atol=1e-6, rtol=1e-3, msg=name)
 
 
+def test_evaluations_do_not_change_what_is_trained(make_trainer, model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = []
+    for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 1}, {"eval_on_start": True}):
+        model.load_state_dict(before)
+        trainer = make_trainer(evaluation=samples(2, classes=4), max_steps=3, **arguments)
+        trainer.train()
+        trained.append({name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
+        model = trainer.model.unload()
+    for other in trained[1:]:
+        for name, parameter in trained[0].items():
+            assert torch.equal(other[name], parameter), name
+
+
+def test_each_evaluation_prints_its_figures(make_trainer, capsys, tmp_path):
+    trainer = make_trainer(evaluation=samples(2, classes=4))
+    few, many = Samples(samples(1, classes=4)), Samples(samples(3, classes=4))
+    assert "mine_hiou" in trainer.evaluate(metric_key_prefix="mine")
+    metrics = trainer.evaluate({"few": few, "many": many})
+    assert {"eval_few_hiou", "eval_many_hiou"} <= metrics.keys()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Step")]
+    assert [line.split(":")[0] for line in lines] == ["Step 0 (mine)", "Step 0 (eval_few)", "Step 0 (eval_many)"]
+    assert all("pAcc" in line and "hIoU" in line for line in lines)
+
+
+def test_what_is_trained_is_brought_to_float32(make_trainer, model):
+    trainer = make_trainer()
+    half = trainer.model.to(torch.bfloat16)
+    trainer = ZegClipTrainer(
+        model=half, args=trainer.args, train_dataset=trainer.train_dataset, processing_class=trainer.processing_class,
+        names=trainer.names, split=SPLIT,
+    )  # fmt: skip
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label_smoothing_factor", 0.1), ("eval_do_concat_batches", False), ("prediction_loss_only", True),
+        ("batch_eval_metrics", True), ("include_for_metrics", ["loss"]), ("eval_use_gather_object", True),
+        ("fp16_full_eval", True), ("bf16_full_eval", True), ("neftune_noise_alpha", 1.0), ("ignore_data_skip", True),
+        ("auto_find_batch_size", True), ("dataloader_drop_last", True), ("dataloader_in_order", False),
+        ("average_tokens_across_devices", False), ("use_liger_kernel", True), ("optim_target_modules", "all-linear"),
+        ("schedule_steps", -5), ("schedule_steps", 0), ("window_batch_size", 0), ("num_sample_pictures", -1),
+        ("warmup_steps", -1), ("max_steps", 0), ("max_steps", -2), ("gradient_accumulation_steps", 0),
+        ("learning_rate", -1e-4), ("learning_rate", float("nan")), ("decode_head_lr_multiplier", 0.0),
+        ("seen_offset", float("nan")), ("max_grad_norm", -1.0), ("weight_decay", -0.1),
+        ("load_best_model_at_end", True),
+    ],
+)  # fmt: skip
+def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
+@pytest.mark.parametrize("config", [{"dispatch_batches": True}, {"even_batches": False}])
+def test_loaders_that_would_share_pictures_out_otherwise_are_refused(tmp_path, config):
+    with pytest.raises(ValueError, match=next(iter(config))):
+        ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pictures_a_pass"),
+    [
+        ({"total_train_batch_size": 8, "gradient_accumulation_steps": 2}, 4),
+        ({"per_device_train_batch_size": 6}, 6),
+    ],
+)
+def test_split_batches_does_not_change_the_pictures_of_a_step(tmp_path, arguments, pictures_a_pass):
+    split = {"split_batches": True}
+    args = ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=split, **arguments)
+    assert args.per_device_train_batch_size == pictures_a_pass
+    assert not args.accelerator_config.split_batches
+
+
+@pytest.mark.parametrize("kwargs", [{"lr_end": 1e-2}, {"lr_end": -1e-6}, {"power": -1.0}])
+def test_a_schedule_that_would_rise_is_refused(make_trainer, kwargs):
+    trainer = make_trainer(lr_scheduler_kwargs=kwargs)
+    with pytest.raises(ValueError, match="polynomial schedule"):
+        trainer.train()
+
+
+def test_pseudo_labels_allow_no_accumulation(make_trainer):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+        make_trainer(setting="transductive", gradient_accumulation_steps=2)
+
+
+def test_a_checkpoint_without_optimiser_is_no_start(make_trainer, tmp_path):
+    make_trainer(save_strategy="steps", save_steps=1, save_only_model=True).train()
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="save_only_model"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
 def odd_batches():
     pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ignored, one, unseen = torch.full((32, 32), 255), torch.full((32, 32), 1), torch.full((32, 32), -1)
