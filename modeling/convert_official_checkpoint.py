@@ -1,6 +1,5 @@
 """Official checkpoints of ZegCLIP and SPT-SEG (mmcv format) to this project's models."""
 
-import copy
 import math
 import os
 import re
@@ -140,7 +139,7 @@ class _Source:
 
 
 def infer_config(
-    source: _Source, method: Method, config: ZegClipConfig | None
+    source: _Source, method: Method, config: ZegClipConfig | dict[str, Any] | None
 ) -> tuple[ZegClipConfig, DeepPromptConfig]:
     """
     Read all sizes off the tensors; head counts and everything that is no size come from `config` or the defaults.
@@ -155,8 +154,8 @@ def infer_config(
     positions = source.shape("backbone.positional_embedding", 2)[0]
     vocab_size, text_width = source.shape("text_encoder.token_embedding.weight", 2)
     projection_dim = source.shape("backbone.proj", 2)[1]
-    config = copy.deepcopy(config) if config is not None else ZegClipConfig()
-    clip = config.clip_config.to_dict()
+    described = _describe(config)
+    clip = described["clip_config"]
     clip["projection_dim"] = projection_dim
     clip["vision_config"] |= {
         "hidden_size": width,
@@ -175,15 +174,15 @@ def infer_config(
     if clip["text_config"]["eos_token_id"] >= vocab_size:
         # The end-of-text token is CLIP's last one.
         clip["text_config"] |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}
-    described = config.to_dict() | {
-        "clip_config": clip,
+    described |= {
         "descriptor": ["product", "text"],
         "num_decoder_layers": source.count(r"decode_head\.decoder_1\.layers\.(\d+)\."),
         "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight", 2)[0],
     }
     if method == "spt-seg":
         described |= {"decode_head_type": "spectral", "dice_weight": 0, "ssim_weight": 1}
-        described["decoder_low_frequency_heads"] = _count_low_frequency_heads(source, config, projection_dim)
+        heads = described["decoder_attention_heads"]
+        described["decoder_low_frequency_heads"] = _count_low_frequency_heads(source, heads, projection_dim)
     else:
         described["decode_head_type"] = "zegclip"
     deep = 0
@@ -202,9 +201,20 @@ def infer_config(
     )
 
 
-def _count_low_frequency_heads(source: _Source, config: ZegClipConfig, dim: int) -> int:
+def _describe(config: ZegClipConfig | dict[str, Any] | None) -> dict[str, Any]:
+    """Return all fields as a dict of its own; what a dict does not say is the default."""
+    if isinstance(config, ZegClipConfig):
+        return config.to_dict()
+    given = config or {}
+    described = ZegClipConfig().to_dict()
+    clip, given_clip = described["clip_config"], given.get("clip_config", {})
+    towers = {name: clip[name] | given_clip.get(name, {}) for name in ("vision_config", "text_config")}
+    return described | given | {"clip_config": clip | given_clip | towers}
+
+
+def _count_low_frequency_heads(source: _Source, heads: int, dim: int) -> int:
     """Tell how many of the decoder's heads, all of one width, the low-frequency queries make up."""
-    name, heads = "decode_head.decoder_1.layers.0.hlfs.l_q.weight", config.decoder_attention_heads
+    name = "decode_head.decoder_1.layers.0.hlfs.l_q.weight"
     rows = source.shape(name, 2)[0]
     if rows * heads % dim or not 0 < rows * heads // dim < heads:
         raise ValueError(
@@ -297,7 +307,7 @@ def convert(
     checkpoint: str | os.PathLike | dict[str, Any],
     *,
     method: Method,
-    config: ZegClipConfig | None = None,
+    config: ZegClipConfig | dict[str, Any] | None = None,
 ) -> ZegClipForSemanticSegmentation:
     """
     Build a model that reproduces an official checkpoint's logits.
@@ -307,7 +317,8 @@ def convert(
             `decode_head.*`, `text_encoder.*`).
         method: Which paper's code wrote it.
         config: Head counts and SPT-SEG's window size, which no tensor shape tells, templates and class names. Defaults
-            to ViT-B/16's.
+            to ViT-B/16's. Head counts that do not divide ViT-B/16's widths fit into no [`ZegClipConfig`] yet: give a
+            dict of its fields instead.
 
     Returns:
         The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
@@ -335,7 +346,9 @@ def convert(
         ) from error
 
 
-def _build(source: _Source, method: Method, config: ZegClipConfig | None) -> ZegClipForSemanticSegmentation:
+def _build(
+    source: _Source, method: Method, config: ZegClipConfig | dict[str, Any] | None
+) -> ZegClipForSemanticSegmentation:
     broken = find_not_finite(source.left.items())
     if broken is not None:
         raise ValueError(f"This checkpoint is broken: {broken!r} holds NaN or infinite values.")

@@ -1,6 +1,6 @@
 """Losses over one mask logit map per class and picture: focal, dice, structural similarity and cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
-SSIM_PIXELS_AT_ONCE = 2**22
+PIXELS_AT_ONCE = 2**22
 
 
 def count_present_masks(
@@ -37,6 +37,58 @@ def count_pixels(labels: torch.Tensor, ignore_index: int, ignored_too: bool) -> 
     return counted.sum()
 
 
+def _sum_each_map(
+    term: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int,
+) -> torch.Tensor:
+    """
+    Sum a loss term over the pixels of each map, where they are many a few at a time.
+
+    Args:
+        term: From `maps` `(pictures, classes, height, width)`, `own`, whether a pixel is of the map's class (bool, the
+            same shape), and `valid`, whether it is not ignored (bool `(pictures, 1, height, width)`), to sums
+            `(..., pictures, classes)`.
+        logits: `(batch, classes, height, width)` mask logits.
+        labels: `(batch, height, width)` int64 class ids.
+        ignore_index: Label of pixels without a class.
+
+    Returns:
+        `(..., batch, classes)`.
+    """
+    if torch.compiler.is_compiling() or logits.numel() <= PIXELS_AT_ONCE:
+        return _of_maps(term, logits, labels, 0, ignore_index)
+    num_classes, pixels = logits.shape[1], labels[0].numel()
+    pictures_at_once = max(PIXELS_AT_ONCE // (num_classes * pixels), 1)
+    maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_classes)
+    batch = []
+    for pictures, ids in zip(logits.split(pictures_at_once), labels.split(pictures_at_once), strict=True):
+        sums = []
+        for number, maps in enumerate(pictures.split(maps_at_once, dim=1)):
+            # The many maps of the full size that a term makes are not kept for the backward pass, but made again.
+            arguments = (term, maps, ids, number * maps_at_once, ignore_index)
+            sums.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
+        batch.append(torch.cat(sums, dim=-1))
+    return torch.cat(batch, dim=-2)
+
+
+def _of_maps(
+    term: Callable[..., torch.Tensor], maps: torch.Tensor, ids: torch.Tensor, first: int, ignore_index: int
+) -> torch.Tensor:
+    ids = ids.unsqueeze(1)
+    valid = ids != ignore_index
+    classes = torch.arange(first, first + maps.shape[1], device=ids.device).view(-1, 1, 1)
+    return term(maps, (ids == classes) & valid, valid)
+
+
+def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """As `torch.sigmoid`, whose gradient is rounded off where its value is close to 1."""
+    positive = (logits > 0).to(logits)
+    sign = 1 - 2 * positive
+    return sign * (sign * logits).sigmoid() + positive
+
+
 def focal_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -50,9 +102,6 @@ def focal_loss(
     """
     Sigmoid focal loss, the mean over pixels summed over all pictures and classes, divided by `num_masks`.
 
-    Every class map is first treated as empty; the labelled class of each pixel is then exchanged for its positive
-    term. This equals the sum over one-hot targets without ever building them.
-
     Args:
         logits: `(batch, classes, height, width)` float32 mask logits.
         labels: `(batch, height, width)` int64 class ids.
@@ -62,15 +111,18 @@ def focal_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: such pixels count as outside of every mask.
     """
-    valid = labels != ignore_index
-    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
-    if not ignored_as_negatives:
-        negative = negative * valid.unsqueeze(1)
-    own = logits.gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1)
-    exchanged = alpha * (-own).sigmoid() ** gamma * F.softplus(-own)
-    exchanged = exchanged - (1 - alpha) * own.sigmoid() ** gamma * F.softplus(own)
+
+    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        # With the sign of its logit flipped, the labelled class has the term of any other.
+        inside = own.to(maps)
+        wrong = (1 - 2 * inside) * maps
+        # What lies below -80 adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
+        values = _sigmoid(wrong.clamp(min=-80)) ** gamma * F.softplus(wrong)
+        values = values * (1 - alpha + (2 * alpha - 1) * inside)
+        return (values if ignored_as_negatives else values * valid).sum((-2, -1))
+
     pixels = labels.shape[-2] * labels.shape[-1]
-    return (negative.sum() + (exchanged * valid).sum()) / (pixels * num_masks)
+    return _sum_each_map(term, logits, labels, ignore_index).sum() / (pixels * num_masks)
 
 
 def dice_loss(
@@ -93,19 +145,19 @@ def dice_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.
     """
-    num_classes = logits.shape[1]
-    probabilities = logits.sigmoid().flatten(2)
-    flat = labels.flatten(1)
-    valid = flat != ignore_index
-    ids = flat.where(valid, num_classes)
-    own = probabilities.gather(1, flat.where(valid, 0).unsqueeze(1)).squeeze(1)
-    bins = probabilities.new_zeros(len(labels), num_classes + 1)
-    intersection = bins.scatter_add(1, ids, own)[:, :-1]
-    target_area = bins.scatter_add(1, ids, torch.ones_like(own))[:, :-1]
-    if not ignored_as_negatives:
-        probabilities = probabilities * valid.unsqueeze(1)
-    area = probabilities.sum(-1) + target_area
-    return ((1 - (2 * intersection + 1) / (area + 1)) * present).sum() / num_masks
+
+    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        inside = own.to(maps)
+        errors = _sigmoid((1 - 2 * inside) * maps)
+        hits = _sigmoid((inside * maps).sum(1, keepdim=True)) * inside  # of the labelled class, at each pixel
+        errors = errors if ignored_as_negatives else errors * valid
+        return torch.stack([errors.sum((-2, -1)), hits.sum((-2, -1))])
+
+    errors, intersection = _sum_each_map(term, logits, labels, ignore_index)
+    # 1 - (2 I + 1) / (A + 1), where the area A of both is 2 I and the errors. In this form neither the value nor the
+    # gradient is a small difference of large numbers.
+    terms = 1 / (1 + (2 * intersection + 1) / errors.clamp(min=1e-12))
+    return (terms * present).sum() / num_masks
 
 
 def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255) -> torch.Tensor:
@@ -120,7 +172,12 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
     Returns:
         Scalar, 0 where no pixel has a label.
     """
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    valid = labels != ignore_index
+    ids = labels.where(valid, 0).unsqueeze(1)
+    own = logits.gather(1, ids)
+    # By how much the others lie above it: a softmax rounds off what is missing from a confident pixel's 1.
+    others = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+    total = F.softplus(others - own).squeeze(1).where(valid, 0).sum()
     return total / count_pixels(labels, ignore_index, ignored_too=False).clamp(min=1)
 
 
@@ -149,58 +206,37 @@ def ssim_loss(
     Returns:
         Scalar in [0, 2].
     """
-    maps_at_once = max(SSIM_PIXELS_AT_ONCE // labels[0].numel(), 1)
-    total = logits.new_zeros(())
-    for picture, ids in zip(logits, labels, strict=True):
-        for number, maps in enumerate(picture.split(maps_at_once)):
-            first = number * maps_at_once
-            # Its many maps of the full size are not kept for the backward pass, but made again.
-            total = total + checkpoint(
-                _dissimilarity,
-                maps,
-                ids - first,
-                of_probabilities,
-                ignore_index - first,
-                ignored_as_negatives,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-    pixels = count_pixels(labels, ignore_index, ignored_too=ignored_as_negatives).clamp(min=1)
-    return total / (pixels * logits.shape[1])
-
-
-def _dissimilarity(
-    maps: torch.Tensor, ids: torch.Tensor, of_probabilities: bool, ignore_index: int, ignored_as_negatives: bool
-) -> torch.Tensor:
-    """Sum of one minus the similarity over `maps` `(classes, height, width)`, of the classes 0 and on in `ids`."""
-    num_classes = len(maps)
-    maps = maps.sigmoid() if of_probabilities else maps
-    valid = ids != ignore_index
-    masks = (ids == torch.arange(num_classes, device=ids.device).view(-1, 1, 1)) & valid
-    masks = masks.to(maps)
-    if not ignored_as_negatives:
-        maps = maps * valid
     reach = SSIM_WINDOW // 2
-    gaussian = (-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * SSIM_SIGMA**2)).exp()
-    gaussian = (gaussian / gaussian.sum()).to(maps).expand(num_classes, 1, 1, -1)
-
-    def blur(values: torch.Tensor) -> torch.Tensor:
-        # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more pictures.
-        values = F.conv2d(values, gaussian.mT, padding=(reach, 0), groups=num_classes)
-        return F.conv2d(values, gaussian, padding=(0, reach), groups=num_classes)
-
-    # Differences of squares do not survive the half precision that autocast gives to convolutions.
-    with torch.autocast(maps.device.type, enabled=False):
-        mean_x, mean_y = blur(maps), blur(masks)
-        # What rounding makes negative would bring the denominator close to zero, where logits are large and flat.
-        variance_x = (blur(maps * maps) - mean_x * mean_x).clamp(min=0)
-        variance_y = mean_y - mean_y * mean_y  # a mask is its own square
-        covariance = blur(maps * masks) - mean_x * mean_y
     c1, c2 = SSIM_CONSTANTS
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    dissimilarity = 1 - similarity
-    return (dissimilarity if ignored_as_negatives else dissimilarity * valid).sum()
+
+    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        maps = _sigmoid(maps) if of_probabilities else maps
+        masks = own.to(maps)
+        if not ignored_as_negatives:
+            maps = maps * valid
+        gaussian = (-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * SSIM_SIGMA**2)).exp()
+        gaussian = (gaussian / gaussian.sum()).to(maps).expand(maps.shape[1], 1, 1, -1)
+
+        def blur(values: torch.Tensor) -> torch.Tensor:
+            # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more
+            # pictures.
+            values = F.conv2d(values, gaussian.mT, padding=(reach, 0), groups=maps.shape[1])
+            return F.conv2d(values, gaussian, padding=(0, reach), groups=maps.shape[1])
+
+        # Differences of squares do not survive the half precision that autocast gives to convolutions.
+        with torch.autocast(maps.device.type, enabled=False):
+            mean_x, mean_y = blur(maps), blur(masks)
+            # What rounding makes negative would bring a denominator close to zero, where logits are large and flat.
+            variance_x = (blur(maps * maps) - mean_x * mean_x).clamp(min=0)
+            variance_y = mean_y - mean_y * mean_y  # a mask is its own square
+            covariance = blur(maps * masks) - mean_x * mean_y
+        similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+        similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+        dissimilarity = (1 - similarity).clamp(min=0)
+        return (dissimilarity if ignored_as_negatives else dissimilarity * valid).sum((-2, -1))
+
+    pixels = count_pixels(labels, ignore_index, ignored_too=ignored_as_negatives).clamp(min=1)
+    return _sum_each_map(term, logits, labels, ignore_index).sum() / (pixels * logits.shape[1])
 
 
 @torch.no_grad()

@@ -2,17 +2,21 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Dataset
 
 from zegclip import ZegClipImageProcessorPil
 from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, TRANSPOSED, convert
 from zegclip.modeling.loss_zegclip import fill_pseudo_labels
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
+
+FORWARD_TOLERANCE = 1e-5
 
 
 class Golden:
@@ -35,7 +39,7 @@ class Golden:
                 module.dropout = 0.0
         self.text = text
         self.seen, self.unseen = seen, unseen
-        names = tuple(f"class {i}" for i in range(len(seen) + len(unseen)))
+        names = tuple(f"class {i}" for i in range(len(text)))
         self.split = ClassSplit(names, tuple(seen), tuple(unseen))
         self.self_training = self_training
         self.setting = "transductive" if self_training else "inductive" if unseen else "fully_supervised"
@@ -55,17 +59,9 @@ class Golden:
 
         Through the very code that a training runs: the split's labels, the Trainer's loss.
         """
-        arguments = ZegClipTrainingArguments(output_dir="unused", use_cpu=True, report_to="none", save_strategy="no")
-        trainer = ZegClipTrainer(
-            model=self.model,
-            args=arguments,
-            processing_class=SimpleNamespace(image_processor=ZegClipImageProcessorPil()),
-            names={"class_embeds": self.text},
-            split=self.split,
-            setting=self.setting,
-        )
+        trainer = self.trainer()
         self.model.train()
-        targets = torch.from_numpy(self.split.training_labels(labels[:, 0].numpy().astype(np.int64), self.setting))
+        targets = self.labels(labels[:, 0])
         inputs = {"pixel_values": self["input.image"], "labels": targets}
         _, output = trainer.compute_loss(self.model, inputs, return_outputs=True)
         upsampled = F.interpolate(output.logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
@@ -73,40 +69,76 @@ class Golden:
             targets = fill_pseudo_labels(upsampled, targets, self.unseen)
         return upsampled, targets, output.loss_dict
 
+    def trainer(self, train_dataset: Dataset | None = None, **arguments: Any) -> ZegClipTrainer:
+        """Return the project's Trainer for the file's setting, on a CPU, without files and reports."""
+        args = ZegClipTrainingArguments(
+            output_dir="unused", use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **arguments
+        )
+        return ZegClipTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=SimpleNamespace(image_processor=ZegClipImageProcessorPil()),
+            names={"class_embeds": self.text},
+            split=self.split,
+            setting=self.setting,
+        )
+
+    def unfreeze(self) -> dict[str, torch.nn.Parameter]:
+        """Make trainable what training trains, as a converted adapter is frozen, and return it."""
+        self.model.peft_config["default"].inference_mode = False
+        self.model.set_adapter("default")
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return what the setting sees of raw labels, int64."""
+        return torch.from_numpy(self.split.training_labels(labels.numpy().astype(np.int64), self.setting))
+
     def gradients(self) -> dict[str, torch.Tensor]:
         """Return the gradients of the total loss for the file's labels, under the official names."""
-        model = self.model
-        model.peft_config["default"].inference_mode = False  # a converted adapter is frozen
-        model.set_adapter("default")
-        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trainable = self.unfreeze()
         for parameter in trainable.values():
             parameter.grad = None
         _, _, losses = self.train_step(self["input.label"])
         sum(losses.values()).backward()
+        return self.official({name: parameter.grad for name, parameter in trainable.items()})
+
+    def official(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Give values of our trainable parameters the official names and shapes."""
         result: dict[str, torch.Tensor] = {}
-        last = model.config.num_decoder_layers - 1
+        last = self.model.config.num_decoder_layers - 1
         official_names = {ours: theirs for theirs, ours in DECODER_NAMES[self.method].items()}
-        for name, parameter in trainable.items():
+        for name, value in values.items():
             name = name.replace(".default", "").split("modules_to_save.")[-1]
             if "deep_prompt_tokens" in name:
                 first = int(self.encoder.prompt_configs["default"].num_deep_layers >= 0)
                 if first:
-                    result["backbone.prompt_embeddings"] = parameter.grad[:1]
-                if len(parameter) > first:
-                    result["backbone.deep_prompt_embeddings"] = parameter.grad[first:]
+                    result["backbone.prompt_embeddings"] = value[:1]
+                if len(value) > first:
+                    result["backbone.deep_prompt_embeddings"] = value[first:]
             elif "deep_prompt_filter" in name:
-                result["backbone.complex_weight"] = parameter.grad
+                result["backbone.complex_weight"] = value
             elif match := re.search(r"deep_prompt_(proj|norm)\.(.*)", name):
-                result[f"backbone.prompt_{match[1]}.{match[2]}"] = parameter.grad
+                result[f"backbone.prompt_{match[1]}.{match[2]}"] = value
             elif match := re.search(r"query_proj\.(.*)", name):
-                result[f"decode_head.q_proj.{match[1]}"] = parameter.grad
+                result[f"decode_head.q_proj.{match[1]}"] = value
             else:
                 match = re.search(r"(?:layers\.(\d+)|mask_scores)\.(.*)", name)
                 layer = last if match[1] is None else match[1]
                 theirs = official_names[match[2]]
-                gradient = parameter.grad.T if theirs in TRANSPOSED else parameter.grad
-                result[f"decode_head.decoder_1.layers.{layer}.{theirs}"] = gradient
+                result[f"decode_head.decoder_1.layers.{layer}.{theirs}"] = value.T if theirs in TRANSPOSED else value
         return result
+
+    @staticmethod
+    def assert_close(ours: torch.Tensor, official: torch.Tensor) -> None:
+        """Compare forward tensors; the tolerance of those with entries above 1 is relative to the largest."""
+        atol = FORWARD_TOLERANCE * max(1.0, official.abs().max().item())
+        torch.testing.assert_close(ours, official, atol=atol, rtol=0)
+
+    def is_noise(self, name: str) -> bool:
+        """Tell whether a tensor's gradient is mathematically zero: a softmax ignores a shift by `k`'s bias."""
+        match = re.fullmatch(r"decode_head\.decoder_1\.layers\.(\d+)\.multihead_attn\.k\.bias", name)
+        return match is not None and int(match[1]) != self.model.config.num_decoder_layers - 1
 
 
 @pytest.fixture(scope="session")

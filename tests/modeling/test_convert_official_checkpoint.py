@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
@@ -133,6 +134,32 @@ def test_spt_seg_low_frequency_heads_follow_from_all_heads(spectral, spectral_co
     with pytest.raises(ValueError, match=r"l_q\.weight has 28 rows.*decoder_attention_heads=4") as error:
         convert(spectral, method="spt-seg", config=spectral_config)
     assert "\n" not in str(error.value)
+
+
+def test_head_counts_that_divide_the_checkpoint_s_widths_alone(official):
+    """ViT-B/16's 768 and 512 cannot be shared out among 5, 7 and 3 heads, but this checkpoint's 40, 28 and 36 can."""
+    widths = {
+        "backbone": {64: 40, 192: 120, 32: 36},
+        "text_encoder": {32: 28, 96: 84},
+        "decode_head": {32: 36, 64: 72},
+    }
+    other = {}
+    for name, tensor in official.items():
+        shape = [widths[name.split(".")[0]].get(side, side) for side in tensor.shape]
+        other[name] = torch.randn(shape)
+    other["text_encoder.text_projection"] = torch.randn(28, 36)
+    heads = {"vision_config": {"num_attention_heads": 5}, "text_config": {"num_attention_heads": 7}}
+    with pytest.raises(StrictDataclassError):
+        ZegClipConfig(decoder_attention_heads=3)
+    config = {"clip_config": heads, "decoder_attention_heads": 3, "prompt_templates": ["the {}"]}
+    model = convert(other, method="zegclip", config=config)
+    clip = model.config.clip_config
+    assert (clip.vision_config.hidden_size, clip.text_config.hidden_size, clip.projection_dim) == (40, 28, 36)
+    assert (clip.vision_config.num_attention_heads, clip.text_config.num_attention_heads) == (5, 7)
+    assert (model.config.decoder_attention_heads, model.config.prompt_templates) == (3, ["the {}"])
+    assert model(torch.randn(1, 3, 64, 64), class_embeds=torch.randn(4, 36)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="decoder_attention_heads=8 does not divide"):
+        convert(other, method="zegclip", config={"clip_config": heads})
 
 
 def test_spt_seg_head_counts_that_do_not_fit(spectral):

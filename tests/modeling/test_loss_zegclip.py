@@ -272,19 +272,166 @@ def test_an_ignore_index_below_the_number_of_classes():
 
 
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
-def test_ssim_does_not_depend_on_how_many_maps_are_compared_at_once(monkeypatch, ignored_as_negatives):
+def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, ignored_as_negatives):
     torch.manual_seed(0)
-    logits = torch.randn(2, 7, 20, 24, dtype=torch.float64)
-    labels = torch.randint(7, (2, 20, 24))
+    logits = torch.randn(3, 7, 20, 24, dtype=torch.float64)
+    labels = torch.randint(7, (3, 20, 24))
     labels[0, :5] = 255
 
     def loss_and_gradient(pixels):
-        monkeypatch.setattr(loss_zegclip, "SSIM_PIXELS_AT_ONCE", pixels)
+        monkeypatch.setattr(loss_zegclip, "PIXELS_AT_ONCE", pixels)
         leaf = logits.clone().requires_grad_()
-        loss = ssim_loss(leaf, labels, ignored_as_negatives=ignored_as_negatives)
+        rule = {"ignored_as_negatives": ignored_as_negatives}
+        present, count = count_present_masks(labels, 7, 255)
+        loss = ssim_loss(leaf, labels, **rule) + focal_loss(leaf, labels, count, **rule)
+        loss = loss + dice_loss(leaf, labels, present, count, **rule)
         loss.backward()
         return loss.detach(), leaf.grad
 
     expected = loss_and_gradient(2**22)
-    for pixels in (1, 3 * 480, 4 * 480):
+    for pixels in (1, 3 * 480, 4 * 480, 8 * 480):
         torch.testing.assert_close(loss_and_gradient(pixels), expected, rtol=1e-12, atol=0)
+
+
+def confident_maps(scale, size=16, dtype=torch.float32):
+    """Logits of about ±`scale` that are right in three of four pixels, and labels with some ignored ones."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(4, (2, size, size), generator=generator)
+    own = F.one_hot(labels, 4).permute(0, 3, 1, 2).bool()
+    right = torch.rand(own.shape, generator=generator) < 0.75
+    logits = torch.where(own == right, scale, -scale) + 0.5 * torch.randn(own.shape, generator=generator)
+    labels[0, :2] = 255
+    return logits, labels, own & (labels != 255).unsqueeze(1)
+
+
+LOSSES = {
+    "focal": lambda logits, labels, present, count: focal_loss(logits, labels, count),
+    "dice": dice_loss,
+    "cross_entropy": lambda logits, labels, present, count: cross_entropy_loss(logits, labels),
+}
+
+
+@pytest.mark.parametrize("scale", [0.0, 6.0, 15.0, 40.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_is_as_good_as_float64(name, scale):
+    logits, labels, own = confident_maps(scale)
+    present, count = count_present_masks(labels, 4, 255)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.detach().to(dtype).requires_grad_()
+        loss = LOSSES[name](leaf, labels, present, count)
+        loss.backward()
+        results.append((loss.detach().double(), leaf.grad.double()))
+    (loss, gradient), (exact_loss, exact_gradient) = results
+    torch.testing.assert_close(loss, exact_loss, rtol=1e-6, atol=0)
+    rtol = 5e-6 if name == "cross_entropy" else 1e-6  # it takes differences of logits
+    # Smaller gradients than 1e-36 are no numbers of float32.
+    torch.testing.assert_close(gradient[own], exact_gradient[own], rtol=rtol, atol=1e-36)
+    torch.testing.assert_close(gradient, exact_gradient, rtol=rtol, atol=1e-36)
+
+
+def test_focal_does_not_cancel():
+    logits = torch.full((1, 2, 8, 8), -15.0)
+    logits[:, 0] = 15.0
+    loss = focal_loss(logits, torch.zeros(1, 8, 8, dtype=torch.long), torch.tensor(1.0))
+    assert loss.item() == pytest.approx(2.8625e-20, rel=1e-4)  # 64 pixels of 0.25 e^-45 and as many of 0.75 e^-45
+
+
+@pytest.mark.parametrize("scale", [1.0, 15.0, 30.0, 100.0])
+def test_no_loss_is_negative(scale):
+    for seed in range(10):
+        labels = torch.randint(5, (2, 5, 5), generator=torch.Generator().manual_seed(seed))
+        labels = labels.repeat_interleave(7, dim=1).repeat_interleave(7, dim=2)
+        own = F.one_hot(labels, 5).permute(0, 3, 1, 2).float()
+        labels = labels.where(labels < 4, 255)
+        logits = scale * (2 * own[:, :4] - 1)
+        present, count = count_present_masks(labels, 4, 255)
+        values = [loss(logits, labels, present, count) for loss in LOSSES.values()]
+        values += [ssim_loss(logits, labels, of_probabilities=True), ssim_loss(own[:, :4], labels)]
+        assert min(values) >= 0, values
+
+
+def test_dice_adds_up_large_masks_exactly():
+    """One probability everywhere: added to a running sum, its rounding errors all have one sign."""
+    logits = torch.full((1, 2, 512, 512), 1.0)
+    logits[:, 1] = -1.0
+    labels = torch.zeros(1, 512, 512, dtype=torch.long)
+    present, count = count_present_masks(labels, 2, 255)
+    exact = dice_loss(logits.double(), labels, present, count)
+    torch.testing.assert_close(dice_loss(logits, labels, present, count).double(), exact, rtol=1e-6, atol=0)
+
+
+def test_ssim_of_saturated_probabilities_has_gradients():
+    _, labels = larger_example()
+    own, _ = one_hot(labels)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        logits = (16 * (2 * own - 1)).to(dtype)
+        logits[:, :, 4:6] *= -1
+        logits.requires_grad_()
+        ssim_loss(logits, labels, of_probabilities=True).backward()
+        gradients.append(logits.grad.double())
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("gamma", [0, 0.01, 0.5, 1.0, 1.5, 5])
+def test_gradients_of_any_focusing_exponent_are_finite(gamma):
+    values = torch.tensor([0.0, 20.0, 79.0, 81.0, 90.0, 104.0, 1e4])
+    logits = torch.cat([values, -values]).view(1, 1, 1, -1).repeat(1, 2, 1, 1).requires_grad_()
+    labels = torch.zeros(1, 1, 14, dtype=torch.long)
+    loss = focal_loss(logits, labels, torch.tensor(1.0), gamma=gamma)
+    loss.backward()
+    exact = logits.detach().double()[..., :-1].requires_grad_()
+    pixels = exact.sigmoid()[:, 1] ** gamma * 0.75 * F.softplus(exact[:, 1])
+    (expected,) = torch.autograd.grad(pixels.sum() / 14, exact)
+    assert logits.grad.isfinite().all()
+    torch.testing.assert_close(logits.grad[:, 1, :, :7].double(), expected[:, 1, :, :7], rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(logits.grad[:, 1, :, 7:9].double(), expected[:, 1, :, 7:9], rtol=1e-6, atol=1e-30)
+
+
+def test_cross_entropy_of_a_single_class():
+    logits = torch.randn(1, 1, 3, 3, requires_grad=True)
+    loss = cross_entropy_loss(logits, torch.zeros(1, 3, 3, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+def test_no_map_is_kept_for_the_backward_pass(monkeypatch, ignored_as_negatives):
+    monkeypatch.setattr(loss_zegclip, "PIXELS_AT_ONCE", 4 * 32 * 32)
+    logits = torch.randn(2, 8, 32, 32, requires_grad=True)
+    labels = torch.randint(8, (2, 32, 32))
+    present, count = count_present_masks(labels, 8, 255)
+    rule = {"ignored_as_negatives": ignored_as_negatives}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = focal_loss(logits, labels, count, **rule) + dice_loss(logits, labels, present, count, **rule)
+        loss = loss + ssim_loss(logits, labels, **rule)
+    for given in (logits, labels):
+        kept.pop(given.untyped_storage().data_ptr(), None)
+    assert sum(tensor.numel() for tensor in kept.values()) < logits.numel() / 4
+    loss.backward()
+
+
+def test_all_losses_compile_into_one_graph_for_any_number_of_classes():
+    def total(logits, labels):
+        present, count = count_present_masks(labels, logits.shape[1], 255)
+        terms = [loss(logits, labels, present, count) for loss in LOSSES.values()]
+        return sum(terms) + ssim_loss(logits, labels)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(total, backend="eager", dynamic=True, fullgraph=True)
+    for classes in (4, 6, 9):
+        logits = torch.randn(2, classes, 16, 12, dtype=torch.float64, requires_grad=True)
+        labels = torch.randint(4, (2, 16, 12))
+        labels[0, :3] = 255
+        with torch._dynamo.config.patch(error_on_recompile=classes != 4):
+            actual = compiled(logits, labels)
+        torch.testing.assert_close(actual, total(logits, labels))
+        assert torch.autograd.grad(actual, logits)[0].any()

@@ -16,9 +16,9 @@ BACKENDS = list(dict.fromkeys([ZegClipImageProcessor, ZegClipImageProcessorPil])
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return load_file(GOLDENS / "zegclip_preprocess.safetensors")
+@pytest.fixture(scope="module", params=sorted(GOLDENS.glob("*_preprocess.safetensors")), ids=lambda path: path.stem)
+def golden(request):
+    return load_file(request.param)
 
 
 @pytest.fixture(params=BACKENDS)
