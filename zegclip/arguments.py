@@ -171,10 +171,10 @@ class DataArguments:
         metadata={"help": "Name of the evaluation split; none: validation, and tuning in the picture world."},
     )
     num_train_pictures: int | None = field(
-        default=None, metadata={"help": "Only the first ones; none: all, and 4000 scenes of the picture world."}
+        default=None, metadata={"help": "As many, evenly spread; none: all, and 4000 scenes of the picture world."}
     )
     num_eval_pictures: int | None = field(
-        default=None, metadata={"help": "Only the first ones; none: all, and 300 scenes of the picture world."}
+        default=None, metadata={"help": "As many, evenly spread; none: all, and 300 scenes of the picture world."}
     )
     scene_seed: int = field(default=0, metadata={"help": "Seed of the picture world's scenes."})
     skip_bad_samples: bool = field(
