@@ -32,6 +32,7 @@ from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.processing.metrics_zegclip import summarise
+from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if leaked and data_args.setting != "fully_supervised" and PartialState().is_main_process:
         more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
         print(f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here.")
+    unknown = find_unknown_words(split.names, models["model"].config.vocabulary, processor.prompt_templates)
+    if unknown is not None:
+        PartialState().print(f"Warning: {unknown} Give another model with --model.")
     if data_args.baseline:
         models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
 
