@@ -34,6 +34,7 @@ from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.processing.metrics_zegclip import summarise
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
+from zegclip.survey import remark_on_data
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
 PAPERS = "papers' protocol"
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     PartialState().print(f"Evaluating {named}.")
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
+    remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     trained_on = set(models["model"].config.seen_class_names or ())
     leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
     if leaked and data_args.setting != "fully_supervised" and PartialState().is_main_process:

@@ -38,6 +38,7 @@ from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
 from zegclip.runs import alone_in, claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.survey import remark_on_data
 from zegclip.trainer import ZegClipTrainer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
@@ -87,6 +88,8 @@ def run_stage(
     source = check_model_path(model_args.model or DEFAULT_MODEL)
     # Before the model: a missing folder is known at once, a missing model perhaps only after asking the Hub.
     data, split = load_data(data_args, training=True)
+    if not finished:
+        remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     setting = cast(Setting, data_args.setting)
     augmentation = make_augmentation(data_args, processor, split)

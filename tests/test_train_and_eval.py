@@ -384,6 +384,23 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, caps
     assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
 
 
+def test_what_is_probably_wrong_with_masks_is_said_before_the_first_step(clip_folder, tmp_path, capsys):
+    for name in ("train", "tuning"):
+        export_picture_world(tmp_path / "folder" / name, "train", 2)
+        for mask in (tmp_path / "folder" / name / "masks").iterdir():
+            binary = Image.open(mask).point(lambda value: 255 * (value > 28))
+            binary.save(mask)
+    for names in (tmp_path / "folder").rglob("classes.txt"):
+        names.write_text("sky\ngrass\n")
+    words = ["--dataset", str(tmp_path / "folder"), "--setting", "fully_supervised"]
+    train(clip_folder, tmp_path / "run", *words)
+    before, _ = capsys.readouterr().out.split("Training ")
+    assert "note: train has no pixel of grass, and value 255, which is read as ignored, covers" in before
+    evaluate(tmp_path / "run", tmp_path / "eval", *words, "--baseline", "false")
+    before, _ = capsys.readouterr().out.split("2 pictures, split")
+    assert "note: tuning has no pixel of grass" in before
+
+
 def test_a_training_that_diverges_names_its_pictures(clip_folder, tmp_path, capsys):
     export_picture_world(tmp_path / "folder" / "train", "train", 2)
     export_picture_world(tmp_path / "folder" / "tuning", "tuning", 1)
