@@ -20,7 +20,7 @@ from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.datasets_zegclip import load_pictures
 from zegclip.processing.picture_files_zegclip import read_sample
-from zegclip.survey import Survey, survey_pictures
+from zegclip.survey import Survey, remark_on_number, survey_pictures
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
 _MOST_PRINTED = 20  # Broken files; the report has all.
@@ -66,11 +66,9 @@ def check_pictures(
         }
     )
     ids = (*split.seen_ids, *split.unseen_ids)
-    remarks = [
-        f"{name} has {len(data.get(name, ()))} pictures, but {expected} in the papers."
-        for name, expected in (num_expected or {}).items()
-        if len(data.get(name, ())) != expected
-    ]
+    remarks: list[str] = []
+    for name, expected in (num_expected or {}).items():
+        remarks += remark_on_number(name, len(data.get(name, ())), expected)
     splits: dict[str, dict[str, Any]] = {}
     faults: list[str] = []  # One sentence for each broken file, and for all masks with values that have no name.
     shown: list[tuple[str, Dataset, int]] = []

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from zegclip.arguments import DataArguments
 from zegclip.pictures import spread_evenly
+from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.image_reading import load_class_ids, load_rgb, read_frame, read_palette
 from zegclip.processing.picture_files_zegclip import check_sizes, find_files
@@ -116,7 +117,7 @@ class Survey:
     split: ClassSplit
     total: int
     broken: dict[int, str] = field(default_factory=dict)
-    unnamed: list[int] = field(default_factory=list)
+    unnamed: set[int] = field(default_factory=set)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     pictures: np.ndarray = field(init=False)
     pixels: np.ndarray = field(init=False)
@@ -149,7 +150,7 @@ class Survey:
         self.unknown.update(dict(zip(sample.values[~known].tolist(), sample.counts[~known].tolist())))
         if not known.all():
             self._first_unnamed = self._first_unnamed or sample.mask
-            self.unnamed.append(index)
+            self.unnamed.add(index)
             self.broken[index] = f"{sample.mask}: {self.split.complain_of(sample.values[~known])}"
         labels = self.split.labels_of(sample.values[known])
         is_class, counts = labels != self.split.ignore_index, sample.counts[known]
@@ -272,6 +273,11 @@ def survey_pictures(
     return survey
 
 
+def remark_on_number(name: str, found: int, expected: int | None) -> list[str]:
+    """Say where a split of a benchmark has not as many pictures as in the papers; `None`: it is no benchmark."""
+    return [] if expected in (None, found) else [f"{name} has {found} pictures, but {expected} in the papers."]
+
+
 def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int = 0) -> None:
     """
     Print what is probably a mistake in the data of a training or an evaluation, in the main process alone.
@@ -303,7 +309,10 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
         ids: Collection[int] = (*split.seen_ids, *split.unseen_ids)
         if role == "train":
             ids = range(len(split.names)) if arguments.setting == "fully_supervised" else split.seen_ids
-        for remark in survey.find_remarks(ids):
+        limit = arguments.num_train_pictures if role == "train" else arguments.num_eval_pictures
+        expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures", {}).get(name)
+        remarks = [] if limit is not None else remark_on_number(name, len(rows), expected)
+        for remark in remarks + survey.find_remarks(ids):
             print(f"note: {remark}")
         unnamed = survey.describe_unnamed()
         if arguments.skip_bad_samples:

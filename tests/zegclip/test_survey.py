@@ -195,3 +195,15 @@ def test_one_picture_of_the_evaluation_split_is_looked_at_too(tmp_path, capsys):
     data, split = load_data(arguments, training=True)
     with pytest.raises(ValueError, match=r"validation: value 9 occurs in 1 of 1 masks"):
         remark_on_data(data, split, arguments)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_benchmark_that_is_not_whole(tmp_path, capsys, limit):
+    for kind, suffix, mode in (("images", ".jpg", "RGB"), ("annotations", "_labelTrainIds.png", "L")):
+        (tmp_path / kind / "val2017").mkdir(parents=True)
+        for number in (139, 285):
+            Image.new(mode, (4, 4)).save(tmp_path / kind / "val2017" / f"{number:012d}{suffix}")
+    arguments = DataArguments("coco_stuff", str(tmp_path), num_eval_pictures=limit)
+    remark_on_data(*load_data(arguments, training=False), arguments)
+    said = "note: validation has 2 pictures, but 5000 in the papers." in capsys.readouterr().out
+    assert said == (limit is None)
