@@ -32,7 +32,9 @@ from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.processing.metrics_zegclip import summarise
+from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
+from zegclip.survey import remark_on_data
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
 PAPERS = "papers' protocol"
@@ -52,11 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     PartialState().print(f"Evaluating {named}.")
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
+    remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     trained_on = set(models["model"].config.seen_class_names or ())
     leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
     if leaked and data_args.setting != "fully_supervised" and PartialState().is_main_process:
         more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
         print(f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here.")
+    unknown = find_unknown_words(split.names, models["model"].config.vocabulary, processor.prompt_templates)
+    if unknown is not None:
+        PartialState().print(f"Warning: {unknown} Give another model with --model.")
     if data_args.baseline:
         models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
 

@@ -35,8 +35,10 @@ from zegclip.loading import check_model_path, load_adapter_into, load_base, load
 from zegclip.modeling.stored_adapter_zegclip import StoredAdapter
 from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
+from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
 from zegclip.runs import alone_in, claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.survey import remark_on_data
 from zegclip.trainer import ZegClipTrainer, holds_optimizer
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
@@ -86,6 +88,8 @@ def run_stage(
     source = check_model_path(model_args.model or DEFAULT_MODEL)
     # Before the model: a missing folder is known at once, a missing model perhaps only after asking the Hub.
     data, split = load_data(data_args, training=True)
+    if not finished:
+        remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     setting = cast(Setting, data_args.setting)
     augmentation = make_augmentation(data_args, processor, split)
@@ -183,6 +187,9 @@ def build_model(
     model.config.id2label = dict(enumerate(split.names))
     model.config.label2id = {name: index for index, name in enumerate(split.names)}
     model.config.prompt_templates = processor.prompt_templates
+    unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
+    if unknown is not None:
+        say(f"Warning: {unknown} Give another model with --model.")
     names = dict(processor(text=list(split.names), return_tensors="pt"))
     if model_args.text_prompts is None:
         with torch.no_grad():

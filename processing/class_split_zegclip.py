@@ -85,6 +85,11 @@ class ClassSplit:
     def _values(self) -> tuple[int, ...]:
         return tuple(range(len(self.names))) if self.mask_values is None else self.mask_values
 
+    @property
+    def known_values(self) -> list[int]:
+        """Values that mask files may have: of classes, and ignored ones."""
+        return [*self._values, *self.ignored_values]
+
     @cached_property
     def _labels_by_value(self) -> np.ndarray:
         """The label of each mask value, up to the largest one in use."""
@@ -113,11 +118,23 @@ class ClassSplit:
             labels = table[mask_values]
             if labels.min() != _UNKNOWN:
                 return labels
-        unknown = np.setdiff1d(mask_values, [*self._values, *self.ignored_values])
-        raise ValueError(
+        raise ValueError(self.complain_of(np.setdiff1d(mask_values, self.known_values)))
+
+    def complain_of(self, unknown: np.ndarray) -> str:
+        """Say that values are neither a class nor ignored."""
+        return (
             f"A mask holds the value {unknown[0]}, which is neither a class nor ignored: classes have "
-            f"{_ranges(self._values)}, ignored {_ranges(self.ignored_values)}."
+            f"{self.describe_values(self._values)}, ignored {self.describe_values(self.ignored_values)}."
         )
+
+    @staticmethod
+    def describe_values(values: Collection[int]) -> str:
+        """Write numbers as in "0 to 4 and 7"."""
+        ordered = sorted(values)
+        starts = [value for value in ordered if value - 1 not in values]
+        ends = [value for value in ordered if value + 1 not in values]
+        texts = [str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends)]
+        return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) or "none"
 
     def training_ids(self, setting: Setting) -> tuple[int, ...]:
         """Return the ids that training has queries for: the seen ones if inductive, else all (ZegCLIP section 4.1)."""
@@ -223,15 +240,6 @@ def _first_repeated(items: Sequence) -> object | None:
             return item
         known.add(item)
     return None
-
-
-def _ranges(values: Collection[int]) -> str:
-    """Write numbers as in "0 to 4 and 7"."""
-    ordered = sorted(values)
-    starts = [value for value in ordered if value - 1 not in values]
-    ends = [value for value in ordered if value + 1 not in values]
-    texts = [str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends)]
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) or "none"
 
 
 __all__ = ["UNLABELLED", "ClassSplit", "Setting", "split_classes"]

@@ -82,6 +82,37 @@ def load_class_ids(mask: Source, name: str | None = None) -> np.ndarray:
     return np.asarray(image).astype(np.int64)
 
 
+def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[int, tuple[int, int]]:
+    """
+    Reads the frame that a picture or label map is stored in, of most formats from the header alone.
+
+    Returns:
+        Its EXIF orientation, 1 (upright) to 8, and width and height before that is applied.
+
+    Raises:
+        ValueError: One sentence that names the file, where it is missing, empty or not a picture.
+    """
+    image = _open(picture, on_one_line(name or _name(picture)))
+    size = image.size
+    orientation = image.getexif()[ExifTags.Base.Orientation] if _has_orientation(image) else 1
+    if orientation not in range(1, 9):
+        return 1, size
+    # Of a TIFF file, Pillow gives the size that it has when it is turned.
+    return orientation, size[::-1] if orientation >= 5 and image.format == "TIFF" else size
+
+
+def read_palette(mask: str | Path | bytes, name: str | None = None) -> np.ndarray | None:
+    """
+    Reads the colours that a label map's file gives to its ids.
+
+    Returns:
+        `(ids, 3)` uint8; `None` where it has no palette, or one of greys that are the ids.
+    """
+    image = _open(mask, on_one_line(name or _name(mask)))
+    colours = np.array((image.getpalette() if image.mode == "P" else None) or [], dtype=np.uint8).reshape(-1, 3)
+    return None if np.array_equal(colours, np.arange(len(colours))[:, None].repeat(3, axis=1)) else colours
+
+
 def _read_upright(source: Source, name: str, timeout: float | None = None) -> Image.Image:
     """Decodes the whole picture and applies its EXIF orientation."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
@@ -163,4 +194,4 @@ def on_one_line(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
-__all__ = ["load_class_ids", "load_rgb", "on_one_line"]
+__all__ = ["load_class_ids", "load_rgb", "on_one_line", "read_frame", "read_palette"]

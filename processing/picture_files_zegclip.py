@@ -37,22 +37,44 @@ def read_sample(row: Mapping[str, Any], split: ClassSplit, index: int | None = N
         ValueError: If one of them cannot be read, the sizes differ, or a mask value is neither a class nor ignored;
             one sentence that names the file.
     """
-    numbers = ("picture", "mask") if index is None else (f"picture {index}", f"mask of picture {index}")
-    picture, picture_name = _find_file(row["image"], numbers[0])
-    mask, mask_name = _find_file(row["mask"], numbers[1])
+    (picture, picture_name), (mask, mask_name) = find_files(row, index)
     image = load_rgb(picture, name=picture_name)
     values = load_class_ids(mask, name=mask_name)
-    height, width = values.shape
-    if (width, height) != image.size:
-        turned = "; a picture with an EXIF orientation is turned upright, its mask only if it has one, too"
-        raise ValueError(
-            f"{mask_name} has {width}x{height} pixels, but its picture {picture_name} has "
-            f"{image.width}x{image.height}{turned if (height, width) == image.size else ''}."
-        )
+    check_sizes(picture_name, image.size, mask_name, (values.shape[1], values.shape[0]))
     try:
         return image, split.labels_of(values)
     except ValueError as error:
         raise ValueError(f"{mask_name}: {error}") from error
+
+
+def find_files(
+    row: Mapping[str, Any], index: int | None = None
+) -> tuple[tuple[bytes | Path, str], tuple[bytes | Path, str]]:
+    """
+    Find the picture of a row and its mask.
+
+    Args:
+        row: As for [`read_sample`], as is `index`.
+
+    Returns:
+        For each of both, what to read, and what to call it.
+
+    Raises:
+        ValueError: If one of them is missing; one sentence.
+    """
+    numbers = ("picture", "mask") if index is None else (f"picture {index}", f"mask of picture {index}")
+    return _find_file(row["image"], numbers[0]), _find_file(row["mask"], numbers[1])
+
+
+def check_sizes(picture_name: str, size: tuple[int, int], mask_name: str, mask_size: tuple[int, int]) -> None:
+    """Raise `ValueError` if upright width and height of a picture and its mask differ."""
+    if size == mask_size:
+        return
+    turned = "; a picture with an EXIF orientation is turned upright, its mask only if it has one, too"
+    raise ValueError(
+        f"{mask_name} has {mask_size[0]}x{mask_size[1]} pixels, but its picture {picture_name} has "
+        f"{size[0]}x{size[1]}{turned if mask_size[::-1] == size else ''}."
+    )
 
 
 def _find_file(file: Mapping[str, Any] | None, name: str) -> tuple[bytes | Path, str]:
@@ -127,6 +149,8 @@ __all__ = [
     "FEATURES",
     "Pair",
     "check_files",
+    "check_sizes",
+    "find_files",
     "is_picture",
     "list_names",
     "make_data_set",

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from transformers.pipelines.base import Pipeline
 
 from .image_reading import load_rgb
-from .processing_zegclip import check_labels
+from .processing_zegclip import UnknownWordsWarning, check_labels, find_unknown_words
 from .sliding_window_zegclip import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
 TASK = "zero-shot-image-segmentation"
@@ -76,6 +77,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             PIL image of mode `L` and of the picture's size, 255 where the label has the highest score and 0 elsewhere.
             For several pictures, a list of such lists; for a generator, an iterator over them.
 
+        Warns:
+            UnknownWordsWarning: If the model's text tower was trained on a closed list of words and a name has others.
+
         Raises:
             ValueError: If labels, picture or window geometry are not valid, the tokenizer is another model's, or the
                 model gives no numbers; one sentence that names what is wrong.
@@ -89,6 +93,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if (kwargs.get("batch_size") or self._batch_size or 1) != 1:
             raise ValueError("Pictures go through one at a time; set window_batch_size instead of batch_size.")
         labels = _read_labels(candidate_labels)
+        vocabulary, templates = self.model.config.vocabulary, self.processor.prompt_templates
+        unknown = find_unknown_words(labels, vocabulary, templates, model="This model")
+        if unknown is not None:
+            warnings.warn(unknown, UnknownWordsWarning, stacklevel=2)
         # Of one call, so that what had no room for one picture is not tried again with the next.
         windows = kwargs.pop("window_batch_size", self._forward_params.get("window_batch_size", 8))
         kwargs["window_batch_size"] = BatchSize(windows)

@@ -1,5 +1,6 @@
 """Processor of ZegCLIP: pictures and class names in, class maps out."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 DEFAULT_PROMPT_TEMPLATES = ("a photo of a {}",)
+_MOST_NAMED = 20
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:
@@ -43,6 +45,43 @@ def check_labels(labels: Sequence[str]) -> list[str]:
             raise ValueError(f"Class name {name!r} comes twice.")
         names.append(name)
     return names
+
+
+class UnknownWordsWarning(UserWarning):
+    """A model is asked for names with words that its text tower was never trained on."""
+
+
+def find_unknown_words(
+    labels: Sequence[str],
+    vocabulary: Sequence[str] | None,
+    prompt_templates: Sequence[str] = (),
+    model: str = "this model",
+) -> str | None:
+    """
+    Describes which names a model cannot know, whose text tower was trained on a closed list of words.
+
+    Args:
+        labels: Class names.
+        vocabulary: The list, the configuration's field of this name; `None` for an open one, which knows every word.
+        prompt_templates: Texts that the names are put into.
+        model: What the sentence calls the model.
+
+    Returns:
+        One sentence, or `None` where every word is known.
+    """
+    if vocabulary is None:
+        return None
+    known = {word.lower() for word in vocabulary}
+    unknown = [
+        repr(text) for text in (*labels, *prompt_templates) if not set(re.findall(r"\w+", text.lower())) <= known
+    ]
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+    return (
+        f"{model} cannot know {', '.join(unknown[:_MOST_NAMED])}{more}, so its answer there means nothing; it was "
+        f"trained on these words alone: {', '.join(vocabulary)}."
+    )
 
 
 class ZegClipProcessor(ProcessorMixin):
@@ -161,4 +200,10 @@ class ZegClipProcessor(ProcessorMixin):
         )
 
 
-__all__ = ["DEFAULT_PROMPT_TEMPLATES", "ZegClipProcessor", "check_labels"]
+__all__ = [
+    "DEFAULT_PROMPT_TEMPLATES",
+    "UnknownWordsWarning",
+    "ZegClipProcessor",
+    "check_labels",
+    "find_unknown_words",
+]

@@ -299,6 +299,23 @@ def test_unseen_classes_that_were_trained_on_are_named(clip_folder, tmp_path, ca
     assert "Warning" not in capsys.readouterr().out
 
 
+def test_names_that_the_clip_cannot_know_are_said_before_the_work(clip_folder, tmp_path, capsys):
+    export_picture_world(tmp_path / "folder", "train", 2)
+    names = (tmp_path / "folder" / "classes.txt").read_text().split("\n")
+    (tmp_path / "folder" / "classes.txt").write_text("\n".join(["pelican", *names[1:]]))
+    described = json.loads((clip_folder / "config.json").read_text())
+    described["vocabulary"] = ["a", "photo", "of", *names]
+    (clip_folder / "config.json").write_text(json.dumps(described))
+    words = ["--dataset", str(tmp_path / "folder"), "--eval_split", "train", "--unseen_classes", "cat"]
+    train(clip_folder, tmp_path / "run", *words)
+    evaluate(tmp_path / "run", tmp_path / "eval", *words, "--baseline", "false")
+    training, evaluation = capsys.readouterr().out.split("Evaluating ")
+    for printed, work in ((training, "Training "), (evaluation, "2 pictures, split")):
+        before, _ = printed.split(work)
+        assert "Warning: this model cannot know 'pelican', so" in before
+        assert "Give another model with --model." in before
+
+
 def test_evaluation_does_not_start_from_an_adapter(tmp_path):
     with pytest.raises(ValueError, match="what is to be evaluated is the model"):
         evaluate(tmp_path / "run", tmp_path / "eval", "--init_adapter", "there")
@@ -365,6 +382,23 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, caps
     printed = capsys.readouterr().out
     assert "skipped_samples.txt: 1; the first: " in printed
     assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
+
+
+def test_what_is_probably_wrong_with_masks_is_said_before_the_first_step(clip_folder, tmp_path, capsys):
+    for name in ("train", "tuning"):
+        export_picture_world(tmp_path / "folder" / name, "train", 2)
+        for mask in (tmp_path / "folder" / name / "masks").iterdir():
+            binary = Image.open(mask).point(lambda value: 255 * (value > 28))
+            binary.save(mask)
+    for names in (tmp_path / "folder").rglob("classes.txt"):
+        names.write_text("sky\ngrass\n")
+    words = ["--dataset", str(tmp_path / "folder"), "--setting", "fully_supervised"]
+    train(clip_folder, tmp_path / "run", *words)
+    before, _ = capsys.readouterr().out.split("Training ")
+    assert "note: train has no pixel of grass, and value 255, which is read as ignored, covers" in before
+    evaluate(tmp_path / "run", tmp_path / "eval", *words, "--baseline", "false")
+    before, _ = capsys.readouterr().out.split("2 pictures, split")
+    assert "note: tuning has no pixel of grass" in before
 
 
 def test_a_training_that_diverges_names_its_pictures(clip_folder, tmp_path, capsys):

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from datetime import date
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn, get_args
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -176,10 +175,10 @@ class DataArguments:
         metadata={"help": "Name of the evaluation split; none: validation, and tuning in the picture world."},
     )
     num_train_pictures: int | None = field(
-        default=None, metadata={"help": "Only the first ones; none: all, and 4000 scenes of the picture world."}
+        default=None, metadata={"help": "As many, evenly spread; none: all, and 4000 scenes of the picture world."}
     )
     num_eval_pictures: int | None = field(
-        default=None, metadata={"help": "Only the first ones; none: all, and 300 scenes of the picture world."}
+        default=None, metadata={"help": "As many, evenly spread; none: all, and 300 scenes of the picture world."}
     )
     scene_seed: int = field(default=0, metadata={"help": "Seed of the picture world's scenes."})
     skip_bad_samples: bool = field(
@@ -289,7 +288,7 @@ def parse_arguments(
 
 
 def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, Any]:
-    """Read the fields of a file, with scalars as text, which argparse then turns into each field's type."""
+    """Read the fields of a file, with scalars as they are written, which argparse turns into each field's type."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such configuration file.")
     try:
@@ -307,11 +306,9 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
             raise ValueError(f"{path}: {name} must {'' if takes_list else 'not '}be a list, as it is {_brief(value)}.")
         if value is None and actions[name].default is not None:
             raise ValueError(f"{path}: {name} has no value.")
-        if isinstance(value, (bool, int, float, date)):
-            content[name] = str(value)
-        elif isinstance(value, dict) and name in ZegClipTrainingArguments._VALID_DICT_FIELDS:
+        if isinstance(value, dict) and name in ZegClipTrainingArguments._VALID_DICT_FIELDS:
             continue
-        elif isinstance(value, list):
+        if isinstance(value, list):
             content[name] = _convert_items(path, name, value, actions[name].type)
         elif not isinstance(value, (str, NoneType)):  # argparse would take it as it is
             raise ValueError(f"{path}: {name} must be text or a number, as it is {_brief(value)}.")
@@ -322,10 +319,12 @@ def _convert_items(path: Path, name: str, items: list, wanted: Any) -> list:
     """Do for a list what argparse does for text alone."""
     if any(isinstance(item, (list, dict)) for item in items):
         raise ValueError(f"{path}: {name} must be a list of text or numbers, not {_brief(items)}.")
+    if None in items:
+        raise ValueError(f"{path}: {name} has an item without a value; a name such as null needs quotes.")
     if wanted not in (int, float):
         return [str(item) for item in items]
     try:
-        return [wanted(item) for item in items]
+        return [wanted(str(item)) for item in items]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {name} must be a list of numbers, not {_brief(items)}.") from error
 
@@ -339,11 +338,39 @@ def _brief(value: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Safe, and reads `1e-6` as a number, as YAML 1.2 does; PyYAML follows 1.1, where it is text."""
+    """
+    Safe, and keeps the scalars of fields and lists as they are written.
+
+    YAML 1.1, which PyYAML follows, would read the class names `no` and `on` as truth values, `12:30` as 750 and `010`
+    as 8, and call a folder `2026_01` 202601. What a value is, its field says; in mappings, whose parts no field
+    declares, numbers are those of JSON and truth values come in any form.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
+        first: [(tag, written) for tag, written in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Build the whole from its nodes."""
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:  # The last one would win without a word.
+                    raise yaml.YAMLError(f"{_brief(key)} comes twice")
+            self.flatten_mapping(node)
+            for key, value in node.value:
+                for item in (key, *value.value) if isinstance(value, yaml.SequenceNode) else (key, value):
+                    if item.tag in _TYPES_OF_TEXT:
+                        item.tag = self.DEFAULT_SCALAR_TAG
+        return super().construct_document(node)
 
 
+_TYPES_OF_TEXT = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "timestamp")}
+_DIGITS = list("-+.0123456789")
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*)$"), _DIGITS)
 _YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"), _DIGITS
 )
 
 

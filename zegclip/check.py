@@ -5,23 +5,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from PIL import ImageDraw
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.overlay import load_font, make_colours, overlay, shorten
+from zegclip.pictures import spread_evenly
 from zegclip.processing.benchmarks_zegclip import read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.datasets_zegclip import load_pictures
 from zegclip.processing.picture_files_zegclip import read_sample
+from zegclip.survey import Survey, remark_on_number, survey_pictures
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
 _MOST_PRINTED = 20  # Broken files; the report has all.
@@ -29,50 +28,6 @@ _SIDE = 480  # The longer side of a picture in the contact sheet, for which its 
 _COLUMNS = 3
 _GAP = 16
 _LETTER = 18
-
-
-class Sample(NamedTuple):
-    """What is known of one picture after reading it: its size and pixels of each class, or why it is broken."""
-
-    width: int = 0
-    height: int = 0
-    counts: np.ndarray | None = None
-    fault: str = ""
-
-
-class Samples(torch.utils.data.Dataset):
-    """
-    Reads pictures and masks and counts pixels.
-
-    Args:
-        data: Rows with `image` and `mask`, of which the files are read here.
-        split: The classes.
-    """
-
-    def __init__(self, data: Dataset, split: ClassSplit) -> None:
-        for column in ("image", "mask"):
-            data = data.cast_column(column, Image(decode=False))
-        self.data = data
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, index: int) -> tuple[PILImage.Image, np.ndarray]:
-        """Read a picture, RGB, and its labels, `(height, width)` int64; errors as [`read_sample`]."""
-        return read_sample(self.data[index], self.split, index)
-
-    def path(self, index: int) -> str:
-        """Return the path of a picture, or its number where it has none."""
-        return self.data[index]["image"]["path"] or str(index)
-
-    def __getitem__(self, index: int) -> Sample:
-        try:
-            image, labels = self.read(index)
-        except (ValueError, OSError) as error:
-            return Sample(fault=str(error))
-        counts = np.bincount(labels[labels != self.split.ignore_index], minlength=len(self.split.names))
-        return Sample(image.width, image.height, counts)
 
 
 def check_pictures(
@@ -110,31 +65,28 @@ def check_pictures(
             "training": [_role(index, split) for index in range(len(split.names))],
         }
     )
+    ids = (*split.seen_ids, *split.unseen_ids)
+    remarks: list[str] = []
+    for name, expected in (num_expected or {}).items():
+        remarks += remark_on_number(name, len(data.get(name, ())), expected)
     splits: dict[str, dict[str, Any]] = {}
-    shown: list[tuple[str, Samples, int]] = []
+    faults: list[str] = []  # One sentence for each broken file, and for all masks with values that have no name.
+    shown: list[tuple[str, Dataset, int]] = []
     for number, (name, rows) in enumerate(data.items()):
-        samples = Samples(rows, split)
-        broken: list[str] = []
-        sizes: list[tuple[int, int]] = []
-        readable: list[int] = []
-        pictures, pixels = np.zeros((2, len(table)), dtype=np.int64)
-        loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-        for index, sample in enumerate(tqdm(loader, desc=name, unit="picture", disable=None)):
-            if sample.counts is None:
-                broken.append(sample.fault)
-                continue
-            readable.append(index)
-            sizes.append((sample.width, sample.height))
-            pictures += sample.counts > 0
-            pixels += sample.counts
-        table[f"{name}_pictures"], table[f"{name}_pixels"] = pictures, pixels
-        splits[name] = {"pictures": len(samples), "broken": broken, **_describe_pixels(sizes, int(pixels.sum()))}
+        survey = survey_pictures(name, rows, split, decode=True, num_workers=num_workers)
+        table[f"{name}_pictures"], table[f"{name}_pixels"] = survey.pictures, survey.pixels
+        remarks += survey.find_remarks(ids)
+        unnamed = survey.describe_unnamed()
+        faults += [] if unnamed is None else [unnamed]
+        faults += [fault for index, fault in survey.broken.items() if index not in survey.unnamed]
+        splits[name] = {"pictures": len(rows), "broken": list(survey.broken.values()), **_describe_pixels(survey)}
         share = _MOST_SHOWN * (number + 1) // len(data) - _MOST_SHOWN * number // len(data)
-        shown += [(name, samples, index) for index in _spread(readable, share)]
+        whole = [index for index in range(len(rows)) if index not in survey.broken]
+        shown += [(name, rows, whole[place]) for place in spread_evenly(len(whole), share)]
 
     report = {
         "num_broken": sum(len(found["broken"]) for found in splits.values()),
-        "remarks": _find_remarks(table, splits, num_expected or {}),
+        "remarks": remarks,
         "splits": splits,
         "classes": table.to_dict(orient="records"),
     }
@@ -142,10 +94,10 @@ def check_pictures(
     with writing_to(output) as folder:
         table.to_csv(folder / "classes.csv", index=False)
         if shown:
-            draw_contact_sheet(_read_shown(shown), names).save(folder / "contact_sheet.png")
+            draw_contact_sheet(_read_shown(shown, split), names).save(folder / "contact_sheet.png")
         text = json.dumps(report, indent=2, ensure_ascii=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    _print_report(table, report, output)
+    _print_report(table, report, faults, output)
     return report
 
 
@@ -221,36 +173,28 @@ def run_check(arguments: argparse.Namespace) -> int:
     return 1 if report["num_broken"] else 0
 
 
-def _unchanged(sample: Any) -> Any:
-    """Keep the loader from making tensors."""
-    return sample
-
-
-def _spread(items: Sequence[int], count: int) -> list[int]:
-    """Take items evenly, in order; all if there are fewer."""
-    count = min(count, len(items))
-    return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
-
-
-def _read_shown(shown: Iterable[tuple[str, Samples, int]]) -> Iterator[tuple[str, PILImage.Image, np.ndarray]]:
+def _read_shown(
+    shown: Iterable[tuple[str, Dataset, int]], split: ClassSplit
+) -> Iterator[tuple[str, PILImage.Image, np.ndarray]]:
     """Read the contact sheet's pictures, one at a time, with their captions."""
-    for name, samples, index in shown:
-        image, labels = samples.read(index)
-        labels[labels == samples.split.ignore_index] = -1
-        yield f"{name}: {os.path.basename(samples.path(index))}", image, labels
+    for name, rows, index in shown:
+        row = rows.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))[index]
+        image, labels = read_sample(row, split, index)
+        labels[labels == split.ignore_index] = -1
+        yield f"{name}: {os.path.basename(row['image']['path'] or str(index))}", image, labels
 
 
 def _role(index: int, split: ClassSplit) -> str:
     return "seen" if index in split.seen_ids else "unseen" if index in split.unseen_ids else "-"
 
 
-def _describe_pixels(sizes: Sequence[tuple[int, int]], labelled: int) -> dict[str, Any]:
-    """Describe the readable pictures of a split, of which so many pixels have a class."""
-    if not sizes:
+def _describe_pixels(survey: Survey) -> dict[str, Any]:
+    """Describe the readable pictures of a split."""
+    if not survey.sizes:
         return {"ignored_share": None, "width": None, "height": None}
-    widths, heights = np.array(sizes, dtype=np.int64).T
+    widths, heights = np.array(survey.sizes, dtype=np.int64).T
     return {
-        "ignored_share": 1 - labelled / int((widths * heights).sum()),
+        "ignored_share": sum(survey.ignored.values()) / survey.num_pixels,
         **{
             side: {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
             for side, values in {"width": widths, "height": heights}.items()
@@ -258,23 +202,7 @@ def _describe_pixels(sizes: Sequence[tuple[int, int]], labelled: int) -> dict[st
     }
 
 
-def _find_remarks(
-    table: pd.DataFrame, splits: Mapping[str, Mapping[str, Any]], num_expected: Mapping[str, int]
-) -> list[str]:
-    """Say what is unexpected beside broken files."""
-    remarks = []
-    for name, expected in num_expected.items():
-        found = splits.get(name, {}).get("pictures", 0)
-        if found != expected:
-            remarks.append(f"{name} has {found} pictures, but {expected} in the papers.")
-    for name in splits:
-        absent = table.loc[(table[f"{name}_pixels"] == 0) & (table["training"] != "-"), "class"].tolist()
-        if absent:
-            remarks.append(f"{name} has no pixel of {', '.join(absent)}.")
-    return remarks
-
-
-def _print_report(table: pd.DataFrame, report: Mapping[str, Any], output: Path) -> None:
+def _print_report(table: pd.DataFrame, report: Mapping[str, Any], faults: Sequence[str], output: Path) -> None:
     width = max(len(name) for name in table["class"])
     readable = table.drop(columns="mask_value")
     for name in report["splits"]:
@@ -293,14 +221,12 @@ def _print_report(table: pd.DataFrame, report: Mapping[str, Any], output: Path) 
         print()
     for remark in report["remarks"]:
         print(f"note: {remark}")
-    faults = [fault for found in report["splits"].values() for fault in found["broken"]]
     for fault in faults[:_MOST_PRINTED]:
         print(f"broken: {fault}")
     if len(faults) > _MOST_PRINTED:
         print(f"broken: {len(faults) - _MOST_PRINTED} more, see {output / 'report.json'}")
-    sheet = (
-        ", contact_sheet.png" if len(faults) < sum(found["pictures"] for found in report["splits"].values()) else ""
-    )
+    num_pictures = sum(found["pictures"] for found in report["splits"].values())
+    sheet = ", contact_sheet.png" if report["num_broken"] < num_pictures else ""
     print(f"{output} has classes.csv, report.json{sheet}.")
 
 

@@ -236,6 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run_segment(arguments: argparse.Namespace) -> int:
     """Run `zegclip segment`, in one process or as one of several."""
     from zegclip import files, segment
+    from zegclip.processing.processing_zegclip import UnknownWordsWarning, find_unknown_words
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
@@ -272,8 +273,16 @@ def run_segment(arguments: argparse.Namespace) -> int:
     outcome = segment.Outcome()
     if todo:
         segmenter = segment.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
-        if processes.is_main:
-            _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
+        # Said here, once for all processes, instead of by the pipeline.
+        warnings.simplefilter("ignore", UnknownWordsWarning)
+        unknown = find_unknown_words(
+            labels,
+            segmenter.model.config.vocabulary,
+            segmenter.processor.prompt_templates,
+            model="the embedded model" if arguments.model is None else "this model",
+        )
+        if unknown is not None and processes.is_main:
+            _complain(f"warning: {unknown} Give another model with --model.")
         outcome = segment.segment_pictures(
             segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
         )
@@ -487,18 +496,6 @@ def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     return tokenizer
-
-
-def _warn_of_unknown_words(labels: Sequence[str], vocabulary: Sequence[str] | None, embedded: bool) -> None:
-    from zegclip.segment import find_unknown_words
-
-    unknown = find_unknown_words(labels, vocabulary)
-    if unknown and vocabulary is not None:
-        _complain(
-            f"warning: {'the embedded' if embedded else 'this'} model cannot know {', '.join(map(repr, unknown))}, so "
-            "its answer there means nothing; it was trained on these words alone: "
-            f"{', '.join(vocabulary)}. Give another model with --model."
-        )
 
 
 def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[str, str], output: Path) -> None:

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import cast
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Image
 
 from zegclip.arguments import DataArguments
 from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import Split, load_picture_world
+from zegclip.pictures import spread_evenly
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation
 from zegclip.processing.class_split_zegclip import ClassSplit, split_classes
 from zegclip.processing.datasets_zegclip import load_pictures
@@ -39,8 +41,9 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
         training: Whether the training split is needed too.
 
     Returns:
-        `validation` and, when training, `train`, whatever the data set calls them, cut to the number of pictures asked
-        for; and the classes. In the cross-data-set setting all of them count as seen.
+        `validation` and, when training, `train`, whatever the data set calls them, of as many pictures as are asked
+        for, evenly spread; and the classes. In the cross-data-set setting all of them count as seen. Where pictures
+        are left out, one line is printed.
 
     Raises:
         ValueError: If a split or class does not exist, or there is nothing unseen where the setting needs it.
@@ -78,7 +81,7 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
     for name, _ in wanted.values():
         if not len(data[name]):
             raise ValueError(f"{arguments.dataset}: the split {name!r} has no picture.")
-    return DatasetDict({role: _first_undecoded(data[name], size) for role, (name, size) in wanted.items()}), split
+    return DatasetDict({role: _some_undecoded(data[name], name, size) for role, (name, size) in wanted.items()}), split
 
 
 def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
@@ -86,6 +89,7 @@ def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDi
         if getattr(arguments, name) is not None:
             raise ValueError(f"{name} is for other data sets: the picture world has its own classes and splits.")
     eval_split = cast(Split, arguments.eval_split)
+    # Scenes are drawn one by one, each from a seed of its own: the first ones are the data set of that size.
     sizes = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
     if training:
         sizes["train"] = arguments.num_train_pictures or NUM_TRAIN_SCENES
@@ -93,9 +97,11 @@ def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDi
     return DatasetDict(data), picture_world_split(eval_split)
 
 
-def _first_undecoded(data: Dataset, size: int | None) -> Dataset:
-    """Take the first rows, with the files themselves: reading them is ours, so that errors can name them."""
-    data = data.select(range(min(size or len(data), len(data))))
+def _some_undecoded(data: Dataset, name: str, size: int | None) -> Dataset:
+    """Take some rows, with the files themselves: reading them is ours, so that errors can name them."""
+    if size is not None and size < len(data):
+        PartialState().print(f"{name}: {size} of {len(data)} pictures, evenly spread.")
+        data = data.select(spread_evenly(len(data), size))
     for column in ("image", "mask"):
         data = data.cast_column(column, Image(decode=False))
     return data

@@ -197,3 +197,9 @@ def read_skipped(file: Path) -> list[str]:
     if not file.is_file():
         return []
     return list(dict.fromkeys(file.read_text(encoding="utf-8").splitlines()))
+
+
+def spread_evenly(length: int, count: int) -> list[int]:
+    """Return so many numbers below `length`, in order and evenly spread; all if there are fewer."""
+    count = min(count, length)
+    return [(2 * place + 1) * length // (2 * count) for place in range(count)]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -261,14 +260,6 @@ def find_unfinished(
         disable=None if show_progress else True,
     )
     return {path: name for path, name in progress if not is_finished(path, name)}
-
-
-def find_unknown_words(labels: Sequence[str], vocabulary: Sequence[str] | None) -> list[str]:
-    """Return the labels with a word outside of a closed vocabulary (`None`: an open one, which knows every word)."""
-    if vocabulary is None:
-        return []
-    known = {word.lower() for word in vocabulary}
-    return [label for label in labels if not set(re.findall(r"\w+", label.lower())) <= known]
 
 
 def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:

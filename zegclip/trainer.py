@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_l
 from zegclip.evaluation import Protocol, default_offset, predict_map
 from zegclip.faults import is_worker_death
 from zegclip.files import remove_leftovers, replacing, writing_to
-from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures
+from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures, spread_evenly
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.metrics_zegclip import class_counts, summarise
 from zegclip.processing.sliding_window_zegclip import BatchSize, is_out_of_memory
@@ -512,10 +512,10 @@ class ZegClipTrainer(Trainer):
 
     @torch.no_grad()
     def _draw_samples(self, pictures: EvaluationPictures, title: str = "") -> None:
-        """Draw the first pictures with truth and prediction, always the same ones; `title` begins the file's name."""
+        """Draw some pictures with truth and prediction, evenly spread; `title` begins the file's name."""
         strips = []
         self.model.eval()
-        for index in range(min(self.args.num_sample_pictures, len(pictures))):
+        for index in spread_evenly(len(pictures), self.args.num_sample_pictures):
             try:
                 image, labels = pictures.read(index)
             except ValueError:

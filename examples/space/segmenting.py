@@ -11,8 +11,8 @@ from PIL import Image
 import zegclip
 from zegclip.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
-from zegclip.processing.processing_zegclip import check_labels
-from zegclip.segment import ClassMapPipeline, find_unknown_words, load_segmenter, summarise
+from zegclip.processing.processing_zegclip import check_labels, find_unknown_words
+from zegclip.segment import load_segmenter, summarise
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
 """The environment variable that lists models: `name=folder or Hub id`, with commas between them."""
@@ -94,17 +94,7 @@ def segment_picture(
         (row["label"], f"{100 * row['share']:.1f} %", f"{row['score']:.2f}" if row["share"] else "-")
         for row in summarise(ids, scores, labels)
     ]
-    return Segmentation(
-        overlay(picture, ids, labels, make_colours(len(labels))), rows, _warning(segmenter, model_name, labels)
+    warning = find_unknown_words(
+        labels, segmenter.model.config.vocabulary, segmenter.processor.prompt_templates, f"The {model_name}"
     )
-
-
-def _warning(segmenter: ClassMapPipeline, model_name: str, labels: list[str]) -> str | None:
-    vocabulary = segmenter.model.config.vocabulary
-    unknown = find_unknown_words(labels, vocabulary)
-    if not unknown:
-        return None
-    return (
-        f"The {model_name} cannot know {', '.join(map(repr, unknown))}, so its answer there means nothing; it was "
-        f"trained on these words alone: {', '.join(vocabulary)}."
-    )
+    return Segmentation(overlay(picture, ids, labels, make_colours(len(labels))), rows, warning)

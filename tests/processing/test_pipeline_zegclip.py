@@ -9,6 +9,7 @@ from transformers import pipeline
 from zegclip import DeepPromptConfig
 from zegclip.processing import pipeline_zegclip
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.processing_zegclip import UnknownWordsWarning
 from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
 
 LABELS = ["cat", "tree", "b"]
@@ -264,3 +265,16 @@ def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monke
     with pytest.raises(MemoryError):
         next(results)
     assert same(next(results), first)
+
+
+def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn):
+    pipe.model.config.vocabulary = ["a", "photo", "of", "cat", "tree"]
+    pipe(noise(), candidate_labels=["cat", "tree"])
+    assert not [item for item in recwarn if item.category is UnknownWordsWarning]
+    with pytest.warns(UnknownWordsWarning, match="'zebra'") as caught:
+        pending = pipe((noise() for _ in range(1)), candidate_labels=["cat", "zebra"])
+    assert caught[0].filename == __file__
+    assert len(list(pending)) == 1
+    pipe.processor.prompt_templates = ["a sketch of a {}"]
+    with pytest.warns(UnknownWordsWarning, match="'a sketch of a {}'"):
+        pipe(noise(), candidate_labels=["cat", "tree"])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from zegclip import DEFAULT_MODEL
-from zegclip.processing.processing_zegclip import ZegClipProcessor, check_labels
+from zegclip.processing.processing_zegclip import ZegClipProcessor, check_labels, find_unknown_words
 
 
 def test_check_labels_strips_and_keeps_the_order():
@@ -146,3 +146,22 @@ def test_the_model_takes_what_the_processor_gives(processor, model):
     (ids,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(10, 20)])
     assert ids.shape == (10, 20)
     assert 0 <= ids.min() <= ids.max() < 3
+
+
+@pytest.mark.parametrize(
+    ("label", "known"),
+    [("tree", True), ("Red Tree", True), ("red-tree", True), ("zebra", False), ("red zebra", False), ("猫", False)],
+)
+def test_unknown_words(label, known):
+    sentence = find_unknown_words([label], ["red", "tree"])
+    assert (sentence is None) == known
+    assert known or repr(label) in sentence
+    assert find_unknown_words([label], None) is None
+
+
+def test_unknown_words_of_templates_and_of_many_names():
+    assert find_unknown_words(["tree"], ["a", "tree"], ["a {}", "{} a"]) is None
+    assert "'a sketch of a {}'" in find_unknown_words(["tree"], ["a", "tree"], ["a {}", "a sketch of a {}"])
+    sentence = find_unknown_words([f"name{index}" for index in range(171)], ["tree"])
+    assert "'name19' and 151 more" in sentence
+    assert "name20" not in sentence

@@ -43,6 +43,62 @@ def test_numbers_are_numbers(tmp_path):
     assert not data_args.photometric_distortion
 
 
+WRITTEN = [
+    "no", "on", "Yes", "off", "true", "1_000", "0x10", "010", "0b1", "12:30", "1.50", "1e3", ".5", ".inf",
+    "2026-11-21", "2026_01", "+1", "cat",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["seen_classes", "unseen_classes", "ignored_classes", "descriptor"])
+def test_names_are_what_is_written(tmp_path, field):
+    """YAML 1.1 would make truth values, numbers and dates of them."""
+    path = tmp_path / "own.yaml"
+    for text in (f"{field}: [{', '.join(WRITTEN)}]", "\n  - ".join([f"{field}:", *WRITTEN])):
+        path.write_text(f"{text}\nuse_cpu: true")
+        model_args, data_args, _ = parse_arguments([str(path)])
+        assert getattr(model_args if field == "descriptor" else data_args, field) == WRITTEN
+
+
+@pytest.mark.parametrize("text", [*WRITTEN, "'null'", "''"])
+def test_text_is_what_is_written(tmp_path, text):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"classes_file: {text}\nuse_cpu: true")
+    assert parse_arguments([str(path)])[1].classes_file == text.strip("'")
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_field_may_be_left_open(tmp_path, nothing):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"classes_file: {nothing}\nseen_classes: {nothing}\nuse_cpu: true")
+    data_args = parse_arguments([str(path)])[1]
+    assert (data_args.classes_file, data_args.seen_classes) == (None, None)
+
+
+def test_numbers_and_truth_values_are_read_by_the_field(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "use_cpu: yes\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: .5\neval_strategy: no\n"
+        "lr_scheduler_kwargs: {power: 010, lr_end: 1e-6, other: 1:30}\n"
+        "accelerator_config: {split_batches: no, even_batches: On}"
+    )
+    _, data_args, training_args = parse_arguments([str(path)])
+    assert not data_args.baseline
+    assert (training_args.max_steps, training_args.seed, training_args.learning_rate) == (1000, 10, 0.5)
+    assert training_args.eval_strategy == "no"
+    assert training_args.lr_scheduler_kwargs == {"power": 10, "lr_end": 1e-6, "other": "1:30"}
+    assert training_args.accelerator_config.split_batches is False
+    assert training_args.accelerator_config.even_batches is True
+
+
+def test_a_mapping_can_be_merged_into_another(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("lr_scheduler_kwargs: &own {power: 0.5}\n<<: {use_cpu: true, seed: 3}\nseen_classes: [no]")
+    _, data_args, training_args = parse_arguments([str(path)])
+    assert training_args.seed == 3
+    assert training_args.lr_scheduler_kwargs == {"power": 0.5}
+    assert data_args.seen_classes == ["no"]
+
+
 def test_the_default_configuration_is_announced(tmp_path, capsys):
     parse_arguments(["--output_dir", str(tmp_path), "--use_cpu"], default_config=CONFIGS[0])
     assert "generated picture world, offline" in capsys.readouterr().out
@@ -56,8 +112,14 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("setting: other", "setting must be one of"),
         ("- a\n- b", r"own\.yaml: a configuration is a mapping"),
         ("a: [", r"own\.yaml: not valid YAML"),
-        ("seed: 2026-02-30", r"own\.yaml: not valid YAML \(day is out of range for month\)"),
-        ("seed: !!timestamp noon", r"own\.yaml: not valid YAML"),
+        ("seed: 2026-02-30", "seed.*invalid int value: '2026-02-30'"),
+        ("lr_scheduler_kwargs: {power: !!timestamp 2026-02-30}", r"not valid YAML \(day is out of range for month\)"),
+        ("seed: 1\nmax_steps: 2\nseed: 3", r"own\.yaml: not valid YAML \('seed' comes twice\)"),
+        ("max_steps: 0x10", "max_steps.*invalid int value: '0x10'"),
+        ("max_steps: 1:30", "max_steps.*invalid int value: '1:30'"),
+        ("out_indices: [7.9, 11]", r"out_indices must be a list of numbers, not \['7\.9', '11'\]"),
+        ("seen_classes: [cat, null]", r"own\.yaml: seen_classes has an item without a value"),
+        ("seen_classes: [cat, ~]", r"own\.yaml: seen_classes has an item without a value"),
         ("learning_rate: {a: 1}", r"own\.yaml: learning_rate must be text or a number, as it is \{'a': 1\}"),
         ("output_dir: !!binary aGk=", r"own\.yaml: output_dir must be text or a number"),
         ("descriptor: [[text]]", r"own\.yaml: descriptor must be a list of text or numbers, not \[\['text'\]\]"),
@@ -69,7 +131,7 @@ def test_the_default_configuration_is_announced(tmp_path, capsys):
         ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
         ("scene_seed:", r"own\.yaml: scene_seed has no value"),
         ("crop_size: 0", "crop_size must be at least 1, not 0"),
-        ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', 2\]"),
+        ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', '2'\]"),
         ("dataloader_num_workers: 1\ndataloader_persistent_workers: true", "dataloader_persistent_workers would make"),
         ("dataset: voc", "data_dir is missing: say where voc lies"),
         ("total_train_batch_size: 0", "total_train_batch_size=0 cannot be shared out"),

@@ -63,8 +63,9 @@ def test_everything_is_counted_and_everything_broken_is_listed(pictures, tmp_pat
     table = pd.read_csv(tmp_path / "out" / "classes.csv")
     assert table["class"].tolist() == ["cat", "dog", "tree"]
     assert table["training"].tolist() == ["seen", "seen", "unseen"]
-    assert table["train_pictures"].tolist() == [2, 1, 1]
-    assert table["train_pixels"].tolist() == [2 + 7, 2, 1]
+    # The mask with an unknown value is whole: what it has of the classes counts.
+    assert table["train_pictures"].tolist() == [3, 1, 1]
+    assert table["train_pixels"].tolist() == [2 + 7 + 1, 2, 1]
 
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["num_broken"] == 3
@@ -72,15 +73,15 @@ def test_everything_is_counted_and_everything_broken_is_listed(pictures, tmp_pat
     assert found["pictures"] == 5
     for name, sentence in zip(("b_unknown", "d_size", "e_cut"), found["broken"], strict=True):
         assert f"{name}.png" in sentence
-    assert found["ignored_share"] == pytest.approx(2 / 14)
-    assert found["width"] == {"min": 2, "median": 2.5, "max": 3}
-    assert found["height"] == {"min": 2, "median": 3, "max": 4}
+    assert found["ignored_share"] == pytest.approx(2 / 16)
+    assert found["width"] == {"min": 2, "median": 2, "max": 3}
+    assert found["height"] == {"min": 1, "median": 2, "max": 4}
 
     output = capsys.readouterr().out
-    assert "train: 5 pictures, 3 broken; width 2 to 3, median 2.5" in output
+    assert "train: 5 pictures, 3 broken; width 2 to 3, median 2;" in output
     assert output.count("broken: ") == 3
     (line,) = [line for line in output.splitlines() if " tree " in line]
-    assert line.split() == ["2", "tree", "unseen", "1", "8.33", "%"]
+    assert line.split() == ["2", "tree", "unseen", "1", "7.69", "%"]
 
 
 def test_a_whole_data_set_passes_with_all_of_its_splits(world, tmp_path, capsys):
@@ -129,7 +130,7 @@ def test_pictures_of_any_size_fit_into_the_sheet(sizes):
 
 
 def test_a_data_set_without_one_readable_picture(pictures, tmp_path, capsys):
-    for name in ("a", "c"):
+    for name in ("a", "b_unknown", "c"):
         (pictures / "masks" / f"{name}.png").write_bytes(b"no picture")
     assert run(pictures, "--output", tmp_path / "out", "--workers", 0) == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -141,14 +142,44 @@ def test_a_data_set_without_one_readable_picture(pictures, tmp_path, capsys):
 
 def test_many_broken_files_are_cut_short_on_the_screen_alone(tmp_path, capsys):
     for index in range(25):
-        draw_pair(tmp_path / "data", f"{index:02d}", [[9]])
+        draw_pair(tmp_path / "data", f"{index:02d}", [[0]], size=(2, 2))
     (tmp_path / "data" / "classes.txt").write_text("cat\n")
     assert run(tmp_path / "data", "--output", tmp_path / "out", "--workers", 0) == 1
     output = capsys.readouterr().out
     assert "broken: 5 more, see" in output
-    assert output.count("09.png") == 1
+    assert output.count("masks/09.png") == 1
     assert "24.png" not in output
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())["splits"]["train"]["broken"]) == 25
+
+
+def test_one_mistake_in_many_masks_is_one_line(tmp_path, capsys):
+    for index in range(25):
+        draw_pair(tmp_path / "data", f"{index:02d}", [[0, 9 if index else 0]])
+    (tmp_path / "data" / "classes.txt").write_text("cat\n")
+    assert run(tmp_path / "data", "--output", tmp_path / "out", "--workers", 0) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken: ")]
+    assert line.startswith("broken: train: value 9 occurs in 24 of 25 masks, 48.0 % of the pixels: name it in")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["num_broken"] == len(report["splits"]["train"]["broken"]) == 24
+
+
+def test_what_can_be_read_but_is_probably_wrong_is_said(tmp_path, capsys):
+    folder = tmp_path / "data"
+    for index, colours in enumerate(([255, 0, 0, 0, 0, 255], [0, 0, 255, 255, 0, 0])):
+        draw_pair(folder, index, [[0, 1, 255], [0, 1, 255]])
+        mask = PILImage.open(folder / "masks" / f"{index}.png").convert("L")
+        mask = PILImage.frombytes("P", mask.size, mask.tobytes())
+        mask.putpalette(colours + [7] * 3 * 254)
+        mask.save(folder / "masks" / f"{index}.png")
+        turned = PILImage.Exif()
+        turned[0x0112] = 3
+        PILImage.new("RGB", mask.size).save(folder / "images" / f"{index}.png", exif=turned)
+    (folder / "classes.txt").write_text("cat\ndog\ntree\n")
+    assert run(folder, "--output", tmp_path / "out", "--workers", 0) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: train")]
+    said = ("no pixel of tree, and value 255", "palettes differ: index 0", "2 of 2 pictures are turned by their EXIF")
+    assert all(sentence in note for sentence, note in zip(said, notes, strict=True))
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]) == 3
 
 
 def test_what_differs_from_the_papers_is_said(tmp_path, capsys):

@@ -294,7 +294,7 @@ def test_ctrl_c(monkeypatch, tmp_path, model_folder, capsys):
 
 
 def test_default_model_and_words_that_it_cannot_know(model, model_folder, tmp_path, monkeypatch, capsys):
-    model.config.vocabulary = ["a", "red", "tree", "cat"]
+    model.config.vocabulary = ["a", "photo", "of", "red", "tree", "cat"]
     model.save_pretrained(model_folder)
     monkeypatch.setattr(zegclip, "DEFAULT_MODEL", model_folder)
     monkeypatch.chdir(tmp_path)
@@ -306,7 +306,7 @@ def test_default_model_and_words_that_it_cannot_know(model, model_folder, tmp_pa
     _, errors = capsys.readouterr()
     assert errors.count("\n") == 1
     assert errors.startswith("zegclip: warning: the embedded model cannot know 'red zebra', 'moon'")
-    assert "a, red, tree, cat" in errors
+    assert "a, photo, of, red, tree, cat" in errors
     assert "--model" in errors
 
 

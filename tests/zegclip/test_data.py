@@ -1,15 +1,19 @@
 """From arguments to pictures and classes: the picture world, a folder, and what is wrong with a wrong choice."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from zegclip.arguments import DataArguments
+from zegclip.arguments import DataArguments, parse_arguments
 from zegclip.data import load_data, make_augmentation, picture_world_split
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.pictures import EvaluationPictures
 from zegclip.processing.picture_files_zegclip import read_sample
 
+ROOT = Path(__file__).parents[2]
 WORLD = {"seen_classes": list(SEEN), "unseen_classes": list(UNSEEN_TUNING), "ignored_classes": list(UNSEEN_TEST)}
 
 
@@ -116,3 +120,30 @@ def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
     fields = {"setting": "fully_supervised", "eval_split": "train", "num_train_pictures": 3, "num_eval_pictures": 1}
     data, _ = load_data(DataArguments(dataset=str(tmp_path), **fields), training=True)
     assert {name: len(rows) for name, rows in data.items()} == {"train": 3, "validation": 1}
+
+
+def test_a_limit_takes_pictures_from_all_over_the_data_set(tmp_path, capsys):
+    """A folder is often sorted by class or place: its first pictures stand for nothing."""
+    export_picture_world(tmp_path, "train", 9)
+    fields = {"dataset": str(tmp_path), "setting": "fully_supervised", "eval_split": "train"}
+    data, _ = load_data(DataArguments(**fields, num_train_pictures=3, num_eval_pictures=1), training=True)
+    names = {role: [Path(row["image"]["path"]).stem for row in rows] for role, rows in data.items()}
+    assert names == {"train": ["000001", "000004", "000007"], "validation": ["000004"]}
+    assert re.findall(r"\d of \d pictures", capsys.readouterr().out) == ["1 of 9 pictures", "3 of 9 pictures"]
+    for size in (None, 9, 20):
+        assert len(load_data(DataArguments(**fields, num_eval_pictures=size), training=False)[0]["validation"]) == 9
+    assert not capsys.readouterr().out
+
+
+def test_a_limit_on_the_picture_world_is_its_size(capsys):
+    """Its scenes have seeds of their own: the first ones are the data set of that size."""
+    few, many = (load_data(DataArguments(num_eval_pictures=size), training=False)[0]["validation"] for size in (2, 4))
+    for left, right in zip(few, many):
+        assert left["image"]["bytes"] == right["image"]["bytes"]
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("template", sorted((ROOT / "configs").glob("*_folder.yaml")), ids=lambda path: path.stem)
+def test_templates_leave_no_picture_out(template):
+    _, arguments, _ = parse_arguments([str(template), "--use_cpu"])
+    assert (arguments.num_train_pictures, arguments.num_eval_pictures) == (None, None)

@@ -22,7 +22,6 @@ from zegclip.segment import (
     Processes,
     find_pictures,
     find_unfinished,
-    find_unknown_words,
     load_segmenter,
     name_results,
     newest_file,
@@ -169,15 +168,6 @@ def test_any_file_name_gets_results(model_folder, tmp_path):
     assert segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name") == Outcome(segmented=4)
     assert len(list((tmp_path / "results").iterdir())) == 12
     assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == {}
-
-
-@pytest.mark.parametrize(
-    ("label", "known"),
-    [("tree", True), ("Red Tree", True), ("red-tree", True), ("zebra", False), ("red zebra", False), ("猫", False)],
-)
-def test_unknown_words(label, known):
-    assert find_unknown_words([label], ["red", "tree"]) == ([] if known else [label])
-    assert find_unknown_words([label], None) == []
 
 
 def test_summary():
