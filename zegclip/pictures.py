@@ -10,6 +10,7 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import Sampler
 
+from zegclip.identity import content_of_sample
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation, to_tensors
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.image_processing_base_zegclip import ZegClipImageProcessorBase
@@ -161,6 +162,10 @@ class EvaluationPictures(torch.utils.data.Dataset):
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Read a picture, RGB, and its labels, `(height, width)` int64."""
         return read_sample(self.data[index], self.split, index)
+
+    def content(self, index: int) -> str:
+        """Return a hash of the bytes of a picture and its mask, see [`content_of_sample`]."""
+        return content_of_sample(self.data[index])
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Turn a picture into `pixel_values` `(3, height, width)` float32."""
