@@ -236,16 +236,18 @@ def build_parser() -> argparse.ArgumentParser:
 def run_segment(arguments: argparse.Namespace) -> int:
     """Run `zegclip segment`, in one process or as one of several."""
     from zegclip import files, segment
+    from zegclip.identity import name_revision, state_of_model
+    from zegclip.loading import check_model_path
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
     _check_results_folder(output, arguments.pictures)
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    model = arguments.model or str(zegclip.DEFAULT_MODEL)
-    model_name = "embedded default model" if arguments.model is None else model
-    if arguments.model is not None and os.path.isdir(model):
-        model_name = os.path.abspath(model)
+    model = check_model_path(arguments.model or zegclip.DEFAULT_MODEL)
+    model_name, model_state = name_revision(model), state_of_model(model)
+    if os.path.isdir(model):
+        model_name = "embedded default model" if arguments.model is None else os.path.abspath(model)
     if arguments.dtype != "float32":
         model_name = f"{model_name}, {arguments.dtype}"
 
@@ -265,7 +267,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
             labels,
             output,
             model_name,
-            newer_than=segment.newest_file(model),
+            model_state,
             show_progress=processes.is_main,
             **settings,
         )
@@ -275,7 +277,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         if processes.is_main:
             _warn_of_unknown_words(labels, segmenter.model.config.vocabulary, arguments.model is None)
         outcome = segment.segment_pictures(
-            segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
+            segmenter, todo, labels, output, model_name, model_state, show_progress=processes.is_main, **settings
         )
     outcome.done_before = len(names) - len(todo)
 

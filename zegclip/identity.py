@@ -2,12 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import pyarrow.compute
-from datasets import Dataset
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -99,64 +95,3 @@ def _content(place: str, patterns: tuple[str, ...]) -> str:
 
 def _files(place: str, patterns: tuple[str, ...]) -> list[Path]:
     return sorted({path for pattern in patterns for path in Path(place).glob(pattern) if path.is_file()})
-
-
-def content_of_rows(data: Dataset) -> str:
-    """
-    Say in few letters which pictures and masks a data set has, in which order.
-
-    Of files it takes their names, relative to the folder that they all lie in, and sizes, of what the data set holds
-    itself, names and lengths: enough to tell data sets apart at once, wherever they lie.
-
-    Args:
-        data: Rows with `image` and `mask`, not decoded.
-    """
-    folders: dict[str, str] = {}
-    files = []
-    for path, length in _entries(data):
-        folder, name = os.path.split(path or "")
-        if length is None and path is not None:
-            folders.setdefault(folder, os.path.abspath(folder))
-            try:
-                files.append((folder, name, os.stat(path).st_size))
-            except OSError:  # Whoever reads it will say so.
-                files.append((folder, name, -1))
-        else:
-            files.append((None, name, length))
-    root = os.path.commonpath(folders.values()) if folders else ""
-    relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
-    digest = hashlib.blake2b(digest_size=8)
-    for folder, name, size in files:
-        digest.update(os.fsencode(f"{'' if folder is None else relative[folder]}/{name} {size}\n"))
-    return f"{len(data)} pictures, {digest.hexdigest()}"
-
-
-def _entries(data: Dataset) -> Iterator[tuple[str | None, int | None]]:
-    """Yield the path and the number of bytes of each picture and mask, as far as they are there; nothing is copied."""
-    for batch in data.with_format("arrow").iter(1000):
-        columns = []
-        for column in ("image", "mask"):
-            paths = pyarrow.compute.struct_field(batch[column], "path").to_pylist()
-            lengths = pyarrow.compute.binary_length(pyarrow.compute.struct_field(batch[column], "bytes")).to_pylist()
-            columns.append(zip(paths, lengths, strict=True))
-        for pair in zip(*columns, strict=True):
-            yield from pair
-
-
-def content_of_sample(row: Mapping[str, Any]) -> str:
-    """
-    Return a hash of the bytes of a picture and of its mask; empty if one of them cannot be read.
-
-    Args:
-        row: `image` and `mask` as files, as `read_sample` takes them.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for column in ("image", "mask"):
-        file = row[column] or {}
-        content = file.get("bytes")
-        try:
-            content = Path(file.get("path") or "").read_bytes() if content is None else content
-        except OSError:
-            return ""
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()

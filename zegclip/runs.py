@@ -20,7 +20,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from zegclip import DEFAULT_MODEL
 from zegclip.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.files import replacing
-from zegclip.identity import content_of_adapter, content_of_clip, content_of_rows
+from zegclip.identity import content_of_adapter, content_of_clip
+from zegclip.pictures import content_of_rows
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.trainer import ZegClipTrainingArguments
 
