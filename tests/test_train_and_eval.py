@@ -285,6 +285,30 @@ def test_the_last_figures_are_those_of_the_model_that_is_saved(clip_folder, tmp_
     assert results["model, papers' protocol"]["pacc"] == pytest.approx(metrics["eval_pacc"])
 
 
+def test_the_best_checkpoint_is_found_where_a_run_was_moved_to(clip_folder, tmp_path):
+    words = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps"]
+    words += [
+        "--save_steps",
+        "1",
+        "--save_total_limit",
+        "5",
+        "--load_best_model_at_end",
+        "true",
+        "--metric_for_best_model",
+        "pacc",
+    ]
+    words += ["--greater_is_better", "true", "--learning_rate", "0.1", "--warmup_steps", "0"]
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    train(clip_folder, run, *words)
+    weights = (run / "adapter_model.safetensors").read_bytes()
+    assert json.loads((run / "trainer_state.json").read_text())["best_global_step"] < 4
+    for name in ("checkpoint-4", "adapter_model.safetensors", "trainer_state.json"):
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    run.rename(moved)
+    train(clip_folder, moved, *words)
+    assert (moved / "adapter_model.safetensors").read_bytes() == weights
+
+
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
     words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
     with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):

@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         "(classes in colour, with a legend), STEM_mask.png (index of the label in every pixel, 255 for none, with a "
         "palette; 16 bit and 65535 for none where there are more than 255 labels) and STEM.json (share of pixels and "
         "mean score of each label). Of pictures with the same stem, the second's results are called STEM_2*, and so "
-        "on. Pictures whose results are there already, from the same model, labels and settings, are skipped: run the "
-        "same command again to go on after an interruption. Under torchrun or accelerate launch (-m zegclip segment "
-        "...), the processes share the pictures, each on its own device.",
+        "on. Pictures whose results are there already, from the same file, model, labels and settings, are skipped: "
+        "run the same command again to go on after an interruption. Under torchrun or accelerate launch (-m zegclip "
+        "segment ...), the processes share the pictures, each on its own device.",
     )
     segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = segment.add_mutually_exclusive_group(required=True)

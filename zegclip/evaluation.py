@@ -217,7 +217,7 @@ _ELSEWHERE = {
 """Fields of configurations that say where a model lies or comes from, and what its classes are called."""
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """
     Return a hash of all weights in use, names included, and of how they are put together: a retrained model is another
     one, wherever it lies, and so is one whose configuration was changed.

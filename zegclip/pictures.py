@@ -217,7 +217,7 @@ def content_of_rows(data: Dataset) -> str:
         data: Rows with `image` and `mask`, not decoded.
     """
     folders: dict[str, str] = {}
-    files = []
+    files: list[tuple[str | None, str, int | None]] = []
     for path, length in _entries(data):
         folder, name = os.path.split(path or "")
         if length is None and path is not None:
@@ -231,8 +231,8 @@ def content_of_rows(data: Dataset) -> str:
     root = os.path.commonpath(folders.values()) if folders else ""
     relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
     digest = hashlib.blake2b(digest_size=8)
-    for folder, name, size in files:
-        digest.update(os.fsencode(f"{'' if folder is None else relative[folder]}/{name} {size}\n"))
+    for place, name, size in files:
+        digest.update(os.fsencode(f"{'' if place is None else relative[place]}/{name} {size}\n"))
     return f"{len(data)} pictures, {digest.hexdigest()}"
 
 
