@@ -27,6 +27,7 @@ from zegclip.evaluation import (
     describe_protocols,
     evaluate_pictures,
     fingerprint,
+    hash_of,
 )
 from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
@@ -91,16 +92,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             FREE: Protocol(None, None, 0.0),
         }
         record = {
-            "weights": fingerprint(model),
-            "dataset": data_args.dataset,
-            "data_dir": data_args.data_dir,
+            "model": fingerprint(model),
             "split": data_args.eval_split,
             "pictures": len(pictures),
             "scene_seed": data_args.scene_seed,
-            "classes": list(split.names),
-            "seen": list(split.seen_ids),
+            "classes": split.names,
+            "seen": split.seen_ids,
+            "mask_values": split.mask_values,
+            "ignored_mask_values": split.ignored_values,
+            "ignore_index": split.ignore_index,
             "prompt_templates": list(processor.prompt_templates),
-            "size": dict(image_processor.size),
+            "tokens": hash_of({name: tensor.tolist() for name, tensor in names.items()}),
+            "image_processor": image_processor.to_dict(),
             "protocols": describe_protocols(protocols),
             "dtype": str(dtype),
             "save_predictions": data_args.save_predictions,

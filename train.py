@@ -37,7 +37,15 @@ from zegclip.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures,
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.reports import class_table, write_class_table
-from zegclip.runs import alone_in, claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.runs import (
+    alone_in,
+    claim_output_dir,
+    describe_contents,
+    describe_run,
+    is_finished,
+    refuse_other_run,
+    stages_of,
+)
 from zegclip.survey import remark_on_data
 from zegclip.trainer import ZegClipTrainer, holds_optimizer
 
@@ -80,14 +88,17 @@ def run_stage(
     evaluate: bool,
 ) -> dict[str, float]:
     """Train unless finished, going on from the last checkpoint if there is one, and evaluate if asked."""
-    claim_output_dir(training_args.output_dir, describe_run(model_args, data_args, training_args))
-    finished = training_args.output_dir if is_finished(training_args.output_dir) else None
-    if finished and not evaluate:
-        return {}
+    record = describe_run(model_args, data_args, training_args)
+    refuse_other_run(training_args.output_dir, record)
     set_seed(training_args.seed)
     source = check_model_path(model_args.model or DEFAULT_MODEL)
     # Before the model: a missing folder is known at once, a missing model perhaps only after asking the Hub.
     data, split = load_data(data_args, training=True)
+    record["contents"] = describe_contents(model_args, data_args, data["train"], split)
+    claim_output_dir(training_args.output_dir, record)
+    finished = training_args.output_dir if is_finished(training_args.output_dir) else None
+    if finished and not evaluate:
+        return {}
     if not finished:
         remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())

@@ -18,6 +18,9 @@ from pathlib import Path
 import pandas as pd
 from measuring import write_report
 
+from zegclip import DEFAULT_MODEL
+from zegclip.identity import content_of_clip
+
 ROOT = Path(__file__).resolve().parents[1]
 # Rows of eval.py's results: the free protocol shows the whole scene to a CLIP that was made for half of it.
 MODEL = "model, papers' protocol"
@@ -48,7 +51,8 @@ def figures(
 ) -> dict[str, dict[str, float]]:
     """Train unless done, evaluate unless done, and return the figures of the model and, if asked, of the baseline."""
     folder = arguments.output / config.stem / f"seed{seed}"
-    check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": str(arguments.model)})
+    model = content_of_clip(str(arguments.model or DEFAULT_MODEL))
+    check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": model})
     source = ["--model", str(arguments.model)] if arguments.model else []
     common = ["--seed", str(seed), "--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu)]
     if not (folder / "adapter_model.safetensors").is_file():

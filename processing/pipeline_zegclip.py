@@ -1,6 +1,5 @@
 """The pipeline `zero-shot-image-segmentation`: pictures and class names in, one mask per name out."""
 
-import operator
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers.pipelines.base import Pipeline
 
@@ -34,9 +32,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     [{"label": "car", "score": 0.93, "mask": <PIL.Image.Image mode=L>}, {"label": "tree", ...}]
     ```
 
-    Every pixel goes to the label with the highest score. Names are encoded once for as long as they stay the
-    same, pictures are taken one at a time, each in overlapping windows of the geometry that the image processor was
-    saved with.
+    Every pixel goes to the label with the highest score. Names are encoded anew in each call and once for all of its
+    pictures, so give many pictures with the same names as one list or generator. Pictures are taken one at a time,
+    each in overlapping windows of the geometry that the image processor was saved with.
     """
 
     _load_processor: Any = True
@@ -50,14 +48,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # A model that comes straight from training would predict with dropout.
         self.model.eval()
-        self._encoded: tuple[Any, list[Any], list[Any], torch.Tensor] | None = None
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
         Segments one picture or several.
 
         Args:
-            images: A path, an `http(s)` address or a PIL image; a list or a generator of them for several pictures.
+            images:
+                A path, an `http(s)` address or a PIL image; a list or a generator of them for several pictures, for
+                which the names are then encoded once.
             candidate_labels: Class names, as a list or as one string with commas between them.
             threshold (`float`, *optional*, defaults to 0.0): Pixels whose best score is lower belong to no label.
             window_size (`int`, *optional*):
@@ -107,17 +106,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return super().__call__(images, candidate_labels=labels, class_embeds=self._encode(labels), **kwargs)
 
     def _encode(self, labels: list[str]) -> torch.Tensor:
-        """Class embeddings, `(names, dim)`, L2-normalised, on the model's device; kept until something changes."""
-        templates = self.processor.prompt_templates
-        settings = (labels, list(templates), self.device, torch.is_autocast_enabled(self.device.type))
-        parts, versions = self._text_state()
-        if self._encoded is not None:
-            known_settings, known_parts, known_versions, class_embeds = self._encoded
-            same_parts = len(parts) == len(known_parts) and all(map(operator.is_, parts, known_parts))
-            if settings == known_settings and same_parts and versions == known_versions:
-                return class_embeds
+        """Class embeddings of the model as it is now, `(names, dim)`, L2-normalised, on its device."""
         # Each name is filled up to the longest that it is encoded with: one sentence among words would cost all dear.
         order = sorted(range(len(labels)), key=lambda index: len(labels[index]))
+        num_templates = len(self.processor.prompt_templates)
         encoded = []
         with self.device_placement(), torch.no_grad():
             for start in range(0, len(order), NAMES_AT_ONCE):
@@ -129,22 +121,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                         f"The tokenizer is not the model's: it gives the token {largest}, but the text tower knows "
                         f"{vocab_size} tokens, counted from 0."
                     )
-                tokens = tokens.to(self.device)
-                encoded.append(self.model.get_class_embeds(**tokens, num_templates=len(templates)))
+                encoded.append(self.model.get_class_embeds(**tokens.to(self.device), num_templates=num_templates))
         sorted_embeds = torch.cat(encoded)
         class_embeds = torch.empty_like(sorted_embeds)
         class_embeds[order] = sorted_embeds
-        self._encoded = (settings, parts, versions, class_embeds)
         return class_embeds
-
-    def _text_state(self) -> tuple[list[Any], list[Any]]:
-        """What encodes names: tokenizer and weights; which adapter is in use, and how often a weight has changed."""
-        clip = self.model.clip
-        layers = [module for module in clip.text_model.modules() if isinstance(module, BaseTunerLayer)]
-        adapters = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-        weights = [*clip.text_model.parameters(), *clip.text_projection.parameters()]
-        changes = [0 if weight.is_inference() else weight._version for weight in weights]
-        return [self.processor.tokenizer, *weights], [adapters, changes]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = _select(kwargs, "timeout")

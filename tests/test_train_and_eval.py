@@ -285,6 +285,30 @@ def test_the_last_figures_are_those_of_the_model_that_is_saved(clip_folder, tmp_
     assert results["model, papers' protocol"]["pacc"] == pytest.approx(metrics["eval_pacc"])
 
 
+def test_the_best_checkpoint_is_found_where_a_run_was_moved_to(clip_folder, tmp_path):
+    words = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps"]
+    words += [
+        "--save_steps",
+        "1",
+        "--save_total_limit",
+        "5",
+        "--load_best_model_at_end",
+        "true",
+        "--metric_for_best_model",
+        "pacc",
+    ]
+    words += ["--greater_is_better", "true", "--learning_rate", "0.1", "--warmup_steps", "0"]
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    train(clip_folder, run, *words)
+    weights = (run / "adapter_model.safetensors").read_bytes()
+    assert json.loads((run / "trainer_state.json").read_text())["best_global_step"] < 4
+    for name in ("checkpoint-4", "adapter_model.safetensors", "trainer_state.json"):
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    run.rename(moved)
+    train(clip_folder, moved, *words)
+    assert (moved / "adapter_model.safetensors").read_bytes() == weights
+
+
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
     words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
     with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):
@@ -366,6 +390,52 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(clip_folder, tm
     with pytest.raises(ValueError, match=r"holds a run with learning_rate 0\.001, but it is 0\.1 now"):
         train(clip_folder, tmp_path / "run", "--learning_rate", "0.1")
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_project_that_is_moved_goes_on(clip_folder, tmp_path, capsys):
+    """Both stages, the model, the data and the evaluation's figures, from elsewhere with the same command."""
+    project = tmp_path / "project"
+    export_picture_world(project / "data" / "train", "train", 6)
+    export_picture_world(project / "data" / "tuning", "tuning", 2)
+    clip_folder.rename(project / "clip")
+    words = ["--setting", "transductive", "--unseen_classes", "cat", "--dataset"]
+
+    def go_on(root):
+        capsys.readouterr()
+        train(root / "clip", root / "run", *words, str(root / "data"))
+        figures = evaluate(root / "run", root / "eval", "--baseline", "false", *words, str(root / "data"))
+        return figures, capsys.readouterr().out
+
+    figures, _ = go_on(project)
+    weights = (project / "run" / "adapter_model.safetensors").read_bytes()
+    moved = project.rename(tmp_path / "elsewhere")
+    change_base(moved / "run", moved / "clip")
+    again, printed = go_on(moved)
+    assert "the training has finished before" in printed
+    assert "2 of 2 pictures were evaluated before" in printed
+    assert again == figures
+    assert (moved / "run" / "adapter_model.safetensors").read_bytes() == weights
+    # Masks that were repaired are other data; the first stage says so, too.
+    mask = moved / "data" / "train" / "masks" / "000000.png"
+    Image.effect_noise(Image.open(mask).size, 3).point(lambda value: value % 2).save(mask)
+    with pytest.raises(ValueError, match=r"inductive holds a run whose pictures had another content"):
+        train(moved / "clip", moved / "run", *words, str(moved / "data"))
+
+
+def change_base(run, base):
+    path = run / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+
+
+def test_other_preprocessing_is_another_evaluation(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run")
+    evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
+    path = tmp_path / "run" / "processor_config.json"
+    described = json.loads(path.read_text())
+    described["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"holds another evaluation \(image_processor differs"):
+        evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
 
 
 def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, capsys):

@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         "(classes in colour, with a legend), STEM_mask.png (index of the label in every pixel, 255 for none, with a "
         "palette; 16 bit and 65535 for none where there are more than 255 labels) and STEM.json (share of pixels and "
         "mean score of each label). Of pictures with the same stem, the second's results are called STEM_2*, and so "
-        "on. Pictures whose results are there already, from the same model, labels and settings, are skipped: run the "
-        "same command again to go on after an interruption. Under torchrun or accelerate launch (-m zegclip segment "
-        "...), the processes share the pictures, each on its own device.",
+        "on. Pictures whose results are there already, from the same file, model, labels and settings, are skipped: "
+        "run the same command again to go on after an interruption. Under torchrun or accelerate launch (-m zegclip "
+        "segment ...), the processes share the pictures, each on its own device.",
     )
     segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = segment.add_mutually_exclusive_group(required=True)
@@ -236,6 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run_segment(arguments: argparse.Namespace) -> int:
     """Run `zegclip segment`, in one process or as one of several."""
     from zegclip import files, segment
+    from zegclip.identity import name_revision, state_of_model
+    from zegclip.loading import check_model_path
     from zegclip.processing.processing_zegclip import UnknownWordsWarning, find_unknown_words
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
@@ -243,10 +245,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     _check_results_folder(output, arguments.pictures)
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    model = arguments.model or str(zegclip.DEFAULT_MODEL)
-    model_name = "embedded default model" if arguments.model is None else model
-    if arguments.model is not None and os.path.isdir(model):
-        model_name = os.path.abspath(model)
+    model = check_model_path(arguments.model or zegclip.DEFAULT_MODEL)
+    model_name, model_state = name_revision(model), state_of_model(model)
+    if os.path.isdir(model):
+        model_name = "embedded default model" if arguments.model is None else os.path.abspath(model)
     if arguments.dtype != "float32":
         model_name = f"{model_name}, {arguments.dtype}"
 
@@ -266,7 +268,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
             labels,
             output,
             model_name,
-            newer_than=segment.newest_file(model),
+            model_state,
             show_progress=processes.is_main,
             **settings,
         )
@@ -284,7 +286,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         if unknown is not None and processes.is_main:
             _complain(f"warning: {unknown} Give another model with --model.")
         outcome = segment.segment_pictures(
-            segmenter, todo, labels, output, model_name, show_progress=processes.is_main, **settings
+            segmenter, todo, labels, output, model_name, model_state, show_progress=processes.is_main, **settings
         )
     outcome.done_before = len(names) - len(todo)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Subset
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from zegclip.files import replacing
@@ -84,46 +85,67 @@ class CountStore:
     """
     Class counts of each picture and protocol, in a folder, one line a picture, appended by each process to its file.
 
-    A line that an interruption tore is not counted; its picture is done again. Counts of another evaluation are
-    refused.
+    A line says what it was counted from: the bytes of picture and mask, and the record. A line that an interruption
+    tore is not counted, nor one that was counted from something else: these pictures are done again.
 
     Args:
         folder: Made if missing.
-        record: What the counts are of: model, data, protocols, and all else that decides them.
+        record: What the counts are of: model, classes, protocols, and all else that decides them beside the pictures.
+
+    Raises:
+        ValueError: One sentence, if the folder holds another evaluation.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
         self.folder = folder
         path = folder / "evaluation.json"
+        record = json.loads(json.dumps(record))
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name in record.keys() & stored.keys():
+            if stored[name] != record[name]:
+                raise ValueError(
+                    f"{folder} holds another evaluation ({name} differs: {_shorten(stored[name])} there, "
+                    f"{_shorten(record[name])} now): remove it, or choose another results_dir."
+                )
         state = PartialState()
-        if state.is_main_process and not path.is_file():
+        state.wait_for_everyone()  # All must have read before one writes.
+        if stored != record and state.is_main_process:
             with replacing(path) as part:
                 part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        state.wait_for_everyone()
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in json.loads(json.dumps(record)).items():
-            if stored.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds another evaluation ({name} differs: {_shorten(stored.get(name))} there, "
-                    f"{_shorten(value)} now): remove it, or choose another results_dir."
-                )
+        self._digest = hash_of(record)
 
     def read(self) -> dict[int, dict[str, np.ndarray]]:
         """Return the counts of the pictures that are done: by picture and protocol, sparse `(4, n)` int64."""
-        done: dict[int, dict[str, np.ndarray]] = {}
-        for path in sorted(self.folder.glob("counts-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                done[entry["picture"]] = {
-                    name: np.array(rows, dtype=np.int64).reshape(4, -1) for name, rows in entry["counts"].items()
-                }
-        return done
+        return {
+            entry["picture"]: {
+                name: np.array(rows, dtype=np.int64).reshape(4, -1) for name, rows in entry["counts"].items()
+            }
+            for path in self._files()
+            for entry in _read_lines(path)
+        }
 
-    def append(self, picture: int, counts: Mapping[str, np.ndarray]) -> None:
-        """Add the `(3, classes)` counts of one picture under each protocol."""
+    def forget_others(self, pictures: EvaluationPictures) -> None:
+        """Take out what was counted from other files or with other settings; the processes share the reading."""
+        state = PartialState()
+        known = sorted({(entry["picture"], entry["of"]) for path in self._files() for entry in _read_lines(path)})
+        mine = known[state.process_index :: state.num_processes]
+        others = set(gather_object([(index, of) for index, of in mine if of != self.key(pictures, index)]))
+        if others and state.is_main_process:
+            for path in self._files():
+                kept = [entry for entry in _read_lines(path) if (entry["picture"], entry["of"]) not in others]
+                with replacing(path) as part:
+                    part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            for index, _ in others:
+                for path in self.folder.glob(f"predictions/*/{index:06d}.png"):
+                    path.unlink()
+        state.wait_for_everyone()
+
+    def key(self, pictures: EvaluationPictures, index: int) -> str:
+        """Return what a line about a picture as it is now says that it was counted from."""
+        return f"{self._digest} {pictures.content(index)}"
+
+    def append(self, picture: int, of: str, counts: Mapping[str, np.ndarray]) -> None:
+        """Add the `(3, classes)` counts of one picture, which `of` is the key of, under each protocol."""
         sparse = {}
         for name, values in counts.items():
             ids = np.flatnonzero(values.any(axis=0))
@@ -131,7 +153,10 @@ class CountStore:
         path = self.folder / f"counts-{PartialState().process_index:05d}.jsonl"
         torn = path.is_file() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
         with path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps({"picture": picture, "counts": sparse}) + "\n")
+            file.write(("\n" if torn else "") + json.dumps({"picture": picture, "of": of, "counts": sparse}) + "\n")
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("counts-*.jsonl"))
 
     def total(self, num_classes: int) -> dict[str, np.ndarray]:
         """Return the `(3, classes)` int64 sum over all pictures under each protocol."""
@@ -141,6 +166,36 @@ class CountStore:
                 total = sums.setdefault(name, np.zeros((3, num_classes), dtype=np.int64))
                 total[:, rows[0]] += rows[1:]
         return sums
+
+
+class _KeyedPictures(torch.utils.data.Dataset):
+    """Some pictures with their numbers and keys, which are taken before the pictures are read."""
+
+    def __init__(self, pictures: EvaluationPictures, indices: Sequence[int], store: CountStore) -> None:
+        self.pictures = pictures
+        self.indices = indices
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, str, dict[str, torch.Tensor]]:
+        index = self.indices[position]
+        return index, self.store.key(self.pictures, index), self.pictures[index]
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file of counts; those of an earlier version do not say what they are `of`."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield {"of": "", **json.loads(line)}
+        except json.JSONDecodeError:
+            continue
+
+
+def hash_of(value: Any) -> str:
+    """Return a hash of JSON values."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _last_byte(path: Path) -> bytes:
@@ -154,19 +209,38 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+_ELSEWHERE = {
+    *("_name_or_path", "architectures", "auto_mapping", "base_model_name_or_path", "clip_model_name_or_path", "dtype"),
+    *("id2label", "inference_mode", "label2id", "peft_version", "revision", "seen_class_names", "task_type"),
+    *("transformers_version", "vocabulary"),
+}
+"""Fields of configurations that say where a model lies or comes from, and what its classes are called."""
+
+
+def fingerprint(model: Any) -> str:
     """
-    Return a hash of all weights in use, names included: a retrained model is another one, wherever it lies.
+    Return a hash of all weights in use, names included, and of how they are put together: a retrained model is another
+    one, wherever it lies, and so is one whose configuration was changed.
 
     The decode head that an adapter has replaced is left out: on a plain CLIP it starts at random with each loading.
     """
     digest = hashlib.blake2b(digest_size=8)
+    settings = [model.config.to_dict(), *(config.to_dict() for config in getattr(model, "peft_config", {}).values())]
+    digest.update(hash_of(_without_places(settings)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if ".original_module." in name:
             continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _without_places(item) for name, item in value.items() if name not in _ELSEWHERE}
+    if isinstance(value, set):
+        return sorted(value)
+    return [_without_places(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @torch.inference_mode()
@@ -184,7 +258,7 @@ def evaluate_pictures(
     title: str = "model",
 ) -> dict[str, np.ndarray]:
     """
-    Count classes in all pictures that are not done yet, shared out over the processes.
+    Count classes in all pictures that are not done yet as they are now, shared out over the processes.
 
     Args:
         model: In eval mode, on its device.
@@ -203,6 +277,7 @@ def evaluate_pictures(
     """
     state = PartialState()
     split = pictures.split
+    store.forget_others(pictures)
     done = store.read().keys()
     # Every process must have read before one goes on to write.
     state.wait_for_everyone()
@@ -211,20 +286,19 @@ def evaluate_pictures(
     left = [index for index in range(len(pictures)) if index not in done]
     mine = left[state.process_index :: state.num_processes]
     device = class_embeds.device
-    loader = DataLoader(
-        Subset(pictures, mine), batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda"
-    )
+    keyed = _KeyedPictures(pictures, mine, store)
+    loader = DataLoader(keyed, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda")
     colours = make_colours(len(split.names))
     batch = BatchSize(batch_size)
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
-        zip(mine, loader),
+        loader,
         total=len(mine),
         desc=title,
         unit="picture",
         disable=not mine or not state.is_local_main_process,
     )
-    for index, sample in progress:
+    for index, key, sample in progress:
         labels = sample["labels"].to(device, non_blocking=True)
         if not labels.numel():  # It could not be read, and may be mended until the next time.
             continue
@@ -244,7 +318,7 @@ def evaluate_pictures(
             if save_predictions:
                 folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
                 save_map(predicted.cpu().numpy(), folder / f"{index:06d}.png", colours)
-        store.append(index, counts)
+        store.append(index, key, counts)
     state.wait_for_everyone()
     return store.total(len(split.names))
 

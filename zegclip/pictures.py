@@ -1,13 +1,16 @@
 """Pictures and masks as the tensors of training and evaluation."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from pyarrow import compute
 from torch.utils.data import Sampler
 
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation, to_tensors
@@ -162,6 +165,10 @@ class EvaluationPictures(torch.utils.data.Dataset):
         """Read a picture, RGB, and its labels, `(height, width)` int64."""
         return read_sample(self.data[index], self.split, index)
 
+    def content(self, index: int) -> str:
+        """Return a hash of the bytes of a picture and its mask, see [`content_of_sample`]."""
+        return content_of_sample(self.data[index])
+
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Turn a picture into `pixel_values` `(3, height, width)` float32."""
         return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -203,3 +210,64 @@ def spread_evenly(length: int, count: int) -> list[int]:
     """Return so many numbers below `length`, in order and evenly spread; all if there are fewer."""
     count = min(count, length)
     return [(2 * place + 1) * length // (2 * count) for place in range(count)]
+
+
+def content_of_rows(data: Dataset) -> str:
+    """
+    Say in few letters which pictures and masks a data set has, in which order.
+
+    Of files it takes their names, relative to the folder that they all lie in, and sizes, of what the data set holds
+    itself, names and lengths: enough to tell data sets apart at once, wherever they lie.
+
+    Args:
+        data: Rows with `image` and `mask`, not decoded.
+    """
+    folders: dict[str, str] = {}
+    files: list[tuple[str | None, str, int | None]] = []
+    for path, length in _entries(data):
+        folder, name = os.path.split(path or "")
+        if length is None and path is not None:
+            folders.setdefault(folder, os.path.abspath(folder))
+            try:
+                files.append((folder, name, os.stat(path).st_size))
+            except OSError:  # Whoever reads it will say so.
+                files.append((folder, name, -1))
+        else:
+            files.append((None, name, length))
+    root = os.path.commonpath(folders.values()) if folders else ""
+    relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
+    digest = hashlib.blake2b(digest_size=8)
+    for place, name, size in files:
+        digest.update(os.fsencode(f"{'' if place is None else relative[place]}/{name} {size}\n"))
+    return f"{len(data)} pictures, {digest.hexdigest()}"
+
+
+def _entries(data: Dataset) -> Iterator[tuple[str | None, int | None]]:
+    """Yield the path and the number of bytes of each picture and mask, as far as they are there; nothing is copied."""
+    for batch in data.with_format("arrow").iter(1000):
+        columns = []
+        for column in ("image", "mask"):
+            paths = compute.struct_field(batch[column], "path").to_pylist()
+            lengths = compute.binary_length(compute.struct_field(batch[column], "bytes")).to_pylist()
+            columns.append(zip(paths, lengths, strict=True))
+        for pair in zip(*columns, strict=True):
+            yield from pair
+
+
+def content_of_sample(row: Mapping[str, Any]) -> str:
+    """
+    Return a hash of the bytes of a picture and of its mask; empty if one of them cannot be read.
+
+    Args:
+        row: `image` and `mask` as files, as `read_sample` takes them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for column in ("image", "mask"):
+        file = row[column] or {}
+        content = file.get("bytes")
+        try:
+            content = Path(file.get("path") or "").read_bytes() if content is None else content
+        except OSError:
+            return ""
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
 from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from zegclip import DEFAULT_MODEL
 from zegclip.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.files import replacing
+from zegclip.identity import content_of_adapter, content_of_clip
+from zegclip.pictures import content_of_rows
+from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.trainer import ZegClipTrainingArguments
 
 RECORD_NAME = "run.json"
@@ -52,13 +57,25 @@ _EVALUATION_FIELDS = (
     "window_size",
     "window_stride",
 )
+_CONTENTS = {
+    "model": "model",
+    "init_adapter": "init_adapter",
+    "dataset": "pictures",
+    "data_dir": "pictures",
+    "classes_file": "class_names",
+}
+"""Where a record's `contents` say what lay at the place that a setting names."""
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def describe_run(
     model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
 ) -> dict[str, Any]:
-    """Return the settings that decide the weights which a run ends with, as plain JSON values."""
+    """
+    Return the settings that decide the weights which a run ends with, as plain JSON values.
+
+    What lies at the places among them is left to [`describe_contents`].
+    """
     record = asdict(model_args)
     record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
     for name in ("model", "init_adapter", "dataset", "data_dir", "classes_file"):
@@ -81,33 +98,88 @@ def describe_run(
     return json.loads(json.dumps(record))
 
 
-def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+def describe_contents(
+    model_args: ModelArguments, data_args: DataArguments, data: Dataset, split: ClassSplit
+) -> dict[str, Any]:
     """
-    Make an output folder this run's own, or find that it is already.
+    Return what lies at the places that a run's settings name, as far as it decides the weights, as plain JSON values.
+
+    Args:
+        model_args: Their model and adapter; the model has been checked.
+        data_args: Their data set.
+        data: Its training pictures.
+        split: Its classes.
+    """
+    adapter = model_args.init_adapter
+    contents = {
+        "model": content_of_clip(model_args.model or str(DEFAULT_MODEL)),
+        "init_adapter": None if adapter is None else content_of_adapter(adapter),
+        # Of what is drawn the settings say all, and another version of Pillow may pack it otherwise.
+        "pictures": None if data_args.dataset == "picture_world" else content_of_rows(data),
+        "class_names": split.names,
+        "seen_class_ids": split.seen_ids,
+        "mask_values": split.mask_values,
+        "ignored_mask_values": split.ignored_values,
+    }
+    return json.loads(json.dumps(contents))
+
+
+def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Make sure that an output folder with weights is that of this run, as far as a record says; nothing is written.
+
+    Args:
+        output_dir: The folder.
+        record: From [`describe_run`], with `contents` from [`describe_contents`] as soon as they are known.
 
     Raises:
         ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
     """
     folder = Path(output_dir)
-    path = folder / RECORD_NAME
+    if not _holds_weights(folder):
+        return
+    stored = _read_record(folder)
+    if stored is None:
+        raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
+    # A field that did not exist yet has done nothing there, as its default does.
+    before = asdict(ModelArguments()) | asdict(DataArguments()) | stored
+    contents = stored.get("contents", {})
+    for name, value in record.items():
+        # What is known to lie at a place decides, wherever the place is now.
+        if name != "contents" and _CONTENTS.get(name) not in contents and before.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name} {before.get(name)!r}, but it is {value!r} now: choose another "
+                "output_dir, or remove that one."
+            )
+    for name, value in record.get("contents", {}).items():
+        if contents.get(name, value) != value:
+            raise ValueError(
+                f"{folder} holds a run whose {name.replace('_', ' ')} had another content ({contents[name]!r} then, "
+                f"{value!r} now): choose another output_dir, or remove that one. To go on with it all the same, take "
+                f"{name!r} out of the contents in {folder / RECORD_NAME}."
+            )
+
+
+def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Make an output folder this run's own, or find that it is already.
+
+    Raises:
+        ValueError: As [`refuse_other_run`].
+    """
+    refuse_other_run(output_dir, record)
+    stored = _read_record(Path(output_dir))
     state = PartialState()
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if _holds_weights(folder):
-        if stored is None:
-            raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
-        # A field that did not exist yet has done nothing there, as its default does.
-        before = asdict(ModelArguments()) | asdict(DataArguments()) | stored
-        for name, value in record.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds a run with {name} {before.get(name)!r}, but it is {value!r} now: choose another "
-                    "output_dir, or remove that one."
-                )
     state.wait_for_everyone()
     if stored != record and state.is_main_process:
-        with replacing(path) as part:
+        with replacing(Path(output_dir) / RECORD_NAME) as part:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     state.wait_for_everyone()  # From here on the folder is there for every process.
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from zegclip.faults import explain_fault
 from zegclip.files import writing_to
+from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
 from zegclip.overlay import index_mask, make_colours, overlay
 from zegclip.processing.image_reading import load_rgb, on_one_line
@@ -202,17 +203,17 @@ def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
     return dict(islice(name_results(pictures), processes.rank, None, processes.count))
 
 
-def describe(path: str, model_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    path: str, state: Mapping[str, int], model_name: str, model_state: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what a picture's results depend on beside the labels, as its JSON file says it."""
-    return {"image": os.path.abspath(path), "model": model_name, "settings": dict(settings)}
-
-
-def newest_file(folder: str | os.PathLike) -> int:
-    """Return when a folder's newest file was changed, in nanoseconds; 0 where there is none, or no such folder."""
-    if not os.path.isdir(folder):
-        return 0
-    with os.scandir(str(folder)) as entries:
-        return max((entry.stat().st_mtime_ns for entry in entries if entry.is_file()), default=0)
+    return {
+        "image": os.path.abspath(path),
+        "image_file": dict(state),
+        "model": model_name,
+        "model_files": model_state,
+        "settings": dict(settings),
+    }
 
 
 def find_unfinished(
@@ -220,17 +221,17 @@ def find_unfinished(
     labels: Sequence[str],
     output: Path,
     model_name: str,
-    newer_than: int = 0,
+    model_state: str = "",
     show_progress: bool = True,
     **settings: Any,
 ) -> dict[str, str]:
     """
     Return those of some pictures that lack results as [`segment_pictures`] would write them now.
 
+    Results count if they were made from this very file of the picture: one that was put in its place may be older.
+
     Args:
         pictures: As for [`segment_pictures`], which has the other arguments too.
-        newer_than: When the model was changed, see [`newest_file`]. Results must be no older than that, nor than their
-            picture.
         show_progress: Whether to show a bar after some seconds.
     """
     names = list(labels)
@@ -240,10 +241,8 @@ def find_unfinished(
         try:
             with open(f"{stem}.json", "rb") as file:
                 record = json.loads(file.read())
-                written = os.fstat(file.fileno()).st_mtime_ns
             return (
-                written >= max(newer_than, os.stat(path).st_mtime_ns)
-                and describe(path, model_name, settings).items() <= record.items()
+                describe(path, file_state(path), model_name, model_state, settings).items() <= record.items()
                 and [row["label"] for row in record["labels"]] == names
                 and os.path.getsize(f"{stem}_overlay.png") > 0
                 and os.path.getsize(f"{stem}_mask.png") > 0
@@ -332,6 +331,7 @@ def segment_pictures(
     labels: Sequence[str],
     output: Path,
     model_name: str,
+    model_state: str = "",
     show_progress: bool = True,
     **settings: Any,
 ) -> Outcome:
@@ -345,6 +345,7 @@ def segment_pictures(
         labels: Class names.
         output: Folder for the results, made with the first of them.
         model_name: For the JSON files.
+        model_state: For the JSON files, see [`state_of_model`].
         show_progress: Whether to show a bar for several pictures, on a terminal.
         **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
@@ -353,7 +354,7 @@ def segment_pictures(
         OSError: If results cannot be written.
     """
     outcome = Outcome()
-    taken: list[tuple[str, Image.Image]] = []
+    taken: list[tuple[str, dict[str, int], Image.Image]] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
 
     def fail(sentence: str) -> None:
@@ -363,11 +364,12 @@ def segment_pictures(
     def readable() -> Iterator[Image.Image]:
         for path in pictures:
             try:
+                state = file_state(path) if os.path.exists(path) else {}  # before it is read
                 picture = load_rgb(path)
             except (ValueError, MemoryError) as error:
                 fail(str(error))
             else:
-                taken.append((path, picture))
+                taken.append((path, state, picture))
                 yield picture
 
     with progress:
@@ -379,8 +381,9 @@ def segment_pictures(
                 if result is None:
                     return outcome
                 ids, scores = result
-                path, picture = taken[0]
-                record = describe(path, model_name, settings) | {"labels": summarise(ids, scores, labels)}
+                path, state, picture = taken[0]
+                record = describe(path, state, model_name, model_state, settings)
+                record["labels"] = summarise(ids, scores, labels)
                 write_results(output, pictures[path], picture, ids, labels, record)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not taken:

@@ -268,6 +268,7 @@ class ZegClipTrainer(Trainer):
             if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()  # Updates are too small for half precision.
         self._unfinished: Path | None = None
+        self.add_callback(_FindBestCheckpoint())
         if self.args.should_save:
             for unfinished in Path(self.args.output_dir).glob(f"{UNFINISHED_PREFIX}*"):
                 shutil.rmtree(unfinished)
@@ -666,6 +667,15 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
             f"{checkpoint} is damaged or not of this run, so the training cannot go on from it "
             f"({type(error).__name__}): move it away, and the same command goes on from the one before."
         ) from error
+
+
+class _FindBestCheckpoint(TrainerCallback):
+    """Looks for the best checkpoint where a resumed run lies now: its state has the path of where it lay."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 class _SetEpoch(TrainerCallback):

@@ -70,44 +70,67 @@ def test_paths_lists_tuples_and_generators(pipe, tmp_path):
     assert pipe([], candidate_labels=LABELS) == []
 
 
-def test_names_are_encoded_once_until_something_changes(pipe, model, processor, monkeypatch):
-    calls = []
-    encode = model.get_class_embeds
-
-    def count_and_encode(**kwargs):
-        calls.append(kwargs)
-        return encode(**kwargs)
-
-    monkeypatch.setattr(model, "get_class_embeds", count_and_encode)
-    before = pipe([noise(), noise()], candidate_labels=LABELS)[0]
-    assert len(calls) == 1
-    assert same(pipe(noise(), candidate_labels=LABELS), before)
-    assert len(calls) == 1
-
-    ids = processor.text_prompt_ids()
-    for count, change in enumerate(
-        (
-            lambda: model.add_adapter(
-                DeepPromptConfig(text_prompts="words", text_prompt_ids=ids, text_prompt_init="random"), "random"
-            ),
-            lambda: model.add_adapter(DeepPromptConfig(), "visual"),
-            lambda: model.set_adapter("random"),
-            model.disable_adapters,
-            model.enable_adapters,
-            lambda: model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()}),
-        ),
-        start=2,
+def test_names_are_encoded_once_for_all_pictures_of_a_call(pipe, model, monkeypatch):
+    calls, encode = [], model.get_class_embeds
+    monkeypatch.setattr(model, "get_class_embeds", lambda **kwargs: calls.append(kwargs) or encode(**kwargs))
+    for number, pictures in enumerate(
+        (noise(), [noise(), noise(seed=1)], (noise(), noise()), (noise(seed=seed) for seed in range(3))), start=1
     ):
-        change()
-        model.eval()  # what is added is in training mode
-        after = pipe(noise(), candidate_labels=LABELS)
-        assert len(calls) == count
-        model.get_class_embeds = encode  # the pipeline's result is that of a fresh one
-        fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
-        assert same(fresh(noise(), candidate_labels=LABELS), after)
-        model.get_class_embeds = count_and_encode
-    pipe(noise(), candidate_labels=LABELS[::-1])
-    assert len(calls) == count + 1
+        list(pipe(pictures, candidate_labels=LABELS))
+        assert len(calls) == number
+
+
+def step_of_fused_adamw(model, processor):
+    weight = model.clip.text_projection.weight.requires_grad_(True)
+    weight.grad = torch.randn_like(weight)
+    torch.optim.AdamW([weight], lr=0.5, fused=True).step()
+
+
+def change_unnoticed(model, processor):
+    model.clip.text_projection.weight.data.copy_(torch.randn(32, 32))
+
+
+def add_text_prompts(model, processor):
+    ids = processor.text_prompt_ids()
+    config = DeepPromptConfig(text_prompts="words", text_prompt_ids=ids, text_prompt_init="random")
+    model.add_adapter(config, "random")
+    model.eval()  # what is added is in training mode
+
+
+def load_others(model, processor):
+    model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [step_of_fused_adamw, change_unnoticed, add_text_prompts, load_others])
+def test_a_changed_model_gives_results_of_its_own(pipe, model, processor, change):
+    before = pipe._encode(LABELS)
+    pipe(noise(), candidate_labels=LABELS)
+    change(model, processor)
+    fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), fresh(noise(), candidate_labels=LABELS))
+    assert not torch.allclose(pipe._encode(LABELS), before)
+
+
+def test_adapters_that_are_switched_give_results_of_their_own(pipe, model, processor):
+    plain = pipe._encode(LABELS)
+    add_text_prompts(model, processor)
+    tuned = pipe._encode(LABELS)
+    assert not torch.allclose(tuned, plain)
+    model.disable_adapters()
+    assert torch.equal(pipe._encode(LABELS), plain)
+    model.enable_adapters()
+    assert torch.equal(pipe._encode(LABELS), tuned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_converted_model_gives_results_in_its_new_precision(pipe, model, processor, dtype):
+    pipe(noise(), candidate_labels=LABELS)
+    model.to(dtype)
+    assert pipe._encode(LABELS).dtype == dtype
+    fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), fresh(noise(), candidate_labels=LABELS))
+    model.half()
+    assert pipe._encode(LABELS).dtype == torch.float16
 
 
 def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):

@@ -1,5 +1,7 @@
 """The evaluation loop: what it counts, what it keeps, and what it refuses to mix."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,85 @@ def test_a_torn_line_is_done_again(model, class_embeds, pictures, tmp_path):
         assert all(np.array_equal(again[name], counts[name]) for name in counts)
 
 
+def change(path, seed=7):
+    """Write other pixels of the same size, as a repaired annotation or another picture would have."""
+    with PILImage.open(path) as picture:
+        values = np.random.default_rng(seed).integers(3, size=np.asarray(picture).shape).astype(np.uint8)
+    PILImage.fromarray(values).save(path)
+    os.utime(path, (0, 0))  # older than the counts
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_picture_that_has_changed_is_done_again(model, class_embeds, pictures, tmp_path, capsys, column):
+    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    predictions = tmp_path / "e" / "predictions" / "whole"
+    before = {path.name: path.stat().st_ino for path in predictions.iterdir()}
+    change(pictures.data[1][column]["path"])
+    capsys.readouterr()
+    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
+    expected = run(model, class_embeds, pictures, tmp_path / "fresh", save_predictions=True)
+    assert all(np.array_equal(again[name], expected[name]) for name in expected)
+    for path in predictions.iterdir():
+        fresh = tmp_path / "fresh" / "predictions" / "whole" / path.name
+        assert path.read_bytes() == fresh.read_bytes()
+        assert path.name == "000001.png" or path.stat().st_ino == before[path.name]
+
+
+def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(model, class_embeds, pictures, tmp_path):
+    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    Path(pictures.data[1]["mask"]["path"]).unlink()
+    with pytest.raises(ValueError, match=r"mask_1\.png"):
+        run(model, class_embeds, pictures, tmp_path / "e")
+    pictures.skipped_file = tmp_path / "skipped.txt"
+    found, expected = (run(model, class_embeds, pictures, tmp_path / name) for name in ("e", "fresh"))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert not list((tmp_path / "e" / "predictions").glob("*/000001.png"))
+
+
+def test_the_same_pictures_elsewhere_are_not_done_again(model, class_embeds, pictures, tmp_path, capsys):
+    """As files, and as bytes in a table."""
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+    rows = [{name: Path(file["path"]) for name, file in row.items()} for row in pictures.data]
+    (tmp_path / "moved").mkdir()
+    moved = {name: [str(row[name].rename(tmp_path / "moved" / row[name].name)) for row in rows] for name in rows[0]}
+    embedded = {
+        name: [{"path": None, "bytes": Path(path).read_bytes()} for path in paths] for name, paths in moved.items()
+    }
+    for columns in (moved, embedded):
+        data = Dataset.from_dict(columns, features=pictures.data.features)
+        capsys.readouterr()
+        again = run(model, class_embeds, EvaluationPictures(data, SPLIT, pictures.image_processor), tmp_path / "e")
+        assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
+        assert all(np.array_equal(again[name], counts[name]) for name in counts)
+
+
+def test_pictures_in_another_order_are_done_again(model, class_embeds, pictures, tmp_path):
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+    pictures.data = pictures.data.select([1, 0, 2, 3])
+    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    assert len(list((tmp_path / "e" / "predictions" / "whole").iterdir())) == 2
+
+
+def test_counts_that_do_not_say_what_of_are_done_again(model, class_embeds, pictures, tmp_path, capsys):
+    """Those of before, and those of a record that lacked something."""
+    counts = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
+    (file,) = (tmp_path / "e").glob("counts-*.jsonl")
+    first, *others = map(json.loads, file.read_text().splitlines())
+    del first["of"]
+    first["counts"]["whole"][1] = [9] * len(first["counts"]["whole"][0])
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in (first, *others)))
+    capsys.readouterr()
+    again = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
+    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.5})
+    assert "evaluated before" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.4})
+
+
 def test_counts_of_another_evaluation_are_refused(model, class_embeds, pictures, tmp_path):
     run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "classes": ["a"]})
     with pytest.raises(ValueError, match=r"holds another evaluation \(classes differs: \['a'\] there, \['b'\] now"):
@@ -130,6 +211,24 @@ def test_a_retrained_model_has_another_fingerprint(model):
         assert fingerprint(model) == before
         model.decode_head.modules_to_save["default"].query_proj.bias[0] += 1e-6
     assert fingerprint(model) != before
+
+
+def test_another_configuration_has_another_fingerprint(model):
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    known = {fingerprint(model)}
+    peft_config, clip_config = model.peft_config["default"], model.config.clip_config
+    for config, field, value in (
+        (model.config, "decoder_attention_heads", 1),
+        (clip_config.vision_config, "hidden_act", "gelu"),
+        (clip_config.text_config, "eos_token_id", 2),
+        (peft_config, "spectral_layers", [1]),
+    ):
+        setattr(config, field, value)
+        assert fingerprint(model) not in known
+        known.add(fingerprint(model))
+    before = fingerprint(model)
+    model.config._name_or_path = peft_config.base_model_name_or_path = "/elsewhere"
+    assert fingerprint(model) == before
 
 
 def test_the_offset_belongs_to_the_inductive_setting():

@@ -1,12 +1,14 @@
 """Pictures as tensors: what a sample depends on, and what becomes of files that cannot be read."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures, read_skipped
+from zegclip.pictures import EvaluationPictures, PictureSampler, TrainingPictures, content_of_rows, read_skipped
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation
 from zegclip.processing.class_split_zegclip import ClassSplit
 
@@ -138,3 +140,33 @@ def test_when_nothing_can_be_read_skipping_ends(make_data, image_processor, tmp_
     training = TrainingPictures(data, SPLIT, "inductive", AUGMENTATION, image_processor, skipped_file=tmp_path / "s")
     with pytest.raises(ValueError, match="100 pictures in a row could not be read"):
         training[0]
+
+
+def test_the_content_of_rows_is_that_of_files_wherever_they_lie(tmp_path):
+    """For files in folders of several levels, and for a table with the bytes in it."""
+    for name in ("a/images/1.png", "a/images/deep/2.png", "a/masks/1.png", "a/masks/deep/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+
+    def rows(root, **changes):
+        paths = {"image": ["images/1.png", "images/deep/2.png"], "mask": ["masks/1.png", "masks/deep/2.png"]} | changes
+        columns = {column: [os.path.join(root, name) for name in names] for column, names in paths.items()}
+        return Dataset.from_dict(columns, features=Features({name: Image(decode=False) for name in columns}))
+
+    expected = content_of_rows(rows(tmp_path / "a"))
+    assert expected.startswith("2 pictures, ")
+    assert content_of_rows(rows(os.path.relpath(tmp_path / "a"))) == expected
+    assert content_of_rows(rows(tmp_path / "a", mask=["masks/deep/2.png", "masks/1.png"])) != expected
+    assert content_of_rows(rows(tmp_path / "a").select([1, 0])) != expected
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert content_of_rows(rows(tmp_path / "b")) == expected
+    (tmp_path / "b" / "masks" / "1.png").write_bytes(b"of another size")
+    assert content_of_rows(rows(tmp_path / "b")) != expected
+
+    def table(**changes):
+        files = [{"path": "1.png", "bytes": b"123"}, {"path": None, "bytes": b"4567"}]
+        columns = {"image": files, "mask": files} | changes
+        return Dataset.from_dict(columns, features=Features({name: Image(decode=False) for name in columns}))
+
+    assert content_of_rows(table()) == content_of_rows(table())
+    assert content_of_rows(table(mask=[{"path": "1.png", "bytes": b"12"}, None])) != content_of_rows(table())

@@ -4,9 +4,18 @@ import json
 import os
 
 import pytest
+from PIL import Image
 
 from zegclip.arguments import DataArguments, ModelArguments
-from zegclip.runs import claim_output_dir, describe_run, is_finished, stages_of
+from zegclip.data import load_data
+from zegclip.runs import (
+    claim_output_dir,
+    describe_contents,
+    describe_run,
+    is_finished,
+    refuse_other_run,
+    stages_of,
+)
 from zegclip.trainer import ZegClipTrainingArguments
 
 
@@ -61,6 +70,113 @@ def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
         for output, data in (("run", "data"), ("./run", "./data"), (str(tmp_path / "run"), str(tmp_path / "data")))
     ]
     assert records[0] == records[1] == records[2]
+
+
+@pytest.fixture
+def places(tmp_path, clip_folder, model):
+    """A CLIP, an adapter, pictures with masks, and a run that has saved weights."""
+    root = tmp_path / "project"
+    root.mkdir()
+    clip_folder.rename(root / "clip")
+    for name in ("adapter", "run/checkpoint-2"):
+        (root / name).mkdir(parents=True)
+        (root / name / "adapter_model.safetensors").write_bytes(b"weights")
+    for split in ("train", "validation"):
+        for kind in ("images", "masks"):
+            (root / "data" / split / kind).mkdir(parents=True)
+            for index in range(3):
+                size = (4 + index, 5)
+                Image.new("L", size, index).save(root / "data" / split / kind / f"{index}.png")
+    (root / "data" / "classes.txt").write_text("cat\ndog\ntree\n")
+    claim_output_dir(root / "new", record_of(root))
+    (root / "new" / "run.json").rename(root / "run" / "run.json")
+    return root
+
+
+def record_of(root, **changes):
+    model_args, data_args, training_args = arguments(
+        root / "run",
+        model={"model": str(root / "clip"), "init_adapter": str(root / "adapter")},
+        data={"dataset": str(root / "data"), "unseen_classes": ["dog"], **changes},
+        max_steps=4,
+    )
+    data, split = load_data(data_args, training=True)
+    contents = describe_contents(model_args, data_args, data["train"], split)
+    return describe_run(model_args, data_args, training_args) | {"contents": contents}
+
+
+def test_a_run_and_what_it_was_made_from_may_be_moved(places, tmp_path):
+    claim_output_dir(places / "run", record_of(places))
+    moved = places.rename(tmp_path / "mounted elsewhere")
+    refuse_other_run(moved / "run", {name: value for name, value in record_of(moved).items() if name != "contents"})
+    claim_output_dir(moved / "run", record_of(moved))
+    assert json.loads((moved / "run" / "run.json").read_text()) == record_of(moved)
+    for part in ("clip", "data", "run"):
+        (moved / part).rename(tmp_path / part)
+        (moved / part).symlink_to(tmp_path / part)
+        claim_output_dir(moved / "run", record_of(moved))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def redraw(path):
+    Image.effect_noise((5, 5), 40).save(path)
+
+
+def rename(path):
+    for kind in ("images", "masks"):
+        file = path / kind / "0.png"
+        file.rename(file.with_name("9.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("clip/model.safetensors", flip, "whose model had another content"),
+        ("clip/tokenizer.json", flip, "whose model had another content"),
+        ("adapter/adapter_model.safetensors", flip, "whose init adapter had another content"),
+        ("data/train/masks/1.png", redraw, "whose pictures had another content"),
+        ("data/train", rename, "whose pictures had another content"),
+        ("data/classes.txt", lambda path: path.write_text("cat\ndog\nhouse\n"), "whose class names had another"),
+        ("data/classes.txt", lambda path: path.write_text("dog\ncat\ntree\n"), "whose class names had another"),
+    ],
+)
+def test_other_contents_of_the_same_places_are_refused(places, name, change, message):
+    change(places / name)
+    before = (places / "run" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=f"holds a run {message}.* take .* out of the contents in"):
+        claim_output_dir(places / "run", record_of(places))
+    assert (places / "run" / "run.json").read_bytes() == before
+
+
+def test_pictures_that_are_only_evaluated_may_change(places):
+    flip(places / "data" / "validation" / "masks" / "1.png")
+    claim_output_dir(places / "run", record_of(places, num_eval_pictures=1))
+
+
+def test_a_content_that_was_taken_out_of_the_record_is_filled_in(places):
+    redraw(places / "data" / "train" / "masks" / "1.png")
+    stored = json.loads((places / "run" / "run.json").read_text())
+    del stored["contents"]["pictures"]
+    (places / "run" / "run.json").write_text(json.dumps(stored))
+    claim_output_dir(places / "run", record_of(places))
+    assert json.loads((places / "run" / "run.json").read_text()) == record_of(places)
+
+
+def test_a_run_of_before_contents_were_noted_goes_on_with_the_same_places(places, tmp_path):
+    record = record_of(places)
+    del record["contents"]
+    for change in ({"model": "/another"}, {"dataset": "/another"}):
+        (places / "run" / "run.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match=f"holds a run with {next(iter(change))} '/another'"):
+            claim_output_dir(places / "run", record_of(places))
+    (places / "run" / "run.json").write_text(json.dumps(record))
+    claim_output_dir(places / "run", record_of(places))
+    assert json.loads((places / "run" / "run.json").read_text()) == record_of(places)
 
 
 def test_a_named_data_set_is_no_folder(tmp_path, monkeypatch):

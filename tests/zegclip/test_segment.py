@@ -16,6 +16,7 @@ from transformers import pipeline
 from zegclip import segment
 from zegclip.cli import main
 from zegclip.files import remove_leftovers, writing_to
+from zegclip.identity import file_state
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.segment import (
     Outcome,
@@ -24,7 +25,6 @@ from zegclip.segment import (
     find_unfinished,
     load_segmenter,
     name_results,
-    newest_file,
     segment_pictures,
     summarise,
     write_results,
@@ -61,7 +61,14 @@ def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
         ids = load_class_ids(tmp_path / "results" / f"{path.stem}_mask.png")
         record = json.loads((tmp_path / "results" / f"{path.stem}.json").read_text(encoding="utf-8"))
         assert len(np.unique(ids)) > 1
-        assert record == {"image": str(path), "model": "name", "settings": {}, "labels": record["labels"]}
+        assert record == {
+            "image": str(path),
+            "image_file": file_state(path),
+            "model": "name",
+            "model_files": "",
+            "settings": {},
+            "labels": record["labels"],
+        }
         for index, (row, result) in enumerate(zip(record["labels"], expected, strict=True)):
             mask = np.asarray(result["mask"]) == 255
             np.testing.assert_array_equal(ids == index, mask)
@@ -228,13 +235,14 @@ def test_processes_share_the_accelerators(monkeypatch):
 def finished(model_folder, pictures, tmp_path):
     """Results of all pictures, and the arguments with which they count as finished."""
     paths = dict(name_results(find_pictures([pictures])))
-    segment_pictures(load_segmenter(model_folder, "cpu"), paths, LABELS, tmp_path / "results", "name", threshold=0.1)
+    segmenter = load_segmenter(model_folder, "cpu")
+    segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", "files", threshold=0.1)
     return {
         "pictures": paths,
         "labels": LABELS,
         "output": tmp_path / "results",
         "model_name": "name",
-        "newer_than": newest_file(model_folder),
+        "model_state": "files",
         "threshold": 0.1,
     }
 
@@ -255,7 +263,7 @@ def test_finished_pictures_are_known(finished, monkeypatch):
         {"labels": LABELS[:-1]},
         {"labels": LABELS[::-1]},
         {"model_name": "other"},
-        {"newer_than": time.time_ns() + 10**18},
+        {"model_state": "other files"},
         {"threshold": 0.2},
         {"window_size": 16},
         {"output": Path("nowhere")},
@@ -265,13 +273,41 @@ def test_another_command_does_pictures_again(finished, changes):
     assert find_unfinished(**finished | changes) == finished["pictures"]
 
 
+def test_a_link_to_another_picture_makes_it_unfinished(model_folder, pictures, tmp_path):
+    link = tmp_path / "link.png"
+    link.symlink_to(pictures / "one.png")
+    paths = {str(link): "link"}
+    segment_pictures(load_segmenter(model_folder, "cpu"), paths, LABELS, tmp_path / "results", "name")
+    assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == {}
+    link.unlink()
+    link.symlink_to(pictures / "two.jpg")
+    assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == paths
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-5])
+
+
+def replace_by_older(path):
+    """As an archive would be unpacked over it, or another file moved there."""
+    noise(seed=7).save(path.with_suffix(".other.png"))
+    os.utime(path.with_suffix(".other.png"), (0, 0))
+    path.with_suffix(".other.png").replace(path)
+
+
+def rewrite_unnoticed(path):
+    """With the size and the time that it had."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
+        ("pictures/one.png", replace_by_older),
+        ("pictures/one.png", rewrite_unnoticed),
+        ("results/one.json", lambda path: path.write_text(path.read_text().replace('"image_file"', '"other"'))),
         ("pictures/one.png", lambda path: os.utime(path, (time.time() + 10, time.time() + 10))),
         ("pictures/one.png", Path.unlink),
         ("results/one_mask.png", Path.unlink),
@@ -287,15 +323,6 @@ def cut(path):
 def test_a_changed_file_makes_a_picture_unfinished(finished, tmp_path, name, change):
     change(tmp_path / name)
     assert list(find_unfinished(**finished).values()) == ["one"]
-
-
-def test_newest_file(tmp_path):
-    assert newest_file("owner/name") == newest_file(tmp_path) == 0
-    for number, name in enumerate(["a", "b", "c"]):
-        (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, ns=(0, 10 - number))
-    (tmp_path / "folder").mkdir()
-    assert newest_file(tmp_path) == 10
 
 
 def test_the_json_file_vouches_for_the_others(tmp_path, monkeypatch):

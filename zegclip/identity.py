@@ -1,0 +1,97 @@
+"""What tells whether something that was made before was made from the same files: their states, or what is in them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from zegclip.loading import ADAPTER_CONFIG_NAME, base_of
+
+# How to configure a model, a processor and a tokenizer.
+_SETTINGS = (
+    *(CONFIG_NAME, "*processor_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json"),
+    "special_tokens_map.json",
+)
+_CLIP_FILES = (*_SETTINGS, "model*.safetensors*", "pytorch_model*.bin*")
+_ADAPTER_FILES = ("adapter_model.*",)
+_ALL_FILES = (*_CLIP_FILES, *_ADAPTER_FILES, ADAPTER_CONFIG_NAME)
+
+
+def file_state(path: str | os.PathLike) -> dict[str, int]:
+    """
+    Return a file's size in bytes and its times in nanoseconds.
+
+    Whatever else takes its place differs in one of them: a file that is older, or that was given the same time, has
+    another time of the last change of its entry.
+    """
+    found = os.stat(path)
+    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns, "changed_ns": found.st_ctime_ns}
+
+
+def commit_of(place: str) -> str | None:
+    """Return which commit of a Hub repository with a model is in use; `None` for a folder, or if it cannot be had."""
+    if os.path.isdir(place):
+        return None
+    for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
+        try:
+            found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):  # Loading will say why.
+            return None
+        if found is not None:
+            return extract_commit_hash(found, None)
+    return None
+
+
+def name_revision(model: str) -> str:
+    """Return `model`, if it is a Hub id with its commit: `owner/name@commit`."""
+    commit = commit_of(model)
+    return model if commit is None else f"{model}@{commit}"
+
+
+def state_of_model(model: str) -> str:
+    """
+    Return a hash that another version of a model does not have: of its files' names and states and its commit on the
+    Hub, its base's included. Nothing but the files' entries is read.
+
+    Args:
+        model: Folder or Hub id, checked.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for place in dict.fromkeys((model, base_of(model))):
+        digest.update(f"{commit_of(place)}\n".encode())
+        for path in _files(place, _ALL_FILES):
+            digest.update(f"{path.name} {file_state(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def content_of_clip(model: str) -> str:
+    """
+    Say in few letters what a training reads of its model: a hash of the files of its CLIP, tokenizer and processor or,
+    of a Hub id, the commit. Adapters are left out, as they are there.
+
+    Args:
+        model: Folder or Hub id, checked.
+    """
+    return ", ".join(_content(place, _CLIP_FILES) for place in dict.fromkeys((base_of(model), model)))
+
+
+def content_of_adapter(adapter: str) -> str:
+    """Say in few letters which weights an adapter has: their hash or, of a Hub id, the commit."""
+    return _content(adapter, _ADAPTER_FILES)
+
+
+def _content(place: str, patterns: tuple[str, ...]) -> str:
+    if not os.path.isdir(place):
+        return name_revision(place)
+    digest = hashlib.blake2b(digest_size=8)
+    for path in _files(place, patterns):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _files(place: str, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in Path(place).glob(pattern) if path.is_file()})
