@@ -24,6 +24,12 @@ LOSSLESS_COMPRESSIONS = (
     "zstd",
 )  # fmt: skip
 
+TURNED = (
+    "A picture in memory was turned upright by its EXIF orientation, so its map does not lie over the pixels of that "
+    "PIL image; for one that does, give PIL.ImageOps.exif_transpose(picture) instead."
+)
+"""Warning."""
+
 Source = str | Path | bytes | Image.Image
 
 
@@ -382,6 +388,7 @@ def on_one_line(name: str) -> str:
 
 __all__ = [
     "PICTURE_SUFFIXES",
+    "TURNED",
     "exif_frame",
     "load_class_ids",
     "load_rgb",
