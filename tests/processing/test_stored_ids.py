@@ -1,11 +1,8 @@
 """Label maps give the numbers that their file stores, by every way in, or are refused; none is read wrongly."""
 
-import functools
-import http.server
 import importlib.util
 import io
 import itertools
-import threading
 import zlib
 from pathlib import Path
 
@@ -143,23 +140,6 @@ def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind, capfd):
             assert (read is None) == is_refused(case), (way, case)
             if read is not None:
                 np.testing.assert_array_equal(read, ids, err_msg=f"{way}, {case}")
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder and its address."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_a_mask_from_an_address_is_read_as_its_file(served):
