@@ -1,5 +1,6 @@
 """What the two image processors of ZegCLIP (Pillow and torchvision backend) share."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         """One picture in the backend's array type, `(3, height, width)`."""
         if isinstance(image, Image.Image):
             image = load_rgb(image) if do_convert_rgb else load_upright(image)
-        elif do_rescale and rescale_factor == 1 / 255:
+        elif do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
             image = _understand(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 

@@ -84,7 +84,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         raise ValueError(f"{name} has numbers of colours, but lacks its palette.")
     try:
         if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(to_8_bit(_grey_values(image), name))
+            image = Image.fromarray(_to_grey(image, name))
         return _to_rgb(image, name)
     except MemoryError as error:
         raise _no_room(image, name) from error
@@ -184,15 +184,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
 
 
-def _grey_values(image: Image.Image) -> np.ndarray:
-    """The values of mode `I;16*`, `I` or `F`, as a type that tells [`to_8_bit`] their range."""
+def _to_grey(image: Image.Image, name: str) -> np.ndarray:
+    """The values of mode `I;16*`, `I` or `F` as uint8."""
     values = np.asarray(image)
-    if image.mode == "F":
-        return values
-    if image.mode != "I":
-        return np.rint(values * (255 / 65535)).astype(np.uint8)
-    fits = values.min(initial=0) >= 0 and values.max(initial=0) <= 65535
-    return values.astype(np.uint16) if fits else values
+    largest, inverted = 65535, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # What Pillow leaves to others: 12 bits are not stretched, and 0 stays 0 where it is white.
+        largest = 4095 if image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if image.mode == "I":
+        fits = values.min(initial=0) >= 0 and values.max(initial=0) <= 65535
+        values = values.astype(np.uint16) if fits else values
+    elif image.mode != "F":
+        values = np.rint(values * (255 / largest)).astype(np.uint8)
+    grey = to_8_bit(values, name)
+    return 255 - grey if inverted else grey
 
 
 def _find_numbers(image: Image.Image, name: str) -> StoredNumbers | None:
@@ -272,7 +278,7 @@ def _find_tiff_numbers(image: TiffImagePlugin.TiffImageFile, name: str) -> Store
     return StoredNumbers(bits, inverted=photometric == 0, signed=sample_format == 2)
 
 
-def _bmp_bits(header: Image.Image) -> int:
+def _bmp_bits(header: Any) -> int:
     """Bits for each pixel; Pillow takes a grey palette for 1 or 8 of them, by its length alone."""
     header.fp.seek(14)
     content = header.fp.read(16)

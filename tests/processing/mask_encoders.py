@@ -9,10 +9,10 @@ import numpy as np
 def pack(row, bits, order=">"):
     """Numbers of a row as bytes, filled up to a whole one."""
     row = np.asarray(row)
-    if bits > 8:
+    if bits in (16, 32):
         return row.astype(np.int64).astype(f"{order}u{bits // 8}").tobytes()
-    digits = (row.astype(np.uint8)[:, None] >> np.arange(bits - 1, -1, -1)) & 1
-    return np.packbits(digits.ravel()).tobytes()
+    digits = (row.astype(np.int64)[:, None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(digits.astype(np.uint8).ravel()).tobytes()
 
 
 def chunk(kind, data):

@@ -446,7 +446,7 @@ def test_tables_behind_a_link_are_not_left_out_in_silence(tmp_path):
         load_folder(tmp_path / "data")
 
 
-@pytest.mark.parametrize(("picture", "mask"), [("a.jfif", "a.pgm"), ("a.JPG", "a.PNG"), ("a.avif", "a.tif")])
+@pytest.mark.parametrize(("picture", "mask"), [("a.jfif", "a.pgm"), ("a.JPG", "a.PNG"), ("a.ppm", "a.tif")])
 def test_files_of_a_folder_that_are_pictures(tmp_path, picture, mask):
     draw_picture(tmp_path / "images" / picture)
     draw_mask(tmp_path / "masks" / "a.png")
