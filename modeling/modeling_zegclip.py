@@ -71,6 +71,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Of the vision tower, prompt tokens included.
         attentions (`tuple[torch.Tensor]`, *optional*): Of the vision tower.
+        orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*): As given, for post-processing.
     """
 
     loss: torch.Tensor | None = None
@@ -82,6 +83,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     class_embeds: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    orientations: torch.Tensor | None = None
 
 
 class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
@@ -594,6 +596,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_templates: int | None = None,
         pseudo_label_ids: Sequence[int] | None = None,
+        orientations: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
         r"""
@@ -609,6 +612,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             num_templates (`int`, *optional*): Rows of `input_ids` per name; defaults to the configuration's.
             pseudo_label_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
+            orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
+                What the processor says of pictures that it turned upright; handed on to post-processing.
         """
         for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
             close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
@@ -653,6 +658,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds=class_embeds,
             hidden_states=vision_outputs.hidden_states if asked_for_states or not out_indices else None,
             attentions=vision_outputs.attentions,
+            orientations=orientations,
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def read_class_names(source: str | os.PathLike | Features) -> tuple[list[str], l
         raise ValueError(f"There are no class names in {os.fspath(source)}: neither {' nor '.join(NAMES_FILES)}.")
     path, text = found, read_text(found)
     lines = text.rstrip().split("\n") if text.strip() else []
-    names = _parse_id2label(path, text) if path.endswith(".json") else dict(enumerate(lines))
+    is_json = path.endswith(".json") or (text.lstrip().startswith("{") and text.rstrip().endswith("}"))
+    names = _parse_id2label(path, text) if is_json else dict(enumerate(lines))
     if not names:
         raise ValueError(f"{path}: there is no class name in it.")
     places: dict[str, int] = {}
@@ -171,9 +172,13 @@ def _find_pairs_of_one(folder: str) -> list[Pair]:
 
 def _list_folders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        # A link to itself would end `is_dir` with an error.
-        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) or entry.is_symlink()]
-        return [entry.name for entry in folders if os.path.isdir(entry) and not entry.name.startswith(".")]
+        return [entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Tell a folder, or a link to one, without a question about each file."""
+    # A link to itself would end `is_dir` with an error.
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
 def _match_files(images: str, masks: str) -> list[Pair]:
@@ -190,7 +195,7 @@ def _match_files(images: str, masks: str) -> list[Pair]:
 
 def _list_by_stem(folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for place, _, names in os.walk(folder):
+    for place, names in _walk(folder, []):
         for name in names:
             if not is_picture(name):
                 continue
@@ -203,6 +208,22 @@ def _list_by_stem(folder: str) -> dict[str, str]:
                 )
             found[stem] = path
     return found
+
+
+def _walk(folder: str, parents: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """
+    Yield a folder with the names of its files, then those in it. Links to folders are followed, but not back to a
+    folder that leads here (`parents`, as real paths) or lies above.
+    """
+    place = os.path.realpath(folder)
+    if any(os.path.join(parent, "").startswith(os.path.join(place, "")) for parent in parents):
+        return
+    with os.scandir(folder) as entries:
+        listed = {entry.name: _is_folder(entry) for entry in entries}
+    yield folder, [name for name in listed if not listed[name]]
+    for name in listed:
+        if listed[name]:
+            yield from _walk(os.path.join(folder, name), [*parents, place])
 
 
 def _read_metadata(path: str) -> list[Pair]:
@@ -241,6 +262,20 @@ def _has_tables(folder: str) -> bool:
     return _is_saved(folder) or any(next(Path(folder).glob(pattern), None) for pattern in patterns)
 
 
+def _check_table_links(root: str) -> None:
+    """Complain of tables behind a link to a folder, which Datasets would leave out in silence."""
+    for folder, names in _walk(root, []):
+        behind_link = os.path.realpath(folder) != os.path.normpath(
+            os.path.join(os.path.realpath(root), os.path.relpath(folder, root))
+        )
+        if behind_link and any(name.endswith((".parquet", ".arrow")) for name in names):
+            raise ValueError(
+                on_one_line(
+                    f"{folder} holds tables behind a link to a folder, which Datasets does not follow: move it."
+                )
+            )
+
+
 def _load_tables(place: str) -> DatasetDict:
     """Load a Hub id or folder through Datasets, with all of its columns."""
     is_folder = os.path.isdir(place)
@@ -249,6 +284,8 @@ def _load_tables(place: str) -> DatasetDict:
             f"{place} is no data set: it has neither metadata.jsonl, nor images and masks, nor subfolders that do, "
             "nor Parquet or Arrow files."
         )
+    if is_folder and not _is_saved(place):
+        _check_table_links(place)
     try:
         data = load_from_disk(place) if _is_saved(place) else load_dataset(place)
     except Exception as error:  # Of any kind: from the network, the cache, the builder or the files.

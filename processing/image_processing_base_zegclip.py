@@ -1,6 +1,8 @@
 """What the two image processors of ZegCLIP (Pillow and torchvision backend) share."""
 
-from collections.abc import Iterable, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
@@ -19,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading import load_class_ids, load_rgb
+from .image_reading import TURNED, exif_frame, load_class_ids, load_rgb, load_upright, to_8_bit
 from .resizing_zegclip import resize_bilinear, resize_nearest, resized_shape
 from .sliding_window_zegclip import class_chunks, resize_maps, running_max
 
@@ -77,33 +80,56 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         r"""
         Turns pictures, and optionally their label maps, into the model's inputs.
 
+        Pictures are turned upright by their EXIF orientation. `pixel_values`, `labels` and all results have the frame
+        of the upright picture.
+
+        Numbers of arrays and tensors are understood as [`to_8_bit`] says: uint8; floats of 0..1 or 0..255; other
+        integers of 0..255, uint16 also of 0..65535. With `do_rescale=False`, or a `rescale_factor` of one's own, they
+        are used as they are.
+
         Args:
-            images: One picture or several: paths, addresses, PIL images of any mode, arrays or tensors with 3 axes.
-            segmentation_maps: A label map for each picture and of its size: paths, PIL images of a palette or
-                one-channel mode, integer arrays or tensors `(height, width)`. Resized to the nearest pixel, never
-                rescaled: ids stay ids.
+            images: One picture or several: paths, `http(s)` addresses, bytes of files, PIL images of any mode, arrays
+                or tensors `(height, width)`, `(channels, height, width)` or `(height, width, channels)`, or four axes
+                for several.
+            segmentation_maps: A label map for each picture and of its upright size: paths, addresses, bytes of files,
+                PIL images of a palette or one-channel mode, integer arrays or tensors `(height, width)`. Resized to
+                the nearest pixel, never rescaled: ids stay ids.
             kwargs: Any attribute of the image processor, for this call; `return_tensors="pt"` for tensors.
 
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32 and, with label maps, `labels` `(batch, height, width)`
             int64. Without `return_tensors`, lists of arrays.
 
+            Where PIL images were turned upright, also `orientations` `(batch, 3)` int64: the EXIF orientation (1..8)
+            of each picture, and height and width of its pixels before they were turned. The model hands it on to
+            [`post_process_semantic_segmentation`]. A warning comes where that could not tell a map over the upright
+            picture from one over the PIL image by its size.
+
         Raises:
-            ValueError: If a file cannot be read, label maps don't fit their pictures, or pictures of different sizes
-                shall become one tensor.
+            ValueError: If a file cannot be read, numbers are no colours, label maps don't fit their pictures, or
+                pictures of different sizes shall become one tensor.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def fetch_images(self, images: Any) -> Any:
-        """Reads paths and addresses; leaves pictures in memory as they are."""
+        """Reads paths, addresses and bytes; leaves pictures in memory as they are."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        return load_rgb(images) if isinstance(images, (str, Path)) else super().fetch_images(images)
+        return load_rgb(images) if isinstance(images, (str, Path, bytes)) else super().fetch_images(images)
 
-    def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """One picture in the backend's array type, `(3, height, width)`."""
-        if do_convert_rgb and isinstance(image, Image.Image):
-            image = load_rgb(image)
+        if isinstance(image, Image.Image):
+            image = load_rgb(image) if do_convert_rgb else load_upright(image)
+        elif do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
+            image = _understand(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def resize(
@@ -125,9 +151,10 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        pictures = self._prepare_image_like_inputs(
-            images, **{name: kwargs[name] for name in ("do_convert_rgb", "input_data_format", "device")}
-        )
+        names = ("do_convert_rgb", "do_rescale", "rescale_factor", "input_data_format", "device")
+        options = {name: kwargs[name] for name in names}
+        images = self._prepare_images_structure(_with_channels(self.fetch_images(images), kwargs["input_data_format"]))
+        pictures = [self.process_image(image, **options) for image in images]
         pixel_values = self._preprocess(pictures, **kwargs)
         shapes = [tuple(values.shape[-2:]) for values in pixel_values]
         if return_tensors is not None and len(set(shapes)) > 1:
@@ -136,7 +163,12 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                 f"The pictures come out at different sizes ({sizes}) and don't fit into one tensor: set one size "
                 'as size={"height": ..., "width": ...}, or use the pipeline, which takes them one at a time.'
             )
-        data = {"pixel_values": pixel_values}
+        data: dict[str, Any] = {"pixel_values": pixel_values}
+        frames = [_frame(image, picture) for image, picture in zip(images, pictures)]
+        if any(orientation != 1 for orientation, *_ in frames):
+            data["orientations"] = np.array(frames)
+            if any(orientation in (2, 3, 4) or (orientation > 4 and h == w) for orientation, h, w in frames):
+                warnings.warn(TURNED, stacklevel=2)
         if segmentation_maps is not None:
             class_ids = _read_segmentation_maps(segmentation_maps)
             _check_segmentation_maps(class_ids, [tuple(picture.shape[-2:]) for picture in pictures])
@@ -177,8 +209,13 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         Turns a model's mask logits into maps of class ids.
 
         Args:
-            outputs: Has `.logits (batch, names, h, w)`.
-            target_sizes: `(height, width)` of each picture's map; `None` for the logits' own size.
+            outputs: Has `.logits (batch, names, h, w)` and, from [`preprocess`] through the model, perhaps
+                `.orientations`.
+            target_sizes: `(height, width)` of each picture's map; `None` for the logits' own size. A map has the frame
+                of the upright picture, with the EXIF orientation applied. Only where a PIL image was turned by a
+                quarter, and its target is wide although the upright picture is tall, or tall although that is wide,
+                the map is turned back: it fits the pixels of the PIL image, whose `height` and `width` are known by
+                another frame.
             return_segmentation_scores: Whether to return every class's scores too. Without them, only a few classes at
                 a time are upsampled.
 
@@ -196,11 +233,24 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         elif len(target_sizes) != len(logits):
             raise ValueError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
 
+        orientations = getattr(outputs, "orientations", None)
+        keeps_format = "shortest_edge" in dict(self.size)
         results: list[Any] = []
-        for picture_logits, target_size in zip(logits, target_sizes):
+        for index, (picture_logits, target_size) in enumerate(zip(logits, target_sizes)):
             height, width = (int(side) for side in target_size)
+            turn_back = None if orientations is None else _turning_back(orientations[index].tolist(), height, width)
+            if turn_back is not None:
+                height, width = width, height
+            elif keeps_format and (height - width) * (logits.shape[-2] - logits.shape[-1]) < 0:
+                warnings.warn(
+                    f"The target size ({height}, {width}) has another format than the picture that the model saw, so "
+                    "the map is squeezed: give (height, width) of the upright picture, EXIF orientation applied.",
+                    stacklevel=2,
+                )
             if return_segmentation_scores:
                 resized = resize_maps(picture_logits, height, width)
+                if turn_back is not None:
+                    resized = turn_back(resized)
                 results.append(
                     SemanticSegmentationPostProcessorOutput(
                         data={"segmentation": resized.argmax(dim=0), "segmentation_scores": resized.sigmoid()}
@@ -209,8 +259,53 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
             else:
                 chunks = class_chunks(len(picture_logits), height, width)
                 ids, _ = running_max(resize_maps(picture_logits[chunk], height, width) for chunk in chunks)
-                results.append(ids)
+                results.append(ids if turn_back is None else turn_back(ids))
         return results
+
+
+def _frame(image: Any, picture: Any) -> tuple[int, int, int]:
+    """A picture's EXIF orientation, 1 for what is none in memory, and height and width as they were given."""
+    return exif_frame(image) if isinstance(image, Image.Image) else (1, *picture.shape[-2:])
+
+
+def _turning_back(frame: Sequence[int], height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """
+    What takes `(..., height, width)` from the upright frame to that of the pixels as they were given; `None` where a
+    map of the target size lies in the upright one, as far as its format tells.
+    """
+    orientation, given_height, given_width = frame
+    if orientation < 5 or (height - width) * (given_height - given_width) <= 0:
+        return None
+    return _TURNS_BACK[orientation]
+
+
+# By EXIF orientation.
+_TURNS_BACK: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
+    5: lambda maps: maps.mT.contiguous(),
+    6: lambda maps: maps.rot90(1, (-2, -1)),
+    7: lambda maps: maps.flip(-2, -1).mT.contiguous(),
+    8: lambda maps: maps.rot90(-1, (-2, -1)),
+}
+
+
+def _with_channels(images: Any, input_data_format: str | ChannelDimension | None) -> Any:
+    """Gives grey pictures `(height, width)` an axis of channels, where the format of all pictures has it."""
+    if isinstance(images, (list, tuple)):
+        return [_with_channels(image, input_data_format) for image in images]
+    if getattr(images, "ndim", None) != 2:
+        return images
+    return images[..., None] if input_data_format == ChannelDimension.LAST else images[None]
+
+
+def _understand(image: Any) -> Any:
+    """Numbers of an array or tensor as 8-bit colours, see [`to_8_bit`]."""
+    if not isinstance(image, torch.Tensor):
+        return to_8_bit(image)
+    if image.dtype == torch.uint8:
+        return image
+    # NumPy has no bfloat16.
+    values = image.float() if image.dtype == torch.bfloat16 else image
+    return torch.from_numpy(to_8_bit(values.detach().cpu().numpy())).to(image.device)
 
 
 def _read_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
@@ -221,7 +316,7 @@ def _read_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
 
 
 def _read_segmentation_map(segmentation_map: Any) -> np.ndarray:
-    if isinstance(segmentation_map, (str, Path, Image.Image)):
+    if isinstance(segmentation_map, (str, Path, bytes, Image.Image)):
         return load_class_ids(segmentation_map)
     class_ids = np.asarray(segmentation_map.cpu() if isinstance(segmentation_map, torch.Tensor) else segmentation_map)
     if class_ids.ndim != 2 or class_ids.dtype.kind not in "iub":

@@ -10,11 +10,10 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL.Image import Image as PILImage
 
 from .class_split_zegclip import ClassSplit
-from .image_reading import load_class_ids, load_rgb, on_one_line
+from .image_reading import PICTURE_SUFFIXES, load_class_ids, load_rgb, on_one_line
 
 # Without a mode, so that masks keep their ids: a palette picture would become grey or coloured.
 FEATURES = Features({"image": Image(), "mask": Image()})
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 Pair = tuple[str, str]
 """Paths of a picture and its mask."""
@@ -108,7 +107,7 @@ def list_names(folder: str) -> set[str]:
 
 def is_picture(name: str) -> bool:
     """Tell by its name whether a file is a picture."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
 
 
 def check_files(splits: Mapping[str, Sequence[Pair]], demand: str) -> None:

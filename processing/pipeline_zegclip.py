@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers.pipelines.base import Pipeline
 
-from .image_reading import load_rgb
+from .image_reading import TURNED, exif_frame, load_rgb
 from .processing_zegclip import UnknownWordsWarning, check_labels, find_unknown_words
 from .sliding_window_zegclip import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
@@ -56,7 +56,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Args:
             images:
                 A path, an `http(s)` address or a PIL image; a list or a generator of them for several pictures, for
-                which the names are then encoded once.
+                which the names are then encoded once. They are turned upright by their EXIF orientation, with a
+                warning for a PIL image.
             candidate_labels: Class names, as a list or as one string with commas between them.
             threshold (`float`, *optional*, defaults to 0.0): Pixels whose best score is lower belong to no label.
             window_size (`int`, *optional*):
@@ -111,6 +112,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         order = sorted(range(len(labels)), key=lambda index: len(labels[index]))
         num_templates = len(self.processor.prompt_templates)
         encoded = []
+        self.processor(text=labels)  # Of all together: it refuses names that are the same for the tokenizer.
         with self.device_placement(), torch.no_grad():
             for start in range(0, len(order), NAMES_AT_ONCE):
                 some = [labels[index] for index in order[start : start + NAMES_AT_ONCE]]
@@ -150,6 +152,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def preprocess(self, image: str | Path | Image.Image, timeout: float | None = None) -> dict[str, Any]:
         """Reads and resizes one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
         picture = load_rgb(image, timeout=timeout)
+        if isinstance(image, Image.Image) and exif_frame(image)[0] != 1:
+            warnings.warn(TURNED, stacklevel=2)
         with _telling_size(picture.height, picture.width):
             inputs = self.processor(images=picture, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "original_size": (picture.height, picture.width)}

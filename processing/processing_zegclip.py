@@ -134,13 +134,14 @@ class ZegClipProcessor(ProcessorMixin):
             kwargs: For the image processor or the tokenizer, and `return_tensors="pt"` for tensors.
 
         Returns:
-            With `images`: `pixel_values` `(batch, 3, height, width)`. With `segmentation_maps`: `labels`
-            `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`: all
-            templates of the first name, then all of the second.
+            With `images`: `pixel_values` `(batch, 3, height, width)` and, where PIL images were turned upright by
+            their EXIF orientation, `orientations` `(batch, 3)`, see the image processor. With `segmentation_maps`:
+            `labels` `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`,
+            `(names * templates, length)`: all templates of the first name, then all of the second.
 
         Raises:
             ValueError: If there is neither picture nor name, a name is not valid (see [`check_labels`]) or too long
-                for the text tower, or the image processor refuses a picture.
+                for the text tower, two names have the same tokens, or the image processor refuses a picture.
         """
         if images is None and text is None:
             raise ValueError("Give images, text or both.")
@@ -160,15 +161,24 @@ class ZegClipProcessor(ProcessorMixin):
         limit = kwargs.get("max_length") or self.tokenizer.model_max_length
         # A name is text alone: with "<|endoftext|>" in it, the text tower would silently not see the rest.
         kwargs["split_special_tokens"] = True
-        for index, token_ids in enumerate(
-            self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
-        ):
+        rows = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
+        for index, token_ids in enumerate(rows):
             # Cutting a name short would silently look for another class.
             if len(token_ids) > limit:
                 name = names[index // len(self.prompt_templates)]
                 raise ValueError(
                     f"Class name {name!r} is too long: with its template it has {len(token_ids)} tokens, but at most "
                     f"{limit} are allowed."
+                )
+        # Two names of the same tokens have the same scores, so the first of them would get all pixels.
+        known: dict[str, str] = {}
+        templates = len(self.prompt_templates)
+        for index, name in enumerate(names):
+            other = known.setdefault(str(rows[index * templates : (index + 1) * templates]), name)
+            if other != name:
+                raise ValueError(
+                    f"Class names {other!r} and {name!r} are the same to the tokenizer (it may not look at case, for "
+                    "instance): leave out one of them."
                 )
         return self.tokenizer(prompts, **kwargs)
 

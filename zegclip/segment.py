@@ -23,14 +23,9 @@ from zegclip.files import writing_to
 from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
 from zegclip.overlay import index_mask, make_colours, overlay
-from zegclip.processing.image_reading import load_rgb, on_one_line
+from zegclip.processing.image_reading import PICTURE_SUFFIXES, load_rgb, on_one_line
 from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.sliding_window_zegclip import is_out_of_memory
-
-PICTURE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
-}  # fmt: skip
-"""Files of a folder that are taken for pictures; a file that is named itself may be called anything."""
 
 _LONGEST_STEM = 200  # Bytes; with what is put behind it, a name stays under the 255 that file systems allow.
 
@@ -149,7 +144,7 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
             pictures = [
                 (entry.name, entry.is_symlink())
                 for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES
+                if entry.name.lower().endswith(PICTURE_SUFFIXES)
                 and not entry.name.startswith(".")
                 # A link that leads nowhere is a picture that cannot be read, about which something will be said.
                 and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))

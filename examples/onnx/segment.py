@@ -30,6 +30,11 @@ def encode_names(folder: Path, settings: dict, names: list[str]) -> np.ndarray:
     tokenizer.encode_special_tokens = True  # what a name spells is text
     templates = settings["prompt_templates"]
     ids = [tokenizer.encode(template.replace("{}", name)).ids for name in names for template in templates]
+    count = len(templates)
+    known: dict[str, str] = {}
+    for index, name in enumerate(names):
+        if (other := known.setdefault(str(ids[index * count : (index + 1) * count]), name)) != name:
+            raise SystemExit(f"The names {other!r} and {name!r} are the same to the tokenizer: leave out one of them.")
     longest = max(map(len, ids))
     if longest > settings["context_length"]:
         raise SystemExit(f"A name is too long: {longest} tokens, but {settings['context_length']} are the most.")
@@ -149,9 +154,15 @@ def main() -> None:
         parser.error(f"{arguments.folder} has no zegclip.json; make the folder with `zegclip onnx`")
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(arguments.picture)).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(arguments.picture))
     except OSError as error:
         parser.error(f"{arguments.picture} cannot be read as a picture: {error}")
+    if picture.mode.startswith(("I", "F")):
+        parser.error(f"{arguments.picture} has more than 8 bits for each colour: convert it to 8 bits first")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
 
     settings = json.loads((arguments.folder / "zegclip.json").read_text(encoding="utf-8"))
     embeds = encode_names(arguments.folder, settings, names)

@@ -404,6 +404,58 @@ def test_names_that_are_no_text(tmp_path):
         load_folder(tmp_path)
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    """Splits, folders in them, and the folders of pictures and masks themselves; each picture once, circles not."""
+    for kind, draw in (("images", draw_picture), ("masks", draw_mask)):
+        draw(tmp_path / "disk" / kind / "deep" / "a.png")
+        draw(tmp_path / "disk" / kind / "b.png")
+        draw(tmp_path / "data" / kind / "train" / "c.png")
+        (tmp_path / "data" / kind / "train" / "linked").symlink_to(tmp_path / "disk" / kind)
+        (tmp_path / "data" / kind / "val").symlink_to(tmp_path / "disk" / kind)
+        (tmp_path / "disk" / kind / "deep" / "back").symlink_to("..")
+        (tmp_path / "disk" / kind / "deep" / "self").symlink_to(".")
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "all" / kind).symlink_to(tmp_path / "data" / kind)
+    data = load_folder(tmp_path / "data")
+    assert [name.split("/train/")[1] for name in files_of(data["train"], "image")] == [
+        "c.png", "linked/b.png", "linked/deep/a.png",
+    ]  # fmt: skip
+    assert len(data["validation"]) == 2
+    assert {name: len(rows) for name, rows in load_folder(tmp_path / "all").items()} == {"train": 3, "validation": 2}
+
+
+def test_links_in_a_circle_of_two_end(tmp_path):
+    for kind, draw in (("images", draw_picture), ("masks", draw_mask)):
+        for name, other in (("one", "two"), ("two", "one")):
+            draw(tmp_path / kind / name / "a.png")
+            (tmp_path / kind / name / "other").symlink_to(f"../{other}")
+    assert [len(rows) for rows in load_folder(tmp_path).values()] == [2, 2]
+
+
+def test_tables_behind_a_link_are_not_left_out_in_silence(tmp_path):
+    draw_picture(tmp_path / "a.png")
+    rows = {"image": [str(tmp_path / "a.png")], "mask": [str(tmp_path / "a.png")]}
+    table = Dataset.from_dict(rows, features=Features({"image": Image(), "mask": Image()}))
+    (tmp_path / "disk").mkdir()
+    table.to_parquet(str(tmp_path / "disk" / "b.parquet"))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(str(tmp_path / "data" / "a.parquet"))
+    assert len(load_folder(tmp_path / "data")["train"]) == 1
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "disk")
+    with pytest.raises(ValueError, match=r"data/linked holds tables behind a link"):
+        load_folder(tmp_path / "data")
+
+
+@pytest.mark.parametrize(("picture", "mask"), [("a.jfif", "a.pgm"), ("a.JPG", "a.PNG"), ("a.ppm", "a.tif")])
+def test_files_of_a_folder_that_are_pictures(tmp_path, picture, mask):
+    draw_picture(tmp_path / "images" / picture)
+    draw_mask(tmp_path / "masks" / "a.png")
+    (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / mask)
+    data = load_folder(tmp_path)["train"]
+    assert stems_of(data) == ["a"]
+    sample(data, 0)
+
+
 def test_links_that_lead_nowhere_are_broken_pictures(tmp_path):
     draw_picture(tmp_path / "a.jpg")
     for name, target in {"a.jpg": "../a.jpg", "loop.jpg": "loop.jpg", "gone.jpg": "nowhere.jpg"}.items():
@@ -507,6 +559,7 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
     [
         ("classes.txt", "wall\n floor \r\ntree\n\n", (["wall", "floor", "tree"], [0, 1, 2])),
         ("classes.txt", "\ufeffmur\nsol étage", (["mur", "sol étage"], [0, 1])),
+        ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', (["wall", "floor"], [0, 2])),
         ("classes.txt", "mur\u2028haut\nsol\x0c\nciel", (["mur\u2028haut", "sol", "ciel"], [0, 1, 2])),
         ("id2label.json", '{"7": "tree", "0": "wall", "12": "floor"}', (["wall", "tree", "floor"], [0, 7, 12])),
     ],

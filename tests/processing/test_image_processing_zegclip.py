@@ -1,4 +1,5 @@
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +69,194 @@ def test_all_kinds_of_input_give_the_same(small, tmp_path):
     array, tensor = NOISE, torch.from_numpy(NOISE).permute(2, 0, 1)
     for images in (path, str(path), [picture], array, array[None], [array], tensor, [tensor], tensor[None]):
         assert torch.equal(small(images, return_tensors="pt")["pixel_values"], expected)
+
+
+def of_type(dtype):
+    """The noise as another type holds it."""
+    if dtype == "16 bits":
+        return NOISE.astype(np.uint16) * 257
+    return (NOISE / 255).astype(dtype[:-5]) if dtype.endswith(" 0..1") else NOISE.astype(dtype)
+
+
+TYPES = [
+    "float32 0..1", "float64 0..1", "float16 0..1", "float32", "float64", "float16", "int16", "uint16",
+    "16 bits", "int32", "uint32", "int64", "uint64",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["array", "list", "batch", "channels first", "tensor"])
+def test_numbers_of_every_type_are_the_same_picture(small, dtype, kind):
+    expected = small(NOISE, return_tensors="pt")["pixel_values"]
+    array = of_type(dtype)
+    if kind == "tensor":
+        images = torch.from_numpy(array).permute(2, 0, 1)
+    else:
+        images = {"array": array, "list": [array], "batch": array[None]}.get(kind, array.transpose(2, 0, 1))
+    assert torch.equal(small(images, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_bfloat16_and_booleans_are_understood(small):
+    # Of 8 bits, bfloat16 has all.
+    whole = torch.from_numpy(NOISE).permute(2, 0, 1)
+    expected = small(NOISE, return_tensors="pt")["pixel_values"]
+    assert torch.equal(small(whole.bfloat16(), return_tensors="pt")["pixel_values"], expected)
+    black_and_white = NOISE > 100
+    expected = small(black_and_white.astype(np.uint8) * 255, return_tensors="pt")["pixel_values"]
+    assert torch.equal(small(black_and_white, return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda noise: noise.astype(np.float32) - 1,
+        lambda noise: noise.astype(np.float32) * 2,
+        lambda noise: noise / np.float32(254.3),  # Slightly above 1: neither 0..1 nor a black picture of 0..255.
+        lambda noise: np.where(noise == 7, np.nan, noise / 255),
+        lambda noise: noise.astype(np.int16) - 1,
+        lambda noise: noise.astype(np.int32) * 2,
+        lambda noise: noise.astype(np.complex64),
+    ],
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_numbers_that_are_no_colours_are_refused(small, change, as_tensor):
+    array = change(NOISE)
+    images = torch.from_numpy(array) if as_tensor else array
+    for given in (images, [NOISE, images], images[None]):
+        with pytest.raises(ValueError, match=r"neither 0\.\.1 nor 0\.\.255|no colours") as error:
+            small(given, return_tensors="pt")
+        assert "\n" not in str(error.value)
+
+
+def test_without_rescaling_numbers_are_used_as_they_are(small):
+    values = np.random.default_rng(1).normal(size=(3, 32, 48)).astype(np.float32)
+    outputs = small(values, do_rescale=False, do_normalize=False, return_tensors="pt")
+    np.testing.assert_array_equal(outputs["pixel_values"][0], values)
+    deep = NOISE.transpose(2, 0, 1).astype(np.uint16) * 257
+    outputs = small(deep, do_resize=False, rescale_factor=1 / 65535, do_normalize=False, return_tensors="pt")
+    np.testing.assert_allclose(outputs["pixel_values"][0], NOISE.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_grey_arrays(small):
+    grey = NOISE[..., 0]
+    expected = small(Image.fromarray(grey), return_tensors="pt")["pixel_values"]
+    for images in (grey, [grey], grey[None], grey[..., None], torch.from_numpy(grey), (grey / 255).astype(np.float32)):
+        assert torch.equal(small(images, return_tensors="pt")["pixel_values"], expected)
+    for data_format in ("channels_first", "channels_last"):
+        values = small(grey, input_data_format=data_format, return_tensors="pt")["pixel_values"]
+        assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize(("side", "data_format"), [(3, "channels_first"), (3, "channels_last"), (4, "channels_last")])
+def test_a_format_of_channels_that_is_named_is_used(small, side, data_format):
+    array = np.random.default_rng(2).integers(0, 256, (3, 5, side), dtype=np.uint8)
+    if side == 4:
+        array[..., 3] = 255
+    colours = (array if data_format == "channels_last" else array.transpose(1, 2, 0))[..., :3]
+    expected = small(Image.fromarray(colours), return_tensors="pt")["pixel_values"]
+    values = small(array, input_data_format=data_format, return_tensors="pt")["pixel_values"]
+    assert torch.equal(values, expected)
+
+
+def test_bytes_and_addresses(small, served):
+    folder, address = served
+    Image.fromarray(np.linspace(0, 65535, 2400).reshape(40, 60).astype(np.uint16)).save(folder / "deep.png")
+    Image.fromarray(NOISE[..., 0]).save(folder / "mask.png")
+    expected = small(folder / "deep.png", folder / "mask.png", return_tensors="pt")
+    for places in (
+        (f"{address}/deep.png", f"{address}/mask.png"),
+        ((folder / "deep.png").read_bytes(), (folder / "mask.png").read_bytes()),
+    ):
+        outputs = small(*places, return_tensors="pt")
+        assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+
+
+def turned(values, orientation, folder):
+    """A picture that an EXIF orientation turns into these values, from a file."""
+    ways = {
+        2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }  # fmt: skip
+    image = Image.fromarray(values)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if orientation != 1:
+        image = image.transpose(Image.Transpose[ways[orientation]])
+    image.save(folder / f"{orientation}.png", exif=exif)
+    return Image.open(folder / f"{orientation}.png")
+
+
+def results(image_processor, model_like, picture, target_size):
+    inputs = image_processor(picture, return_tensors="pt")
+    outputs = SimpleNamespace(logits=model_like(inputs["pixel_values"]), orientations=inputs.get("orientations"))
+    plain = image_processor.post_process_semantic_segmentation(outputs, [target_size])[0]
+    scored = image_processor.post_process_semantic_segmentation(outputs, [target_size], True)[0]
+    assert torch.equal(plain, scored.segmentation)
+    assert scored.segmentation_scores.shape[1:] == plain.shape
+    return plain.numpy()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_obvious_target_size_fits_the_picture_that_one_has(tmp_path, orientation, scale):
+    """Of a picture in memory that EXIF turns by a quarter; by a half, the map is upright, with a warning."""
+    image_processor = ZegClipImageProcessor(size={"shortest_edge": 40})
+    picture = turned(NOISE, orientation, tmp_path)
+
+    def largest_colour(pixel_values):
+        return torch.nn.functional.avg_pool2d(pixel_values, 5)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = results(image_processor, largest_colour, picture, (picture.height * scale, picture.width * scale))
+        upright = results(image_processor, largest_colour, NOISE, (40 * scale, 60 * scale))
+        same = results(image_processor, largest_colour, picture, (40 * scale, 60 * scale))
+    expected = np.asarray(turned(upright.astype(np.uint8), orientation, tmp_path)) if orientation > 4 else upright
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(same, upright)
+    assert {str(warning.message).count("exif_transpose") for warning in caught} == (
+        {1} if orientation in (2, 3, 4) else set()
+    )
+
+
+def test_a_square_picture_that_is_turned_comes_with_a_warning(tmp_path):
+    picture = turned(NOISE[:40, :40], 6, tmp_path)
+    with pytest.warns(UserWarning, match="exif_transpose") as caught:
+        ZegClipImageProcessor()([picture, picture, NOISE[:40, :40]], return_tensors="pt")
+    assert len(caught) == 1
+
+
+def test_orientations_are_there_for_pictures_in_memory_alone(small, tmp_path):
+    picture = turned(NOISE, 6, tmp_path)
+    path = tmp_path / "6.png"
+    assert "orientations" not in small([path, NOISE, Image.fromarray(NOISE)], return_tensors="pt")
+    outputs = small([picture, NOISE, path], return_tensors="pt")
+    assert outputs["orientations"].tolist() == [[6, 60, 40], [1, 40, 60], [1, 40, 60]]
+    assert outputs["orientations"].dtype == torch.int64
+    assert small(picture)["orientations"].tolist() == [[6, 60, 40]]
+    # Pillow turns a TIFF file itself.
+    picture.save(tmp_path / "turned.tif", exif=picture.getexif())
+    opened = Image.open(tmp_path / "turned.tif")
+    assert torch.equal(small(opened, return_tensors="pt")["pixel_values"][0], outputs["pixel_values"][0])
+    assert "orientations" not in small(opened)
+
+
+def test_a_picture_is_upright_without_conversion_to_rgb_too(small, tmp_path):
+    expected = small(NOISE, return_tensors="pt")["pixel_values"]
+    picture = turned(NOISE, 6, tmp_path)
+    assert torch.equal(small(picture, do_convert_rgb=False, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_a_target_size_of_another_format_comes_with_a_warning():
+    """PIL's `size` is (width, height); and a picture may have been turned before."""
+    image_processor = ZegClipImageProcessor()
+    outputs = SimpleNamespace(logits=torch.zeros(1, 2, 4, 6))
+    with pytest.warns(UserWarning, match=r"\(60, 40\) has another format"):
+        image_processor.post_process_semantic_segmentation(outputs, [(60, 40)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in ((40, 60), (50, 50)):
+            image_processor.post_process_semantic_segmentation(outputs, [size])
 
 
 def test_flipped_and_read_only_arrays(small):

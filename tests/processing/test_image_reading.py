@@ -1,3 +1,4 @@
+import socket
 import struct
 import warnings
 import zlib
@@ -167,6 +168,64 @@ def test_errors_call_bytes_by_the_name_given(tmp_path, read, name, sentence):
     write_bad_files(tmp_path)
     with pytest.raises(ValueError, match=sentence):
         read((tmp_path / name).read_bytes(), name="picture 17")
+
+
+def test_an_address_gives_what_its_file_gives(served):
+    folder, address = served
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    palette = Image.new("P", (2, 1), 1)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    Image.fromarray(NOISE).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.linspace(0, 65535, 2400).reshape(40, 60).astype(np.uint16)).save(folder / "deep.png")
+    palette.save(folder / "transparent.png", transparency=1)
+    Image.fromarray(NOISE[..., 0].astype(np.float32) / 255).save(folder / "floats.tif")
+    for name in ("turned.jpg", "deep.png", "transparent.png", "floats.tif"):
+        from_address, from_file = load_rgb(f"{address}/{name}", timeout=5), load_rgb(folder / name)
+        assert from_address.size == from_file.size
+        assert from_address.tobytes() == from_file.tobytes(), name
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.png", "could not be fetched: .*404"),
+        ("empty.png", "is empty"),
+        ("text.jpg", "not a picture in a known format"),
+        ("bomb.png", "decompression bombs"),
+        ("truncated.jpg", "truncated or damaged"),
+    ],
+)
+def test_bad_addresses_raise_one_sentence_that_names_them(served, read, name, reason):
+    folder, address = served
+    write_bad_files(folder)
+    with pytest.raises(ValueError, match=reason) as error:
+        read(f"{address}/{name}")
+    assert f"{address}/{name}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+def test_an_address_that_nobody_answers_ends_after_the_timeout(read):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ValueError, match="could not be fetched"):
+            read(f"http://127.0.0.1:{silent.getsockname()[1]}/a.png", timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.float32([[-0.01, 0.5]]), np.float32([[np.nan, 0.5]]), np.float32([[0, 256]]), np.float32([[0.3, 1.003]]),
+        np.float32([[np.inf, 0]]), np.int32([[-1, 3]]), np.int32([[0, 65536]]),
+    ],
+)  # fmt: skip
+def test_values_that_are_no_grey_values_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "odd.tif")
+    with pytest.raises(ValueError, match=r"odd\.tif has .* values from .* neither 0\.\.1 nor 0\.\.255"):
+        load_rgb(tmp_path / "odd.tif")
 
 
 def test_other_objects_are_refused():

@@ -1,4 +1,5 @@
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -301,3 +302,23 @@ def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn
     pipe.processor.prompt_templates = ["a sketch of a {}"]
     with pytest.warns(UnknownWordsWarning, match="'a sketch of a {}'"):
         pipe(noise(), candidate_labels=["cat", "tree"])
+
+
+def test_names_are_compared_with_all_others(pipe, monkeypatch):
+    """Also where they are not encoded together."""
+    monkeypatch.setattr(pipeline_zegclip, "NAMES_AT_ONCE", 1)
+    with pytest.raises(ValueError, match="the same to the tokenizer"):
+        pipe(Image.new("RGB", (32, 32)), candidate_labels=["a  b", "a b", "cat"])
+
+
+def test_a_picture_in_memory_that_is_turned_comes_with_a_warning(pipe, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 64)).save(tmp_path / "phone.png", exif=exif)
+    with pytest.warns(UserWarning, match="exif_transpose"):
+        (row,) = pipe(Image.open(tmp_path / "phone.png"), candidate_labels=["cat"])
+    assert row["mask"].size == (64, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = pipe(str(tmp_path / "phone.png"), candidate_labels=["cat"])
+    assert row["mask"].size == (64, 32)

@@ -87,6 +87,58 @@ def test_a_name_too_long_is_an_error_that_names_it(processor, caplog):
     assert not caplog.records  # which would come before the sentence
 
 
+@pytest.mark.parametrize("templates", [None, ["a {}", "the {} there"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Cat", "cat"),
+        ("a  cat", "a cat"),
+        ("a\u00a0cat", "a cat"),
+        ("a\tcat", "a cat"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\u212bngstrom", "\u00c5ngstrom"),
+    ],
+)
+def test_names_that_the_tokenizer_cannot_tell_apart(image_processor, templates, names):
+    """Its ids say which: one of them would win no pixel."""
+    tokenizer = ZegClipProcessor.from_pretrained(DEFAULT_MODEL).tokenizer
+    processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
+    first, second = (processor(text=[name])["input_ids"] for name in names)
+    assert first == second
+    with pytest.raises(ValueError, match="the same to the tokenizer") as error:
+        processor(text=[names[0], "tree", names[1]])
+    assert all(repr(name) in str(error.value) for name in names)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("cat", "cats"), ("x!", "x?"), ("\uff43at", "cat"), ("c\u200bat", "cat")]
+)
+def test_names_that_the_tokenizer_tells_apart_are_taken(image_processor, first, second):
+    tokenizer = ZegClipProcessor.from_pretrained(DEFAULT_MODEL).tokenizer
+    processor = ZegClipProcessor(image_processor, tokenizer)
+    rows = processor(text=[first, second])["input_ids"]
+    assert rows[0] != rows[1]
+
+
+def test_the_readme_s_steps_on_a_picture_that_is_turned(processor, model, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(noise)).save(tmp_path / "phone.png", exif=exif)
+
+    def steps(picture):
+        inputs = processor(images=picture, text=["cat", "tree", "b"], return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        sizes = [(picture.height, picture.width)]
+        return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].numpy()
+
+    expected = steps(Image.fromarray(noise))
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(steps(Image.open(tmp_path / "phone.png")), np.rot90(expected))
+
+
 @pytest.mark.parametrize("templates", [["a photo"], ["{} and {}"], [3], []])
 def test_bad_templates(image_processor, tokenizer, templates):
     with pytest.raises(ValueError, match="template"):

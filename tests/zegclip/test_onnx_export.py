@@ -1,6 +1,7 @@
 """ONNX files against the model they were made from, on sizes and numbers that they were not traced with."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from peft import get_peft_model
 from PIL import Image
 from torch.export import Dim
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.cli import main
 from zegclip.loading import load_model, load_processor
 from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
@@ -242,3 +243,21 @@ def test_a_failure_is_one_sentence_and_leaves_nothing(model_folder, tmp_path, ca
     assert main(["onnx", str(model_folder), str(output)]) == 1
     error = capsys.readouterr().err
     assert error == "zegclip: ONNX files need onnxruntime, not installed here: pip install 'zegclip[onnx]'.\n"
+
+
+def test_the_script_refuses_names_of_the_same_tokens(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(load_processor(DEFAULT_MODEL).tokenizer.backend_tokenizer.to_str())
+    settings = {"prompt_templates": ["a {}", "the {}"], "context_length": 77, "pad_token_id": 0}
+    encode_names = runpy.run_path(str(SCRIPT))["encode_names"]
+    with pytest.raises(SystemExit, match=r"'Cat' and 'cat' are the same to the tokenizer"):
+        encode_names(tmp_path, settings, ["Cat", "tree", "cat"])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_the_script_refuses_pictures_that_it_would_misread(tmp_path, monkeypatch, capsys, mode):
+    Image.new(mode, (8, 8)).save(tmp_path / "deep.tif")
+    (tmp_path / "zegclip.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), str(tmp_path / "deep.tif"), "--labels", "cat"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "more than 8 bits" in capsys.readouterr().err
