@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if model_args.init_adapter is not None:
         raise ValueError("init_adapter is what a training starts from; what is to be evaluated is the model.")
     source = model_args.model or DEFAULT_MODEL
-    models = {"model": load_model(source)}
+    # In float32, as it was trained, whatever its files are in; --bf16 true and --fp16 true compute in half precision.
+    models = {"model": load_model(source).float()}
     named = "the embedded default model, as no model is given" if model_args.model is None else source
     PartialState().print(f"Evaluating {named}.")
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())

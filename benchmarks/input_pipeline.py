@@ -44,7 +44,8 @@ STAGES = {
     "crop and category rule": "_draw_crop",
     "resize the picture": "resize",
     "distort colours": "distort_colours",
-    "normalise and pad": "to_tensors",
+    "normalise": "preprocess",
+    "pad": "fill_up",
     "map ids to training labels": "training_labels",
     "collate": "collate",
 }

@@ -8,12 +8,12 @@ follow another law; albumentations is archived, and its successor is under the A
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .resizing_zegclip import nearest_indices
 
@@ -220,23 +220,15 @@ def _change_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarra
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def to_tensors(
-    image: np.ndarray,
-    labels: np.ndarray,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop_size: int,
-    ignore_index: int,
+def fill_up(
+    pixel_values: torch.Tensor, labels: np.ndarray, *, crop_size: int, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Normalises a crop, then fills it up to a square at the right and at the bottom.
+    Fill a normalised crop up to a square at the right and at the bottom.
 
     Args:
-        image: `(height, width, 3)` uint8, RGB, sides at most `crop_size`.
+        pixel_values: `(3, height, width)` float32, sides at most `crop_size`, from an image processor.
         labels: `(height, width)` of any integer type.
-        mean: Of each channel, for colours in 0..1 (an image processor's `image_mean`).
-        std: Of each channel, likewise (`image_std`).
         crop_size: Side of the square in pixels.
         ignore_index: Label of the added pixels, whose normalised colour is 0.
 
@@ -244,24 +236,18 @@ def to_tensors(
         `(3, crop_size, crop_size)` float32 and `(crop_size, crop_size)` int64.
 
     Raises:
-        ValueError: If picture and labels have other types or shapes, or are larger than the square.
+        ValueError: If the crop is larger than the square.
     """
-    _check_pair(image, labels)
     height, width = labels.shape
     if max(height, width) > crop_size:
         raise ValueError(
             f"A crop of {height}x{width} pixels (height x width) does not fit in {crop_size}x{crop_size}."
         )
-    # Filled by NumPy: torch would set several threads to work on so little.
-    pixel_values = np.zeros((3, crop_size, crop_size), np.float32)
-    padded_labels = np.full((crop_size, crop_size), ignore_index, np.int64)
-    values = np.arange(256, dtype=np.float32)
-    # In float32 and in this order the result has the official code's bits.
-    for plane, colours, centre, spread in zip(pixel_values, cv2.split(image), mean, std):
-        table = (values - np.float32(centre * 255)) / np.float32(spread * 255)
-        plane[:height, :width] = cv2.LUT(colours, table)
-    padded_labels[:height, :width] = labels
-    return torch.from_numpy(pixel_values), torch.from_numpy(padded_labels)
+    ids = torch.from_numpy(labels.astype(np.int64))
+    if (height, width) == (crop_size, crop_size):
+        return pixel_values, ids
+    margins = (0, crop_size - width, 0, crop_size - height)
+    return F.pad(pixel_values, margins), F.pad(ids, margins, value=ignore_index)
 
 
 def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
@@ -277,4 +263,4 @@ def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-__all__ = ["TrainingAugmentation", "distort_colours", "to_tensors"]
+__all__ = ["TrainingAugmentation", "distort_colours", "fill_up"]

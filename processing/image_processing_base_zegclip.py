@@ -192,10 +192,9 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         for image in images:
             if do_resize:
                 image = self.resize(image, size, resample)
-            if do_rescale:
-                image = self.rescale(image, rescale_factor)
-            if do_normalize:
-                image = self.normalize(image, image_mean, image_std)
+            if do_rescale or do_normalize:
+                factor = rescale_factor if do_rescale else 1.0
+                image = _scale(image, factor, *((image_mean, image_std) if do_normalize else ()))
             processed.append(image)
         return processed
 
@@ -261,6 +260,22 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                 ids, _ = running_max(resize_maps(picture_logits[chunk], height, width) for chunk in chunks)
                 results.append(ids if turn_back is None else turn_back(ids))
         return results
+
+
+def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: float | Iterable[float] = 1.0) -> Any:
+    """
+    Rescale and normalise `(channels, height, width)` in one step, float32.
+
+    In this order, `(value - mean / factor) / (std / factor)`, the result has the official code's bits.
+    """
+    channels = (np.asarray(numbers, dtype=np.float64).reshape(-1, 1, 1) / factor for numbers in (mean, std))
+    centre, spread = (numbers.astype(np.float32) for numbers in channels)
+    if isinstance(image, torch.Tensor):
+        centre, spread = (torch.from_numpy(numbers).to(image.device) for numbers in (centre, spread))
+        return (image.float() - centre) / spread
+    values = np.empty(image.shape, np.float32)
+    np.subtract(image, centre, out=values, dtype=np.float32, casting="unsafe")
+    return np.divide(values, spread, out=values)
 
 
 def _frame(image: Any, picture: Any) -> tuple[int, int, int]:

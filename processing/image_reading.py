@@ -117,6 +117,9 @@ def load_class_ids(mask: Source, name: str | None = None, timeout: float | None 
     """
     name = on_one_line(name or _name(mask))
     image = _open(mask, name, timeout)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise _no_label_map(name, f"it holds {frames} images, and it is not clear which is meant")
     try:
         stored = _find_numbers(image, name)
     except ValueError:

@@ -5,6 +5,7 @@ from typing import cast
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Image
+from transformers.image_utils import PILImageResampling
 
 from zegclip.arguments import DataArguments
 from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
@@ -112,7 +113,14 @@ def make_augmentation(
 ) -> TrainingAugmentation:
     """Build the augmentation that the arguments describe; sizes that they leave open are the processor's."""
     image_processor = processor.image_processor
-    short_side = image_processor.size["shortest_edge"]
+    size = dict(image_processor.size)
+    bilinear = image_processor.resample == PILImageResampling.BILINEAR
+    if not image_processor.do_resize or not bilinear or size.get("shortest_edge") is None:
+        raise ValueError(
+            "A training resizes pictures bilinearly by their short side, as the official code does, but the processor "
+            f"has do_resize={image_processor.do_resize}, resample={image_processor.resample}, size={size}."
+        )
+    short_side = size["shortest_edge"]
     crop_size = arguments.crop_size or image_processor.window_size
     if crop_size is None:
         raise ValueError("crop_size is missing: the processor has no window size that could take its place.")

@@ -80,7 +80,7 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
     patch = settings["patch_size"]
     pictures = torch.zeros(2, 3, 9 * patch - 1, 11 * patch - 1)
     embeds = torch.zeros(len(_TRACED_NAMES), settings["embedding_size"])
-    with _plain_attention(model):
+    with _plain_attention(model), _end_token(model, processor.tokenizer.eos_token_id):
         _write(
             TextGraph(model),
             folder / TEXT_FILE,
@@ -202,7 +202,8 @@ def compare(
     (embeds,) = text.run(None, {"input_ids": tokens})
     (logits,) = vision.run(None, {"pixel_values": pictures.numpy(), "class_embeds": embeds})
     with torch.no_grad():
-        expected_embeds = TextGraph(model)(torch.from_numpy(tokens))
+        inputs = processor(text=list(names), return_tensors="pt")
+        expected_embeds = model.get_class_embeds(**inputs, num_templates=len(processor.prompt_templates))
         expected_logits = VisionGraph(model)(pictures, expected_embeds)
     return {
         "class_embeds": float(np.abs(embeds - expected_embeds.numpy()).max()),
@@ -226,6 +227,17 @@ def _plain_attention(model: ZegClipForSemanticSegmentation) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(implementation)
+
+
+@contextlib.contextmanager
+def _end_token(model: ZegClipForSemanticSegmentation, token_id: int) -> Iterator[None]:
+    """Let the text tower, which sees no attention mask in a graph, look for the end token that the tokenizer gives."""
+    text_model = model.clip.text_model
+    configured, text_model.eos_token_id = text_model.eos_token_id, token_id
+    try:
+        yield
+    finally:
+        text_model.eos_token_id = configured
 
 
 def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], output: str) -> None:

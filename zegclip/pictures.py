@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import compute
 from torch.utils.data import Sampler
 
-from zegclip.processing.augmentation_zegclip import TrainingAugmentation, to_tensors
+from zegclip.processing.augmentation_zegclip import TrainingAugmentation, fill_up
 from zegclip.processing.class_split_zegclip import ClassSplit, Setting
 from zegclip.processing.image_processing_base_zegclip import ZegClipImageProcessorBase
 from zegclip.processing.picture_files_zegclip import read_sample
@@ -35,7 +35,7 @@ class TrainingPictures(torch.utils.data.Dataset):
         split: The classes.
         setting: Which labels training sees.
         augmentation: Makes the crops.
-        image_processor: Its mean and standard deviation normalise them.
+        image_processor: Turns them into pixel values.
         seed: Of all randomness.
         skipped_file: Pictures that cannot be read are noted there and replaced by others; `None`: they are errors.
     """
@@ -54,7 +54,7 @@ class TrainingPictures(torch.utils.data.Dataset):
         self.split = split
         self.setting: Setting = setting
         self.augmentation = augmentation
-        self.mean, self.std = image_processor.image_mean, image_processor.image_std
+        self.image_processor = image_processor
         self.seed = seed
         self.skipped_file = skipped_file
 
@@ -76,11 +76,11 @@ class TrainingPictures(torch.utils.data.Dataset):
         image, ids, row = self._read(index, rng)
         # The crop is chosen by all classes, as in the official pipeline; what training may see of them comes after.
         image, ids = self.augmentation(image, ids, rng)
-        pixel_values, labels = to_tensors(
-            image,
+        # What pixel values are is the processor's affair, as in evaluation; sizes are the augmentation's.
+        prepared = self.image_processor(image, do_resize=False, input_data_format="channels_last")
+        pixel_values, labels = fill_up(
+            torch.as_tensor(prepared["pixel_values"][0]),
             self.split.training_labels(ids, self.setting),
-            mean=self.mean,
-            std=self.std,
             crop_size=self.augmentation.crop_size,
             ignore_index=self.split.ignore_index,
         )

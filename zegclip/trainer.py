@@ -103,6 +103,7 @@ class ZegClipTrainingArguments(TrainingArguments):
     decay_norms_and_biases: bool = field(
         default=True, metadata={"help": "Weight decay on norms and biases too, as the official training."}
     )
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pictures per pass and process."})
     total_train_batch_size: int | None = field(
         default=None,
         metadata={

@@ -291,3 +291,12 @@ def test_encoders_write_what_they_should():
     content = encoders.png(np.array([[1, 2, 3]]), 4)
     start = content.index(b"IDAT") + 4
     assert zlib.decompress(content[start : content.index(b"IEND") - 8]) == b"\0\x12\x30"
+
+
+@pytest.mark.parametrize("kind", ["tiff", "gif"])
+def test_of_several_images_none_is_chosen(tmp_path, kind):
+    first, second = (PILImage.fromarray(np.full((4, 4), value, np.uint8)) for value in (1, 2))
+    path = tmp_path / f"mask.{kind}"
+    first.save(path, save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match="2 images"):
+        load_class_ids(path)

@@ -110,6 +110,15 @@ def test_the_augmentation_fills_in_the_processors_sizes(processor):
         make_augmentation(DataArguments(), processor, split)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("do_resize", False), ("resample", 3), ("size", {"height": 32, "width": 32})]
+)
+def test_sizes_that_a_training_would_not_follow_are_refused(processor, name, value):
+    setattr(processor.image_processor, name, value)
+    with pytest.raises(ValueError, match=name):
+        make_augmentation(DataArguments(), processor, picture_world_split("tuning"))
+
+
 def test_the_picture_world_has_its_own_classes():
     with pytest.raises(ValueError, match="unseen_classes is for other data sets"):
         load_data(DataArguments(unseen_classes=["cat"]), training=False)

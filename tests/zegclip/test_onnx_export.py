@@ -261,3 +261,14 @@ def test_the_script_refuses_pictures_that_it_would_misread(tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "more than 8 bits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_names_are_pooled_at_the_tokenizers_end_token(model, processor, tmp_path):
+    """Where a word was added behind the end token, and the configuration is as OpenAI's."""
+    processor.tokenizer.add_tokens(["zebra"])
+    model.clip.text_model.resize_token_embeddings(len(processor.tokenizer))
+    model.config.clip_config.text_config.vocab_size = len(processor.tokenizer)
+    model.clip.text_model.eos_token_id = 2
+    export_onnx(model, processor, tmp_path)
+    assert compare(model, processor, tmp_path, ["zebra", "a zebra"], 1, (32, 32))["class_embeds"] < TOLERANCE

@@ -170,3 +170,32 @@ def test_the_content_of_rows_is_that_of_files_wherever_they_lie(tmp_path):
 
     assert content_of_rows(table()) == content_of_rows(table())
     assert content_of_rows(table(mask=[{"path": "1.png", "bytes": b"12"}, None])) != content_of_rows(table())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"image_mean": [0.5] * 3, "image_std": [0.25] * 3},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+)
+def test_training_and_evaluation_see_the_same_pixel_values(make_data, image_processor, fields):
+    for name, value in fields.items():
+        setattr(image_processor, name, value)
+    image_processor.size = {"shortest_edge": 24}
+    data = make_data(1)
+    PILImage.fromarray(np.random.default_rng(1).integers(256, size=(24, 24, 3), dtype=np.uint8)).save(
+        data[0]["image"]["path"]
+    )
+    PILImage.new("L", (24, 24)).save(data[0]["mask"]["path"])
+    still = TrainingAugmentation(
+        crop_size=24, short_side=24, scale_range=None, max_category_share=1.0, flip_probability=0.0,
+        photometric_distortion=False,
+    )  # fmt: skip
+    trained = TrainingPictures(data, SPLIT, "inductive", still, image_processor)[0]["pixel_values"]
+    evaluated = EvaluationPictures(data, SPLIT, image_processor)[0]["pixel_values"]
+    assert torch.equal(trained.float(), evaluated.float())
