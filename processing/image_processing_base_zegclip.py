@@ -271,8 +271,7 @@ def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: 
     channels = (np.asarray(numbers, dtype=np.float64).reshape(-1, 1, 1) / factor for numbers in (mean, std))
     centre, spread = (numbers.astype(np.float32) for numbers in channels)
     if isinstance(image, torch.Tensor):
-        centre, spread = (torch.from_numpy(numbers).to(image.device) for numbers in (centre, spread))
-        return (image.float() - centre) / spread
+        return (image.float() - torch.from_numpy(centre).to(image.device)) / torch.from_numpy(spread).to(image.device)
     values = np.empty(image.shape, np.float32)
     np.subtract(image, centre, out=values, dtype=np.float32, casting="unsafe")
     return np.divide(values, spread, out=values)
