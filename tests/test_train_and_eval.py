@@ -309,6 +309,29 @@ def test_the_best_checkpoint_is_found_where_a_run_was_moved_to(clip_folder, tmp_
     assert (moved / "adapter_model.safetensors").read_bytes() == weights
 
 
+def test_a_run_without_optimiser_states_starts_anew_and_ends_alike(clip_folder, tmp_path, capsys):
+    words = ["--save_only_model", "true", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "3"]
+    train(clip_folder, tmp_path / "undisturbed", *words)
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoint-2")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (tmp_path / "killed" / name).unlink()
+    capsys.readouterr()
+    train(clip_folder, tmp_path / "killed", *words)
+    assert "checkpoint-1 holds the model alone (save_only_model): the training starts anew" in capsys.readouterr().out
+    ended = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
+    assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_clip_in_half_precision_is_trained_in_float32(model, clip_folder, tmp_path, dtype):
+    model.clip.to(dtype).save_pretrained(clip_folder)
+    train(clip_folder, tmp_path / "run")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
+
+
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
     words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
     with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):
