@@ -47,7 +47,7 @@ from zegclip.runs import (
     stages_of,
 )
 from zegclip.survey import remark_on_data
-from zegclip.trainer import ZegClipTrainer, holds_optimizer
+from zegclip.trainer import ZegClipTrainer, is_whole
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "zegclip_picture_world_inductive.yaml"
 
@@ -127,7 +127,10 @@ def run_stage(
         split=split,
         setting=setting,
     )
-    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(str(output_dir))
+    given = training_args.resume_from_checkpoint
+    if given and Path(given).resolve().parent != output_dir.resolve():
+        refuse_other_run(Path(given).parent, record)
+    checkpoint = given or get_last_checkpoint(str(output_dir))
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(f"{checkpoint}: there is no such checkpoint folder.")
     if not finished and checkpoint is not None and is_finished(checkpoint):
@@ -138,8 +141,8 @@ def run_stage(
         load_adapter_into(model, finished)
         trainer.state = TrainerState.load_from_json(str(Path(finished) / TRAINER_STATE_NAME))
     else:
-        if checkpoint is not None and not training_args.resume_from_checkpoint and not holds_optimizer(checkpoint):
-            say(f"{checkpoint} holds the model alone (save_only_model): the training starts anew.")
+        if checkpoint is not None and not training_args.resume_from_checkpoint and not is_whole(checkpoint):
+            say(f"{checkpoint} holds no whole state of a training (save_only_model): it starts anew.")
             checkpoint = None
         say(f"Resuming from {checkpoint}." if checkpoint else trained_parameters(model))
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -354,6 +354,8 @@ def _build(
         raise ValueError(f"This checkpoint is broken: {broken!r} holds NaN or infinite values.")
     model_config, prompt_config = infer_config(source, method, config)
     clip = _convert_clip(source, model_config)
+    # A mark, so that no adapter does it once more.
+    model_config.clip_config.class_embedding_doubled = True
     prompts = _convert_prompts(source, prompt_config)
     decode_head = _convert_decode_head(source, method, model_config)
     source.check_all_taken()

@@ -49,13 +49,13 @@ def _sum_each_map(
     Args:
         term: From `maps` `(pictures, classes, height, width)`, `own`, whether a pixel is of the map's class (bool, the
             same shape), and `valid`, whether it is not ignored (bool `(pictures, 1, height, width)`), to sums
-            `(..., pictures, classes)`.
+            `(pictures, classes)`.
         logits: `(batch, classes, height, width)` mask logits.
         labels: `(batch, height, width)` int64 class ids.
         ignore_index: Label of pixels without a class.
 
     Returns:
-        `(..., batch, classes)`.
+        `(batch, classes)`.
     """
     if torch.compiler.is_compiling() or logits.numel() <= PIXELS_AT_ONCE:
         return _of_maps(term, logits, labels, 0, ignore_index)
@@ -69,8 +69,8 @@ def _sum_each_map(
             # The many maps of the full size that a term makes are not kept for the backward pass, but made again.
             arguments = (term, maps, ids, number * maps_at_once, ignore_index)
             sums.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
-        batch.append(torch.cat(sums, dim=-1))
-    return torch.cat(batch, dim=-2)
+        batch.append(torch.cat(sums, dim=1))
+    return torch.cat(batch)
 
 
 def _of_maps(
@@ -147,13 +147,17 @@ def dice_loss(
     """
 
     def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        inside = own.to(maps)
-        errors = _sigmoid((1 - 2 * inside) * maps)
-        hits = _sigmoid((inside * maps).sum(1, keepdim=True)) * inside  # of the labelled class, at each pixel
-        errors = errors if ignored_as_negatives else errors * valid
-        return torch.stack([errors.sum((-2, -1)), hits.sum((-2, -1))])
+        errors = _sigmoid((1 - 2 * own.to(maps)) * maps)
+        return (errors if ignored_as_negatives else errors * valid).sum((-2, -1))
 
-    errors, intersection = _sum_each_map(term, logits, labels, ignore_index)
+    valid = labels != ignore_index
+    hits = _sigmoid(logits.gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1))
+    # A running sum over a whole map rounds off too much in float32; Apple's GPUs have no other.
+    wide = hits.dtype if hits.device.type == "mps" else torch.float64
+    bins = torch.zeros(len(labels), logits.shape[1] + 1, dtype=wide, device=hits.device)
+    ids = labels.where(valid, logits.shape[1])
+    intersection = bins.scatter_add(1, ids.flatten(1), hits.flatten(1).to(wide))[:, :-1].to(hits)
+    errors = _sum_each_map(term, logits, labels, ignore_index)
     # 1 - (2 I + 1) / (A + 1), where the area A of both is 2 I and the errors. In this form neither the value nor the
     # gradient is a small difference of large numbers.
     terms = 1 / (1 + (2 * intersection + 1) / errors.clamp(min=1e-12))

@@ -439,7 +439,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
 
         Args:
             input_ids: `(names * templates, length)` token ids, all templates of the first name first.
-            attention_mask: Same shape, 1 for tokens and 0 for padding.
+            attention_mask: Same shape, 1 for tokens and 0 for padding. With it, names are encoded at their end token
+                whatever `eos_token_id` the configuration gives; without it, as the CLIP's text tower does.
             num_templates: Rows per name; defaults to the number of templates in the configuration.
 
         Returns:
@@ -460,9 +461,12 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.pooler_output
         if attention_mask is not None:
-            # The end token is the last that is no padding. The text tower's own rule goes by `eos_token_id`, which is
-            # wrong in OpenAI's configurations and then means the largest id, that of a token added to a tokenizer.
+            # Where the configuration does not give the end token, it is the last that is no padding. OpenAI's say 2,
+            # for which the text tower takes the largest id, such as that of a word added to the tokenizer.
             end = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=-1)
+            if self.clip.text_model.eos_token_id != 2:
+                is_end = input_ids == self.clip.text_model.eos_token_id
+                end = torch.where(is_end.any(dim=-1), is_end.int().argmax(dim=-1), end)
             states = outputs.last_hidden_state[torch.arange(num_rows, device=end.device), end]
         embeds = F.normalize(self.clip.text_projection(states), dim=-1)
         return F.normalize(embeds.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
@@ -523,6 +527,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         config = self.config
         num_classes = logits.shape[1]
+        if labels.is_floating_point():
+            raise ValueError(f"labels are class ids, whole numbers, but they are {labels.dtype}.")
         if labels.ndim != 3 or len(labels) != len(logits):
             raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
         labels = labels.to(logits.device).long()
@@ -615,6 +621,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
                 What the processor says of pictures that it turned upright; handed on to post-processing.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what it leaves out
         for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
             close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
             hint = f": did you mean {close[0]!r}?" if close else "."

@@ -7,6 +7,8 @@ from typing import Any
 
 from peft import PeftConfig
 
+from .base_fingerprint_zegclip import is_fingerprint
+
 NUMBERS: dict[str, tuple[type, ...]] = {
     "num_tokens": (int,),
     "num_deep_layers": (int, NoneType),
@@ -99,6 +101,13 @@ class DeepPromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = DeepPromptPeftType.DEEP_PROMPT
+        # Of a stored adapter; one that is fresh takes that of whatever base it is put on.
+        self.made_for = self.base_fingerprint
+        if self.made_for is not None and not is_fingerprint(self.made_for):
+            raise ValueError(f"base_fingerprint must be what an adapter was saved with, not {self.made_for!r}.")
+        for name in ("spectral_prompt", "double_class_embedding"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         for name, kinds in NUMBERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kinds):

@@ -8,7 +8,6 @@ import peft.mapping
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -57,16 +56,15 @@ class DeepPromptModel(BaseTuner):
         adapter that was made for another base is a warning.
         """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        for module in model.modules():
-            if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-                for parameter in module.modules_to_save[adapter_name].parameters():
-                    if parameter.dtype in (torch.float16, torch.bfloat16):
-                        parameter.data = parameter.data.float()
+        for name, parameter in model.named_parameters():
+            own = (".deep_prompt_" in name or ".modules_to_save." in name) and adapter_name in name.split(".")
+            if own and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
         config = self.peft_config[adapter_name]
         fingerprint = take_fingerprint(model)
-        if config.base_fingerprint is None and not config.inference_mode:
+        if config.made_for is None and not config.inference_mode:
             config.base_fingerprint = fingerprint
-        if not are_same(config.base_fingerprint, fingerprint):
+        if not are_same(config.made_for, fingerprint):
             base = config.clip_model_name_or_path or config.base_model_name_or_path
             here = getattr(getattr(model, "config", None), "_name_or_path", None)
             warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
@@ -121,6 +119,11 @@ class DeepPromptModel(BaseTuner):
                     raise ValueError(f"{name} needs a ZegClipForSemanticSegmentation, which takes part in it.")
             return
         model_config: Any = model.config
+        if config.double_class_embedding and getattr(model_config.clip_config, "class_embedding_doubled", False):
+            raise ValueError(
+                "double_class_embedding would add the class embedding a third time: the position table of this "
+                "converted CLIP holds it already, so leave the field out."
+            )
         described = model_config.describe_head()
         stored = config.model_config
         for name in head_fields(described["decode_head_type"]) if stored is not None else ():

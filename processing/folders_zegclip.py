@@ -110,6 +110,15 @@ def read_class_names(source: str | os.PathLike | Features) -> tuple[list[str], l
     path, text = found, read_text(found)
     lines = text.rstrip().split("\n") if text.strip() else []
     is_json = path.endswith(".json") or (text.lstrip().startswith("{") and text.rstrip().endswith("}"))
+    if (
+        not is_json
+        and lines
+        and (lines[0].startswith("#") or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines))
+    ):
+        raise ValueError(
+            f"{path}: expected a name a line, the first one for mask value 0, but it begins with {lines[0]!r}: write "
+            'mask values and names as JSON, such as {"0": "wall", "1": "floor"}.'
+        )
     names = _parse_id2label(path, text) if is_json else dict(enumerate(lines))
     if not names:
         raise ValueError(f"{path}: there is no class name in it.")

@@ -22,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading import TURNED, exif_frame, load_class_ids, load_rgb, load_upright, to_8_bit
+from .image_reading import TURNED, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
 from .resizing_zegclip import resize_bilinear, resize_nearest, resized_shape
 from .sliding_window_zegclip import class_chunks, resize_maps, running_max
 
@@ -153,6 +153,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
     ) -> BatchFeature:
         names = ("do_convert_rgb", "do_rescale", "rescale_factor", "input_data_format", "device")
         options = {name: kwargs[name] for name in names}
+        sources = images if isinstance(images, (list, tuple)) else [images]
         images = self._prepare_images_structure(_with_channels(self.fetch_images(images), kwargs["input_data_format"]))
         pictures = [self.process_image(image, **options) for image in images]
         pixel_values = self._preprocess(pictures, **kwargs)
@@ -172,6 +173,13 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         if segmentation_maps is not None:
             class_ids = _read_segmentation_maps(segmentation_maps)
             _check_segmentation_maps(class_ids, [tuple(picture.shape[-2:]) for picture in pictures])
+            maps = segmentation_maps if isinstance(segmentation_maps, (list, tuple)) else [segmentation_maps]
+            if any(_are_turned_apart(source, segmentation_map) for source, segmentation_map in zip(sources, maps)):
+                warnings.warn(
+                    "A picture is turned by its EXIF orientation and its segmentation map is not: if that was drawn "
+                    "over the stored pixels, it lies on the wrong side.",
+                    stacklevel=2,
+                )
             data["labels"] = [resize_nearest(ids, *shape) for ids, shape in zip(class_ids, shapes)]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -268,7 +276,12 @@ def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: 
 
     In this order, `(value - mean / factor) / (std / factor)`, the result has the official code's bits.
     """
-    channels = (np.asarray(numbers, dtype=np.float64).reshape(-1, 1, 1) / factor for numbers in (mean, std))
+    channels = [np.asarray(numbers, dtype=np.float64).reshape(-1, 1, 1) / factor for numbers in (mean, std)]
+    for numbers, given in zip(channels, (mean, std)):
+        if len(numbers) != len(image) and isinstance(given, Iterable):
+            raise ValueError(
+                f"image_mean and image_std need a number for each of the {len(image)} channels, not {len(numbers)}."
+            )
     centre, spread = (numbers.astype(np.float32) for numbers in channels)
     if isinstance(image, torch.Tensor):
         return (image.float() - torch.from_numpy(centre).to(image.device)) / torch.from_numpy(spread).to(image.device)
@@ -280,6 +293,23 @@ def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: 
 def _frame(image: Any, picture: Any) -> tuple[int, int, int]:
     """A picture's EXIF orientation, 1 for what is none in memory, and height and width as they were given."""
     return exif_frame(image) if isinstance(image, Image.Image) else (1, *picture.shape[-2:])
+
+
+def _are_turned_apart(picture: Any, segmentation_map: Any) -> bool:
+    """Whether one of the two has an EXIF orientation that the other has not, and their sizes do not tell."""
+    (orientation, *size), (map_orientation, *map_size) = (_stored_frame(item) for item in (picture, segmentation_map))
+    return orientation != map_orientation and size == map_size
+
+
+def _stored_frame(source: Any) -> tuple[int, int, int]:
+    """EXIF orientation, height and width as stored; arrays, tensors and what lies at addresses have no orientation."""
+    if isinstance(source, Image.Image):
+        return exif_frame(source)
+    if isinstance(source, (str, Path, bytes)) and not str(source).startswith(("http://", "https://")):
+        orientation, (width, height) = read_frame(source)
+        return orientation, height, width
+    height, width = tuple(getattr(source, "shape", (0, 0)))[-2:]
+    return 1, height, width
 
 
 def _turning_back(frame: Sequence[int], height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -251,8 +251,8 @@ def _find_numbers(image: Image.Image, name: str) -> StoredNumbers | None:
         return _find_tiff_numbers(image, name)
     if image.mode in _PLAIN.get(image.format, ()):
         return None
-    if (image.format, image.mode) == ("PPM", "1"):  # It stores 1 for black.
-        return StoredNumbers(1, inverted=True)
+    if (image.format, image.mode) == ("PPM", "1"):
+        raise _no_label_map(name, "PBM stores 1 for black, so it is not clear whether 1 or 0 is meant; use PNG")
     if image.format == "PNG":
         return _find_png_numbers(image, name)
     header = _open_again(image)

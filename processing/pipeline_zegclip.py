@@ -46,7 +46,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A model that comes straight from training would predict with dropout.
         self.model.eval()
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
@@ -113,7 +112,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         num_templates = len(self.processor.prompt_templates)
         encoded = []
         self.processor(text=labels)  # Of all together: it refuses names that are the same for the tokenizer.
-        with self.device_placement(), torch.no_grad():
+        with self.device_placement(), torch.no_grad(), _in_eval_mode(self.model):
             for start in range(0, len(order), NAMES_AT_ONCE):
                 some = [labels[index] for index in order[start : start + NAMES_AT_ONCE]]
                 tokens = self.processor(text=some, return_tensors="pt")
@@ -133,6 +132,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         preprocess = _select(kwargs, "timeout")
         forward = _select(kwargs, "class_embeds", "window_size", "window_stride", "window_batch_size")
         postprocess = _select(kwargs, "threshold")
+        if not 0 <= postprocess.get("threshold", 0) <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1, not be {postprocess['threshold']}.")
         if "candidate_labels" in kwargs:
             postprocess["candidate_labels"] = _read_labels(kwargs.pop("candidate_labels"))
         if kwargs:
@@ -166,14 +167,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         **geometry: Any,
     ) -> dict[str, torch.Tensor]:
         """The best label's index and score at every pixel of the original picture."""
-        windows = predict_windows(
-            self.model,
-            model_inputs["pixel_values"],
-            class_embeds,
-            window_size=geometry.get("window_size", self.processor.image_processor.window_size),
-            stride=geometry.get("window_stride", self.processor.image_processor.window_stride),
-            batch_size=window_batch_size,
-        )
+        with _in_eval_mode(self.model):
+            windows = predict_windows(
+                self.model,
+                model_inputs["pixel_values"],
+                class_embeds,
+                window_size=geometry.get("window_size", self.processor.image_processor.window_size),
+                stride=geometry.get("window_stride", self.processor.image_processor.window_stride),
+                batch_size=window_batch_size,
+            )
         with _telling_size(*model_inputs["original_size"]):
             ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
         if scores.isnan().any():  # No comparison with one holds, so that the first label would win.
@@ -209,6 +211,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+@contextmanager
+def _in_eval_mode(model: Any) -> Iterator[None]:
+    """Predict without dropout, also in the middle of a training, which goes on as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @contextmanager

@@ -72,9 +72,12 @@ def find_unknown_words(
     if vocabulary is None:
         return None
     known = {word.lower() for word in vocabulary}
-    unknown = [
-        repr(text) for text in (*labels, *prompt_templates) if not set(re.findall(r"\w+", text.lower())) <= known
-    ]
+
+    def is_known(text: str) -> bool:
+        words = set(re.findall(r"\w+", text.lower()))
+        return bool(words) and words <= known and not re.search(r"[^\w\s]", re.sub(r"\b-\b", " ", text))
+
+    unknown = [repr(text) for text in (*labels, *prompt_templates) if not is_known(text.replace("{}", " "))]
     if not unknown:
         return None
     more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
@@ -161,6 +164,7 @@ class ZegClipProcessor(ProcessorMixin):
         limit = kwargs.get("max_length") or self.tokenizer.model_max_length
         # A name is text alone: with "<|endoftext|>" in it, the text tower would silently not see the rest.
         kwargs["split_special_tokens"] = True
+        kwargs["padding_side"] = "right"  # On the left it would move the words to other positions.
         rows = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
         for index, token_ids in enumerate(rows):
             # Cutting a name short would silently look for another class.

@@ -80,7 +80,7 @@ def weights(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_and_resumed(clip_folder, tmp_path, log, processes):
     finish(log, *command(clip_folder, tmp_path / "undisturbed", processes))
     output = tmp_path / "run"

@@ -297,7 +297,7 @@ def test_the_best_checkpoint_is_found_where_a_run_was_moved_to(clip_folder, tmp_
         "--metric_for_best_model",
         "pacc",
     ]
-    words += ["--greater_is_better", "true", "--learning_rate", "0.1", "--warmup_steps", "0"]
+    words += ["--greater_is_better", "false", "--learning_rate", "0.1", "--warmup_steps", "0"]
     run, moved = tmp_path / "run", tmp_path / "moved"
     train(clip_folder, run, *words)
     weights = (run / "adapter_model.safetensors").read_bytes()
@@ -318,7 +318,9 @@ def test_a_run_without_optimiser_states_starts_anew_and_ends_alike(clip_folder, 
         (tmp_path / "killed" / name).unlink()
     capsys.readouterr()
     train(clip_folder, tmp_path / "killed", *words)
-    assert "checkpoint-1 holds the model alone (save_only_model): the training starts anew" in capsys.readouterr().out
+    assert (
+        "checkpoint-1 holds no whole state of a training (save_only_model): it starts anew" in capsys.readouterr().out
+    )
     ended = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
     assert ended[0] == ended[1]
 
@@ -330,6 +332,21 @@ def test_a_clip_in_half_precision_is_trained_in_float32(model, clip_folder, tmp_
     assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "adapter_model.safetensors").values()} == {
         torch.float32
     }
+
+
+def test_a_checkpoint_of_another_run_is_no_start(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "first", "--save_strategy", "steps", "--save_steps", "1")
+    checkpoint = ["--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-1")]
+    with pytest.raises(ValueError, match="learning_rate"):
+        train(clip_folder, tmp_path / "second", "--learning_rate", "0.01", *checkpoint)
+
+
+def test_which_step_is_kept_belongs_to_a_run(clip_folder, tmp_path):
+    train(clip_folder, tmp_path / "run")
+    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "hiou"]
+    best += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+    with pytest.raises(ValueError, match="holds a run with"):
+        train(clip_folder, tmp_path / "run", *best)
 
 
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):

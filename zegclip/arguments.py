@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from zegclip.faults import explain_fault, sentence_of
 from zegclip.files import exiting_on_sigterm
@@ -308,6 +309,8 @@ def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, 
             raise ValueError(f"{path}: {name} has no value.")
         if isinstance(value, dict) and name in ZegClipTrainingArguments._VALID_DICT_FIELDS:
             continue
+        if actions[name].type is string_to_bool and value in ("on", "On", "ON", "off", "Off", "OFF"):
+            content[name] = str(value.lower() == "on")  # which YAML 1.1 has too, and argparse has not
         if isinstance(value, list):
             content[name] = _convert_items(path, name, value, actions[name].type)
         elif not isinstance(value, (str, NoneType)):  # argparse would take it as it is
@@ -343,7 +346,7 @@ class _YamlLoader(yaml.SafeLoader):
 
     YAML 1.1, which PyYAML follows, would read the class names `no` and `on` as truth values, `12:30` as 750 and `010`
     as 8, and call a folder `2026_01` 202601. What a value is, its field says; in mappings, whose parts no field
-    declares, numbers are those of JSON and truth values come in any form.
+    declares, numbers are decimal (`010` is 10) and truth values come in any form.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {

@@ -13,13 +13,15 @@ from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.overlay import load_font, make_colours, overlay, shorten
 from zegclip.pictures import spread_evenly
-from zegclip.processing.benchmarks_zegclip import read_class_lists
+from zegclip.processing.benchmarks_zegclip import BENCHMARKS, read_class_lists
 from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.datasets_zegclip import load_pictures
 from zegclip.processing.picture_files_zegclip import read_sample
+from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.survey import Survey, remark_on_number, survey_pictures
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
@@ -169,6 +171,11 @@ def run_check(arguments: argparse.Namespace) -> int:
         mask_column=arguments.mask_column,
     )
     num_expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures")
+    if arguments.dataset not in BENCHMARKS:  # whose configurations name a CLIP
+        vocabulary = ZegClipConfig.from_pretrained(DEFAULT_MODEL).vocabulary
+        unknown = find_unknown_words(split.names, vocabulary, model="the embedded model")
+        if unknown is not None:
+            print(f"note: for a training without --model: {unknown}")
     report = check_pictures(data, split, arguments.output, arguments.workers, num_expected)
     return 1 if report["num_broken"] else 0
 

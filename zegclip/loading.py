@@ -258,7 +258,7 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
                 f"{adapter}: this adapter does not fit: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the model."
             )
-    if not are_same(stored.base_fingerprint, config.base_fingerprint):
+    if not are_same(stored.made_for, config.base_fingerprint):
         base, here = stored.clip_model_name_or_path or stored.base_model_name_or_path, config.base_model_name_or_path
         warnings.warn(warning_of_other_base(adapter, base, here), OtherBaseWarning, stacklevel=2)
     broken = find_not_finite(weights.items())

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
-from pyarrow import compute
 from torch.utils.data import Sampler
 
 from zegclip.processing.augmentation_zegclip import TrainingAugmentation, fill_up
@@ -216,42 +215,44 @@ def content_of_rows(data: Dataset) -> str:
     """
     Say in few letters which pictures and masks a data set has, in which order.
 
-    Of files it takes their names, relative to the folder that they all lie in, and sizes, of what the data set holds
-    itself, names and lengths: enough to tell data sets apart at once, wherever they lie.
+    Of pictures it takes names, relative to the folder that all files lie in, and sizes; masks, which are small and get
+    mended, it reads.
 
     Args:
         data: Rows with `image` and `mask`, not decoded.
     """
     folders: dict[str, str] = {}
-    files: list[tuple[str | None, str, int | None]] = []
-    for path, length in _entries(data):
+    files: list[tuple[str, str, str]] = []
+    for column, path, content in _entries(data):
         folder, name = os.path.split(path or "")
-        if length is None and path is not None:
+        if content is None and path is not None:
             folders.setdefault(folder, os.path.abspath(folder))
             try:
-                files.append((folder, name, os.stat(path).st_size))
+                said = str(os.stat(path).st_size) if column == "image" else _hash(Path(path).read_bytes())
             except OSError:  # Whoever reads it will say so.
-                files.append((folder, name, -1))
+                said = ""
+            files.append((folder, name, said))
         else:
-            files.append((None, name, length))
+            content = content or b""
+            files.append(("", name, str(len(content)) if column == "image" else _hash(content)))
     root = os.path.commonpath(folders.values()) if folders else ""
     relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
     digest = hashlib.blake2b(digest_size=8)
-    for place, name, size in files:
-        digest.update(os.fsencode(f"{'' if place is None else relative[place]}/{name} {size}\n"))
+    for folder, name, said in files:
+        digest.update(os.fsencode(f"{relative.get(folder, '')}/{name} {said}\n"))
     return f"{len(data)} pictures, {digest.hexdigest()}"
 
 
-def _entries(data: Dataset) -> Iterator[tuple[str | None, int | None]]:
-    """Yield the path and the number of bytes of each picture and mask, as far as they are there; nothing is copied."""
-    for batch in data.with_format("arrow").iter(1000):
-        columns = []
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _entries(data: Dataset) -> Iterator[tuple[str, str | None, bytes | None]]:
+    """Yield the column, path and bytes of each picture and mask, as far as they are there."""
+    for batch in data.with_format("arrow").iter(100):
         for column in ("image", "mask"):
-            paths = compute.struct_field(batch[column], "path").to_pylist()
-            lengths = compute.binary_length(compute.struct_field(batch[column], "bytes")).to_pylist()
-            columns.append(zip(paths, lengths, strict=True))
-        for pair in zip(*columns, strict=True):
-            yield from pair
+            for file in batch[column].to_pylist():
+                yield column, (file or {}).get("path"), (file or {}).get("bytes")
 
 
 def content_of_sample(row: Mapping[str, Any]) -> str:

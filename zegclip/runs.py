@@ -88,6 +88,12 @@ def describe_run(
     record["crop_size"] = data_args.crop_size or data_args.window_size
     training = training_args.to_dict()
     record |= {name: training[name] for name in _TRAINING_FIELDS}
+    record["load_best_model_at_end"] = training_args.load_best_model_at_end
+    if training_args.load_best_model_at_end:
+        # Which step's weights are kept, then depends on the evaluations.
+        names = ("eval_strategy", "eval_steps", "metric_for_best_model", "greater_is_better", "save_steps")
+        record |= {name: training[name] for name in names}
+        record |= {name: getattr(data_args, name) for name in ("eval_split", "num_eval_pictures")}
     # A launch file of accelerate may have chosen it.
     record["mixed_precision"] = training_args.mixed_precision
     record["total_train_batch_size"] = (
@@ -142,7 +148,7 @@ def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
     if stored is None:
         raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
     # A field that did not exist yet has done nothing there, as its default does.
-    before = asdict(ModelArguments()) | asdict(DataArguments()) | stored
+    before = asdict(ModelArguments()) | asdict(DataArguments()) | {"load_best_model_at_end": False} | stored
     contents = stored.get("contents", {})
     for name, value in record.items():
         # What is known to lie at a place decides, wherever the place is now.

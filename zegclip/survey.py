@@ -1,5 +1,6 @@
 """What the pictures and masks of a data set hold, and what of it is probably a mistake."""
 
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, Image
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -19,8 +21,8 @@ from zegclip.processing.class_split_zegclip import ClassSplit
 from zegclip.processing.image_reading import load_class_ids, load_rgb, read_frame, read_palette
 from zegclip.processing.picture_files_zegclip import check_sizes, find_files
 
-MOST_LOOKED_AT = 2000
-"""Of a split, before a training or an evaluation."""
+MOST_LOOKED_AT, MOST_SECONDS = 2000, 60
+"""Masks of a split, and time to look at them, before a training or an evaluation."""
 _MOST_NAMED = 20  # Classes or ranges of values in one sentence.
 # Values that count as no class unless they are named.
 _IGNORED_BY_DEFAULT = (255, 65535)
@@ -149,8 +151,8 @@ class Survey:
         known = np.isin(sample.values, self.split.known_values)
         self.unknown.update(dict(zip(sample.values[~known].tolist(), sample.counts[~known].tolist())))
         if not known.all():
-            self._first_unnamed = self._first_unnamed or sample.mask
             self.unnamed.add(index)
+            self._first_unnamed = sample.mask if index == min(self.unnamed) else self._first_unnamed
             self.broken[index] = f"{sample.mask}: {self.split.complain_of(sample.values[~known])}"
         labels = self.split.labels_of(sample.values[known])
         is_class, counts = labels != self.split.ignore_index, sample.counts[known]
@@ -244,6 +246,7 @@ def survey_pictures(
     decode: bool,
     num_workers: int = 0,
     most: int | None = None,
+    seconds: float | None = None,
     description: str | None = None,
 ) -> Survey:
     """
@@ -256,10 +259,13 @@ def survey_pictures(
         decode: Whether to read pictures whole, too; else the header tells their size and orientation.
         num_workers: Processes that read; 0: this one.
         most: How many to look at, evenly spread; `None`: all.
+        seconds: Fewer are looked at where that takes longer; `None`: however long it takes.
         description: Of the progress bar; it then appears after some seconds and does not stay.
     """
     survey = Survey(name, split, len(data))
     indices = spread_evenly(len(data), len(data) if most is None else most)
+    if seconds is not None:  # In an order of which any beginning is spread out, too.
+        indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
         Subset(Samples(data, decode), indices),
         batch_size=None,
@@ -267,9 +273,12 @@ def survey_pictures(
         collate_fn=_unchanged,
         generator=torch.Generator(),  # The global one is the training's.
     )
+    start = time.monotonic()
     bar = {"desc": name} if description is None else {"desc": description, "delay": 2, "leave": False}
     for index, sample in zip(indices, tqdm(loader, unit="picture", disable=None, **bar)):
         survey.add(index, sample)
+        if seconds is not None and time.monotonic() - start > seconds:
+            break
     return survey
 
 
@@ -292,9 +301,16 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
         ValueError: One sentence, if masks hold values without a class, or something else is broken, and bad samples
             are not to be skipped.
     """
-    # Scenes of the picture world are exact by construction.
-    if arguments.dataset == "picture_world" or not PartialState().is_main_process:
+    if arguments.dataset == "picture_world":  # Its scenes are exact by construction.
         return
+    faults = [_find_fault(data, split, arguments, num_workers)] if PartialState().is_main_process else []
+    for fault in gather_object(faults):
+        if fault is not None:  # in every process, so that none waits for the others
+            raise ValueError(fault)
+
+
+def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int) -> str | None:
+    """Print the remarks, and return what no training can go on with, if there is something."""
     for role, rows in sorted(data.items()):  # training first
         name = arguments.train_split if role == "train" else str(arguments.eval_split)
         survey = survey_pictures(
@@ -304,6 +320,7 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
             decode=False,
             num_workers=num_workers,
             most=MOST_LOOKED_AT,
+            seconds=MOST_SECONDS,
             description=f"{name}: looking at masks",
         )
         ids: Collection[int] = (*split.seen_ids, *split.unseen_ids)
@@ -319,10 +336,11 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
             if unnamed is not None:
                 print(f"note: {unnamed}")
         elif unnamed is not None:
-            raise ValueError(unnamed)
+            return unnamed
         elif survey.broken:
-            first, *others = survey.broken.values()
-            raise ValueError(f"{first} ({len(others)} more of {name} are broken, too.)" if others else first)
+            first, *others = (survey.broken[index] for index in sorted(survey.broken))
+            return f"{first} ({len(others)} more of {name} are broken, too.)" if others else first
+    return None
 
 
 def _count_values(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

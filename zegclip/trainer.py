@@ -52,6 +52,7 @@ _REFUSED = {
     "hub_always_push": "only what is finished is pushed",
     "ignore_data_skip": "a resumed run would differ from an undisturbed one",
     "include_for_metrics": "figures are made of counts alone",
+    "label_names": "labels are called labels",
     "label_smoothing_factor": "the losses know no smoothed labels",
     "neftune_noise_alpha": "no token embedding is trained",
     "optim_target_modules": "prompts and decode head are trained whole",
@@ -62,6 +63,7 @@ _REFUSED = {
 """Fields of transformers' that would do nothing here or break a promise, and why; they are left at their defaults."""
 _AT_LEAST = {
     "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
     "max_grad_norm": 0,
     "num_sample_pictures": 0,
     "schedule_steps": 1,
@@ -137,21 +139,30 @@ class ZegClipTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not smallest <= value < math.inf:
                 raise ValueError(f"{name} must be at least {smallest}, not {value}.")
-        for name in ("learning_rate", "decode_head_lr_multiplier"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if not 0 < self.decode_head_lr_multiplier < math.inf:
+            raise ValueError(f"decode_head_lr_multiplier must be above 0, not {self.decode_head_lr_multiplier}.")
         if self.seen_offset is not None and not math.isfinite(self.seen_offset):
             raise ValueError(f"seen_offset must be a number, not {self.seen_offset}.")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, or -1 to train num_train_epochs, not {self.max_steps}.")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}.")
+        if self.optim_args and str(self.optim).startswith("adamw_torch"):
+            raise ValueError("optim_args would do nothing with this optim: weight_decay, adam_beta1 and so on do.")
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             raise ValueError("load_best_model_at_end needs a metric_for_best_model, such as hiou or miou.")
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # which only warns that there is nothing to pin for
+            if self.fp16:
+                raise ValueError("fp16 would do nothing on a CPU, which knows bf16.")
+        if self.include_num_input_tokens_seen not in ("no", False):
+            raise ValueError("include_num_input_tokens_seen is not for this training: pictures have no tokens.")
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches or not accelerator_config.even_batches:
             raise ValueError("accelerator_config: dispatch_batches and even_batches are not for this training.")
+        if "num_steps" in (accelerator_config.gradient_accumulation_kwargs or {}):
+            raise ValueError("accelerator_config: gradient_accumulation_steps says num_steps; leave that out.")
         if accelerator_config.split_batches:
             # It means that per_device_train_batch_size is for all processes together.
             accelerator_config.split_batches = False
@@ -281,7 +292,10 @@ class ZegClipTrainer(Trainer):
         if self.model_wrapped is self.model:
             # `evaluate` prepares the model without DistributedDataParallel, and accelerate never prepares one twice.
             self.model._is_accelerate_prepared = False
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._step_passes, self._step_counts = 1, None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading(resume_from_checkpoint):
@@ -289,10 +303,10 @@ class ZegClipTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not holds_optimizer(checkpoint):
+        if checkpoint is not None and not is_whole(checkpoint):
             raise ValueError(
-                f"{checkpoint} holds the model alone (save_only_model), so a training cannot go on from it: leave it "
-                "out, or start from its weights with init_adapter."
+                f"{checkpoint} holds no whole state of a training (save_only_model leaves none), so that none can go "
+                "on from there: leave it out, or start from its weights with init_adapter."
             )
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -309,6 +323,8 @@ class ZegClipTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, TrainingPictures):
             return super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy != "random":
+            raise ValueError("train_sampling_strategy is not for this training: the order is always random.")
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         if len(dataset) < batch:
@@ -381,7 +397,8 @@ class ZegClipTrainer(Trainer):
         Divide a pass's loss terms by the counts of its step instead of its own.
 
         The official code counts over the whole batch. What passes and processes compute is averaged afterwards, so
-        that each has its part of the step's loss times their number.
+        that each has its part of the step's loss times their number. (Of several processes the official code takes the
+        mean count, at least 1, which differs for steps with fewer masks than processes.)
         """
         passes = self._step_passes * self.args.world_size
         if passes == 1:
@@ -507,10 +524,12 @@ class ZegClipTrainer(Trainer):
         """Leave the global random state as it was: data loaders draw from it, and so does the training's dropout."""
         python, numpy = random.getstate(), np.random.get_state()
         device = self.args.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            yield
-        random.setstate(python)
-        np.random.set_state(numpy)
+        try:
+            with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
     @torch.no_grad()
     def _draw_samples(self, pictures: EvaluationPictures, title: str = "") -> None:
@@ -648,9 +667,13 @@ class ZegClipTrainer(Trainer):
             )
 
 
-def holds_optimizer(checkpoint: str | os.PathLike) -> bool:
+def is_whole(checkpoint: str | os.PathLike) -> bool:
     """Tell whether a training can go on from a checkpoint; one of `save_only_model` holds the model alone."""
-    return any(Path(checkpoint).glob("optimizer*"))
+    optimizers = ("optimizer*", "global_step*")  # DeepSpeed has a folder
+    return all(
+        any(found for pattern in patterns for found in Path(checkpoint).glob(pattern))
+        for patterns in (optimizers, ("scheduler*", "global_step*"), ("rng_state*",))
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
 from zegclip.loading import load_adapter_into
 from zegclip.modeling.base_fingerprint_zegclip import OtherBaseWarning
+from zegclip.modeling.convert_official_checkpoint import convert
 
 
 @pytest.fixture
@@ -65,10 +66,11 @@ def test_an_adapter_of_a_half_precision_base_fits_the_others(places, tmp_path, s
             load(places / "own", dtype=dtype).load_adapter(tmp_path / "of_half")
 
 
-def test_a_slightly_fine_tuned_base_is_another(places):
+@pytest.mark.parametrize("part", ["mlp.fc1.weight", "layer_norm1.weight", "self_attn.q_proj.bias"])
+def test_a_slightly_fine_tuned_base_is_another(places, part):
     tuned = load(places / "own")
     with torch.no_grad():
-        tuned.clip.vision_model.encoder.layers[0].mlp.fc1.weight *= 1.02
+        tuned.clip.vision_model.encoder.layers[0].get_parameter(part).mul_(1.02).add_(1e-3)
     with pytest.warns(OtherBaseWarning):
         tuned.load_adapter(places / "adapter")
 
@@ -88,3 +90,26 @@ def test_a_fresh_adapter_knows_its_base_in_every_way_of_adding_it(model, places)
     added.add_adapter(DeepPromptConfig(num_tokens=2, inference_mode=True))
     tuned = get_peft_model(load(places / "own"), DeepPromptConfig(num_tokens=2))
     assert added.peft_config["default"].base_fingerprint == tuned.peft_config["default"].base_fingerprint is not None
+
+
+def test_a_configuration_may_make_adapters_of_several_bases(places, tmp_path):
+    config = DeepPromptConfig(num_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OtherBaseWarning)
+        get_peft_model(load(places / "own"), config)
+        get_peft_model(load(places / "other"), config).save_pretrained(tmp_path / "second")
+        load(places / "other").load_adapter(tmp_path / "second")
+
+
+@pytest.mark.parametrize("value", [5, "hello!!", "AAA="])
+def test_what_is_no_fingerprint_is_refused_by_name(value):
+    with pytest.raises(ValueError, match="base_fingerprint"):
+        DeepPromptConfig(base_fingerprint=value)
+
+
+def test_a_converted_clip_is_not_doubled_once_more(official):
+    model = convert(official, method="zegclip")
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match="a third time"):
+        model.add_adapter(DeepPromptConfig(double_class_embedding=True))
+    model.add_adapter(DeepPromptConfig())

@@ -450,6 +450,11 @@ def test_the_ignore_index_must_not_be_a_class(model):
     assert output.loss_counts["loss_focal"] == 2  # class 255 in both pictures
 
 
+def test_labels_that_are_no_ids_are_refused(model):
+    with pytest.raises(ValueError, match="whole numbers"):
+        model(pictures(), class_embeds=names(), labels=torch.full((2, 32, 32), 0.7))
+
+
 def test_labels_may_lie_on_another_device(model, monkeypatch):
     # No second device is needed to see where things are put; only checks of values have to be left out.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -437,10 +437,10 @@ def test_target_modules_may_be_given(base_folder, processor, text, tmp_path, tow
 
 def test_a_bare_clip_has_no_room_for_text_prompts(model, processor):
     clip = CLIPModel(model.clip.config)
-    with pytest.raises(ValueError, match="text_prompts need a ZegClipForSemanticSegmentation") as refused:
+    with pytest.raises(ValueError, match="text_prompts needs a ZegClipForSemanticSegmentation") as refused:
         get_peft_model(clip, prompt_config(processor, modules_to_save=None))
     one_sentence(refused)
-    with pytest.raises(ValueError, match="text_prompts need a ZegClipForSemanticSegmentation"):
+    with pytest.raises(ValueError, match="text_prompts needs a ZegClipForSemanticSegmentation"):
         clip.add_adapter(prompt_config(processor, modules_to_save=None))
 
 

@@ -584,6 +584,8 @@ def test_class_names_of_features():
         ("classes.txt", "wall\n\ntree\n", "the name of mask value 1 is blank"),
         ("classes.txt", "wall\ntree\nwall\n", "the name 'wall' is there twice, for mask values 0 and 2"),
         ("classes.txt", " \n", "there is no class name in it"),
+        ("classes.txt", "1: wall\n2: floor\n", "begins with '1: wall'"),
+        ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "begins with '# label"),
         ("id2label.json", "{}", "there is no class name in it"),
         ("id2label.json", '{"a": "wall"}', "'a': 'wall' is not a mask value with a class name"),
         ("id2label.json", '{"1": 2}', "'1': 2 is not a mask value"),

@@ -370,3 +370,23 @@ def test_post_processing_needs_one_target_size_per_picture():
     outputs = SimpleNamespace(logits=torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="1 target sizes for the logits of 2 pictures"):
         ZegClipImageProcessor().post_process_semantic_segmentation(outputs, [(4, 4)])
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["path", "bytes"])
+def test_a_map_that_is_not_turned_with_its_picture_is_remarked_on(
+    image_processor, tmp_path, orientation, kind, recwarn
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (24, 16)).save(tmp_path / "phone.jpg", exif=exif)
+    picture = tmp_path / "phone.jpg" if kind == "path" else (tmp_path / "phone.jpg").read_bytes()
+    ids = np.zeros((16, 24), np.uint8)
+    Image.fromarray(ids).save(tmp_path / "mask.png")
+    for segmentation_map in (ids, tmp_path / "mask.png"):
+        with pytest.warns(UserWarning, match="EXIF orientation"):
+            image_processor(picture, segmentation_map)
+    Image.fromarray(ids).save(tmp_path / "turned.png", exif=exif)
+    recwarn.clear()
+    image_processor(picture, tmp_path / "turned.png")
+    assert not recwarn.list

@@ -322,3 +322,21 @@ def test_a_picture_in_memory_that_is_turned_comes_with_a_warning(pipe, tmp_path)
         warnings.simplefilter("error")
         (row,) = pipe(str(tmp_path / "phone.png"), candidate_labels=["cat"])
     assert row["mask"].size == (64, 32)
+
+
+def test_a_model_in_training_predicts_without_dropout_and_stays_in_training(pipe):
+    picture = noise()
+    expected = pipe(picture, candidate_labels=["cat", "tree"])
+    for module in pipe.model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.9
+    pipe.model.train()
+    again = pipe(picture, candidate_labels=["cat", "tree"])
+    assert [row["score"] for row in again] == [row["score"] for row in expected]
+    assert pipe.model.training
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_a_threshold_is_a_score(pipe, threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        pipe(noise(), candidate_labels=["cat"], threshold=threshold)

@@ -202,7 +202,17 @@ def test_the_model_takes_what_the_processor_gives(processor, model):
 
 @pytest.mark.parametrize(
     ("label", "known"),
-    [("tree", True), ("Red Tree", True), ("red-tree", True), ("zebra", False), ("red zebra", False), ("猫", False)],
+    [
+        ("tree", True),
+        ("Red Tree", True),
+        ("red-tree", True),
+        ("zebra", False),
+        ("red zebra", False),
+        ("猫", False),
+        ("🎉", False),
+        ("tree!", False),
+        ("???", False),
+    ],
 )
 def test_unknown_words(label, known):
     sentence = find_unknown_words([label], ["red", "tree"])
@@ -217,3 +227,10 @@ def test_unknown_words_of_templates_and_of_many_names():
     sentence = find_unknown_words([f"name{index}" for index in range(171)], ["tree"])
     assert "'name19' and 151 more" in sentence
     assert "name20" not in sentence
+
+
+def test_names_are_padded_on_the_right_whatever_the_tokenizer_is_told(processor):
+    expected = processor(text=["cat", "a cat"], return_tensors="pt")
+    processor.tokenizer.padding_side = "left"
+    given = processor(text=["cat", "a cat"], return_tensors="pt")
+    assert all(torch.equal(given[name], expected[name]) for name in expected)

@@ -125,6 +125,10 @@ def ways_in(folder, contents):
     yield "PIL, from bytes", lambda number: opened(io.BytesIO(contents[number]), False)
 
 
+def is_refused_pgm(case):
+    return case[0] is None  # PBM, whose 1 is black: writers differ in which of the two they take for an id of 1
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "bmp", "pgm", "gif"])
 def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind, capfd):
     is_refused = globals().get(f"is_refused_{kind}", lambda case: False)

@@ -77,7 +77,7 @@ def test_a_field_may_be_left_open(tmp_path, nothing):
 def test_numbers_and_truth_values_are_read_by_the_field(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(
-        "use_cpu: yes\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: .5\neval_strategy: no\n"
+        "use_cpu: on\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: .5\neval_strategy: no\n"
         "lr_scheduler_kwargs: {power: 010, lr_end: 1e-6, other: 1:30}\n"
         "accelerator_config: {split_batches: no, even_batches: On}"
     )

@@ -143,7 +143,7 @@ def test_files_of_another_model_are_refused(built):
         check_onnx(tiny, processor, folder)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["zegclip", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS[1:])])
 def test_torch_export_takes_any_size(method, model, processor):
     tiny = build(method, model, processor)
     free = Dim.DYNAMIC

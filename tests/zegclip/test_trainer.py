@@ -223,7 +223,8 @@ def test_what_is_trained_is_brought_to_float32(make_trainer, model):
         ("warmup_steps", -1), ("max_steps", 0), ("max_steps", -2), ("gradient_accumulation_steps", 0),
         ("learning_rate", -1e-4), ("learning_rate", float("nan")), ("decode_head_lr_multiplier", 0.0),
         ("seen_offset", float("nan")), ("max_grad_norm", -1.0), ("weight_decay", -0.1),
-        ("load_best_model_at_end", True),
+        ("load_best_model_at_end", True), ("num_train_epochs", -3), ("num_train_epochs", 0), ("fp16", True),
+        ("optim_args", "weight_decay=0.7"), ("label_names", ["x"]), ("include_num_input_tokens_seen", "all"),
     ],
 )  # fmt: skip
 def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp_path, name, value):
@@ -231,9 +232,16 @@ def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
-@pytest.mark.parametrize("config", [{"dispatch_batches": True}, {"even_batches": False}])
-def test_loaders_that_would_share_pictures_out_otherwise_are_refused(tmp_path, config):
-    with pytest.raises(ValueError, match=next(iter(config))):
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"dispatch_batches": True}, "dispatch_batches"),
+        ({"even_batches": False}, "even_batches"),
+        ({"gradient_accumulation_kwargs": {"num_steps": 4}}, "gradient_accumulation_steps"),
+    ],
+)
+def test_loaders_that_would_share_pictures_out_otherwise_are_refused(tmp_path, config, named):
+    with pytest.raises(ValueError, match=named):
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
 
 
@@ -268,6 +276,14 @@ def test_a_checkpoint_without_optimiser_is_no_start(make_trainer, tmp_path):
     trainer = make_trainer()
     with pytest.raises(ValueError, match="save_only_model"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lacks_a_part_of_the_state_is_no_start(make_trainer, tmp_path, lost):
+    make_trainer(save_strategy="steps", save_steps=1).train()
+    (tmp_path / "run" / "checkpoint-1" / lost).unlink()
+    with pytest.raises(ValueError, match="no whole state"):
+        make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
 
 
 def odd_batches():
