@@ -149,9 +149,14 @@ class ZegClipTrainingArguments(TrainingArguments):
             raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}.")
         if self.optim_args and str(self.optim).startswith("adamw_torch"):
             raise ValueError("optim_args would do nothing with this optim: weight_decay, adam_beta1 and so on do.")
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            raise ValueError("load_best_model_at_end needs a metric_for_best_model, such as hiou or miou.")
+        plateau = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        if (self.load_best_model_at_end or plateau) and self.metric_for_best_model is None:
+            name = "load_best_model_at_end" if self.load_best_model_at_end else "lr_scheduler_type"
+            raise ValueError(f"{name}={getattr(self, name)} needs a metric_for_best_model, such as hiou or miou.")
         super().__post_init__()
+        if plateau:  # which would take a rising figure for no improvement
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # which only warns that there is nothing to pin for
             if self.fp16:

@@ -224,7 +224,8 @@ def test_what_is_trained_is_brought_to_float32(make_trainer, model):
         ("learning_rate", -1e-4), ("learning_rate", float("nan")), ("decode_head_lr_multiplier", 0.0),
         ("seen_offset", float("nan")), ("max_grad_norm", -1.0), ("weight_decay", -0.1),
         ("load_best_model_at_end", True), ("num_train_epochs", -3), ("num_train_epochs", 0), ("fp16", True),
-        ("optim_args", "weight_decay=0.7"), ("label_names", ["x"]), ("include_num_input_tokens_seen", "all"),
+        ("optim_args", "weight_decay=0.7"), ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("label_names", ["x"]), ("include_num_input_tokens_seen", "all"),
     ],
 )  # fmt: skip
 def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp_path, name, value):
@@ -558,3 +559,11 @@ def test_collate():
     batch = collate(samples(4, sizes=((8, 8), (8, 9))))
     assert isinstance(batch["pixel_values"], list)
     assert collate(samples(2))["labels"].shape == (2, 32, 32)
+
+
+def test_a_schedule_that_waits_for_a_plateau_knows_that_figures_rise(tmp_path):
+    args = ZegClipTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="hiou",
+        eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+    assert args.lr_scheduler_kwargs["mode"] == "max"
