@@ -139,10 +139,10 @@ def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[in
     Raises:
         ValueError: One sentence that names the file, where it is missing, empty or not a picture.
     """
-    image = _open(picture, on_one_line(name or _name(picture)), None)
-    orientation, height, width = exif_frame(image)
-    # Of a TIFF file, Pillow gives the size that it has when it is turned.
-    return orientation, (height, width) if orientation >= 5 and image.format == "TIFF" else (width, height)
+    with _open(picture, on_one_line(name or _name(picture)), None) as image:
+        orientation, height, width = exif_frame(image)
+        # Of a TIFF file, Pillow gives the size that it has when it is turned.
+        return orientation, (height, width) if orientation >= 5 and image.format == "TIFF" else (width, height)
 
 
 def read_palette(mask: str | Path | bytes, name: str | None = None) -> np.ndarray | None:
@@ -152,8 +152,8 @@ def read_palette(mask: str | Path | bytes, name: str | None = None) -> np.ndarra
     Returns:
         `(ids, 3)` uint8; `None` where it has no palette, or one of greys that are the ids.
     """
-    image = _open(mask, on_one_line(name or _name(mask)), None)
-    colours = np.array((image.getpalette() if image.mode == "P" else None) or [], dtype=np.uint8).reshape(-1, 3)
+    with _open(mask, on_one_line(name or _name(mask)), None) as image:
+        colours = np.array((image.getpalette() if image.mode == "P" else None) or [], dtype=np.uint8).reshape(-1, 3)
     return None if np.array_equal(colours, np.arange(len(colours))[:, None].repeat(3, axis=1)) else colours
 
 

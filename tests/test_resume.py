@@ -110,6 +110,7 @@ def test_resumed_in_the_middle_of_a_later_epoch(clip_folder, tmp_path, log, proc
     assert weights(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(clip_folder, tmp_path, log):
     finish(log, *command(clip_folder, tmp_path / "undisturbed"))
     output = tmp_path / "run"
