@@ -156,7 +156,8 @@ class ZegClipTrainingArguments(TrainingArguments):
         super().__post_init__()
         if plateau:  # which would take a rising figure for no improvement
             mode = {"mode": "max" if self.greater_is_better else "min"}
-            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = mode | given
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # which only warns that there is nothing to pin for
             if self.fp16:
