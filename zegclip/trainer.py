@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -322,6 +323,12 @@ class ZegClipTrainer(Trainer):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and not Path(checkpoint, name).is_file():
+            warnings.warn(
+                f"{checkpoint} was saved by another number of processes: this run will differ from an undisturbed one.",
+                stacklevel=2,
+            )
         with _reading(checkpoint):
             super()._load_rng_state(checkpoint)
 

@@ -567,3 +567,11 @@ def test_a_schedule_that_waits_for_a_plateau_knows_that_figures_rise(tmp_path):
         eval_strategy="steps", eval_steps=1,
     )  # fmt: skip
     assert args.lr_scheduler_kwargs["mode"] == "max"
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_said_to_be_one(make_trainer, tmp_path):
+    make_trainer(save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    with pytest.warns(UserWarning, match="another number of processes"):
+        make_trainer().train(resume_from_checkpoint=str(checkpoint))
