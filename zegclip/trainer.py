@@ -326,7 +326,7 @@ class ZegClipTrainer(Trainer):
         name = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
         if checkpoint is not None and not Path(checkpoint, name).is_file():
             warnings.warn(
-                f"{checkpoint} was saved by another number of processes: this run will differ from an undisturbed one.",
+                f"{checkpoint} was saved by another number of processes: this run differs from an undisturbed one.",
                 stacklevel=2,
             )
         with _reading(checkpoint):
