@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from picture_world import BASELINE, MODEL, ROOT, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
-from zegclip.arguments import complaints_of, parse_arguments
 from zegclip.loading import base_of, check_model_path, load_processor
+from zegclip.training.arguments import complaints_of, parse_arguments
 
 _SHAPES = {"runs": "`config` to a file in configs/, and fields to values", "tables": "row titles to names of runs"}
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}

@@ -19,7 +19,7 @@ import torch
 from measuring import RESULTS, added_memory, in_own_process, print_table, write_report
 from real_size import build, name_embeds, pictures
 
-from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks, predict_windows, resize_maps
+from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows, resize_maps
 
 SIZES = ((1500, 2000), (3000, 4000))
 WINDOW, STRIDE = 512, 426

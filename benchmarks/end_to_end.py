@@ -26,13 +26,13 @@ from measuring import RESULTS, alternate, in_own_process, print_table, spread, t
 from real_size import build
 
 import zegclip
-from zegclip.evaluation import CountStore, Protocol, evaluate_pictures
+from zegclip.commands.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
-from zegclip.pictures import EvaluationPictures
-from zegclip.processing.benchmarks_zegclip import benchmark_split
-from zegclip.processing.folders_zegclip import load_folder
-from zegclip.processing.pipeline_zegclip import TASK
-from zegclip.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
+from zegclip.processing.benchmarks import benchmark_split
+from zegclip.processing.folders import load_folder
+from zegclip.processing.pipeline import TASK
+from zegclip.training.evaluation import CountStore, Protocol, evaluate_pictures
+from zegclip.training.pictures import EvaluationPictures
 
 PICTURE_SIZE = (375, 500)
 

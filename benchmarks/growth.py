@@ -29,7 +29,7 @@ from measuring import (
 from real_size import SIDE, build, name_embeds, pictures
 
 from zegclip import ZegClipForSemanticSegmentation
-from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks, predict_windows
+from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
 
 USUAL = {"names": 20, "pixels": SIDE**2, "pictures": 1, "windows": 1}
 SIZES = {

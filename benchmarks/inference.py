@@ -41,7 +41,7 @@ from measuring import (
 from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPVisionConfig, CLIPVisionModel
 
-from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks
+from zegclip.processing.windows import WindowLogits, merge_masks
 
 PRECISIONS = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled", "int8 compiled")
 COPY = ("machine: copy", "float32", "", "")

@@ -27,11 +27,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from zegclip import ZegClipImageProcessorPil
-from zegclip.pictures import TrainingPictures
-from zegclip.processing.augmentation_zegclip import TrainingAugmentation
-from zegclip.processing.benchmarks_zegclip import benchmark_split
-from zegclip.processing.folders_zegclip import load_folder
-from zegclip.trainer import collate
+from zegclip.processing.augmentation import TrainingAugmentation
+from zegclip.processing.benchmarks import benchmark_split
+from zegclip.processing.folders import load_folder
+from zegclip.training.pictures import TrainingPictures
+from zegclip.training.trainer import collate
 
 BATCH_SIZE = 16
 WORKERS = (0, 1, 2)

@@ -34,7 +34,7 @@ import zegclip
 from zegclip.files import replacing
 from zegclip.loading import load_model, load_processor
 from zegclip.picture_world.drawing import draw_scene
-from zegclip.processing.pipeline_zegclip import TASK
+from zegclip.processing.pipeline import TASK
 
 NAMES = ["house", "boat", "umbrella", "grass", "sky", "night"]
 SHORT_SIDES = (32, 640)  # Of the pictures, drawn evenly on a logarithmic scale, as are their aspects.

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from zegclip.arguments import parse_arguments
-from zegclip.cards import DATASET_TITLES, Described, describe_head, render_card
 from zegclip.files import replacing
-from zegclip.processing.benchmarks_zegclip import benchmark_split
-from zegclip.runs import describe_run
+from zegclip.processing.benchmarks import benchmark_split
+from zegclip.sharing.cards import DATASET_TITLES, Described, describe_head, render_card
+from zegclip.training.arguments import parse_arguments
+from zegclip.training.run_folder import describe_run
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("zegclip", "spt_seg", "ldvc")

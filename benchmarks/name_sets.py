@@ -10,11 +10,11 @@ with the others dropped afterwards. Where class queries never meet, both are the
 import torch
 from tqdm import tqdm
 
-from zegclip.arguments import complaints_of, parse_arguments
-from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
-from zegclip.pictures import EvaluationPictures
-from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks, predict_windows
+from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
+from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.data import load_data
+from zegclip.training.pictures import EvaluationPictures
 
 
 @torch.inference_mode()

@@ -27,9 +27,9 @@ from transformers import CLIPConfig
 import zegclip
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.loading import load_model, load_processor
-from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
-from zegclip.onnx_export import TEXT_FILE, VISION_FILE, TextGraph, VisionGraph, export_onnx
+from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.processing_zegclip import ZegClipProcessor
+from zegclip.sharing.onnx import TEXT_FILE, VISION_FILE, TextGraph, VisionGraph, export_onnx
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ZegCLIP": ({}, {}),

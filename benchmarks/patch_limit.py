@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import parse_arguments
-from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
-from zegclip.pictures import EvaluationPictures
-from zegclip.processing.metrics_zegclip import class_counts, summarise
-from zegclip.processing.sliding_window_zegclip import WindowLogits, merge_masks, window_boxes
+from zegclip.processing.metrics import class_counts, summarise
+from zegclip.processing.windows import WindowLogits, merge_masks, window_boxes
+from zegclip.training.arguments import parse_arguments
+from zegclip.training.data import load_data
+from zegclip.training.pictures import EvaluationPictures
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ from measuring import RESULTS, print_table, quantize_vision_tower, write_report
 from tqdm import tqdm
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import complaints_of, parse_arguments
-from zegclip.data import load_data
 from zegclip.loading import load_model, load_processor
-from zegclip.pictures import EvaluationPictures
-from zegclip.processing.sliding_window_zegclip import merge_masks, predict_windows
+from zegclip.processing.windows import merge_masks, predict_windows
+from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.data import load_data
+from zegclip.training.pictures import EvaluationPictures
 
 
 @torch.no_grad()

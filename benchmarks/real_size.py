@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.arguments import parse_arguments
+from zegclip.training.arguments import parse_arguments
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = {

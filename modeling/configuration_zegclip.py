@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .stored_adapter_zegclip import StoredAdapter
+from .stored_adapter import StoredAdapter
 
 
 @strict

@@ -11,9 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
-from .finite_weights_zegclip import find_not_finite
+from .finite_weights import find_not_finite
 from .modeling_zegclip import ZegClipForSemanticSegmentation
-from .tuner_config_zegclip import DeepPromptConfig
+from .prompt_config import DeepPromptConfig
 
 StateDict = dict[str, torch.Tensor]
 Method = Literal["zegclip", "spt-seg"]

@@ -4,9 +4,9 @@ import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbedd
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
 
-from .adapters_zegclip import AdapterMixin
-from .base_fingerprint_zegclip import OtherBaseWarning, take_fingerprint
+from .adapters import AdapterMixin
+from .base_fingerprint import OtherBaseWarning, take_fingerprint
 from .configuration_zegclip import ZegClipConfig
-from .decode_head_consensus import ConsensusDecodeHead
-from .decode_head_similarity import SimilarityDecodeHead
-from .decode_head_spectral import SpectralDecodeHead, SpectralMixing
-from .decode_head_zegclip import ZegClipDecodeHead
-from .loss_zegclip import (
+from .head_consensus import ConsensusDecodeHead
+from .head_similarity import SimilarityDecodeHead
+from .head_spectral import SpectralDecodeHead, SpectralMixing
+from .head_zegclip import ZegClipDecodeHead
+from .losses import (
     count_pixels,
     count_present_masks,
     cross_entropy_loss,
@@ -34,14 +34,14 @@ from .loss_zegclip import (
     focal_loss,
     ssim_loss,
 )
-from .stored_adapter_zegclip import DOWNLOAD_ARGUMENTS, StoredAdapter
-from .tuner_zegclip import follow, head_fields, remember
+from .prompt_tuner import follow, head_fields, remember
+from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter
 
 if TYPE_CHECKING:
     # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
-    # is saved again. In this package the two are in `processing`, and `zegclip.publishing` copies them.
+    # is saved again. In this package the two are in `processing`, and `zegclip.sharing.publishing` copies them.
     from .image_processing_zegclip import ZegClipImageProcessor  # noqa: F401
-    from .pipeline_zegclip import ZeroShotImageSegmentationPipeline  # noqa: F401
+    from .pipeline import ZeroShotImageSegmentationPipeline  # noqa: F401
 
 DECODE_HEADS: dict[str, type[nn.Module]] = {
     "zegclip": ZegClipDecodeHead,
@@ -139,6 +139,8 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
     accepts_loss_kwargs = False
+    publisher: ClassVar[Callable[..., str] | None] = None
+    """What `push_to_hub` calls; registration sets it, and code that came with a model has none."""
 
     @classmethod
     def from_pretrained(
@@ -270,7 +272,7 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
         """
-        Share the model on the Hub: weights, processor, pipeline, code and card, see [`zegclip.publishing.push`].
+        Share the model on the Hub: weights, processor, pipeline, code and card.
 
         Args:
             repo_id: `owner/name`, made if it is not there.
@@ -280,12 +282,11 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
         Returns:
             The address of the commit.
         """
-        try:
-            from zegclip.publishing import push
-        except ImportError as error:
+        publish = type(self).publisher
+        if publish is None:
             # Code that came with a model knows neither the card nor all of the files.
-            raise ImportError("To push a model, install zegclip: the code here came with the model.") from error
-        return push(self, repo_id, processor=processor, **kwargs)
+            raise ImportError("To push a model, install zegclip: the code here came with the model.")
+        return publish(self, repo_id, processor=processor, **kwargs)
 
     def save_with_base(self, save_directory, **kwargs) -> None:
         """

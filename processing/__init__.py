@@ -1,2 +1,1 @@
-# Registers the classes now, and not when one of the modules here is half imported.
-import zegclip.registration  # noqa: F401
+"""What goes in and what comes out: pictures, names, data sets, windows, metrics and the pipeline."""

@@ -2,7 +2,7 @@
 
 from transformers.image_processing_backends import PilBackend
 
-from .image_processing_base_zegclip import ZegClipImageProcessorBase
+from .image_processing_base import ZegClipImageProcessorBase
 
 
 class ZegClipImageProcessorPil(ZegClipImageProcessorBase, PilBackend):

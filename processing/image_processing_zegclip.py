@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import is_torchvision_available
 
-from .image_processing_base_zegclip import ZegClipImageProcessorBase
+from .image_processing_base import ZegClipImageProcessorBase
 from .image_processing_pil_zegclip import ZegClipImageProcessorPil
 
 if is_torchvision_available() or TYPE_CHECKING:

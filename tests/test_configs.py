@@ -13,11 +13,11 @@ from accelerate.commands.launch import launch_command_parser
 from peft import get_peft_model
 
 from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.arguments import SETTINGS, parse_arguments
-from zegclip.processing.benchmarks_zegclip import benchmark_split
-from zegclip.processing.class_split_zegclip import split_classes
-from zegclip.runs import stages_of
-from zegclip.trainer import poly_schedule
+from zegclip.processing.benchmarks import benchmark_split
+from zegclip.processing.class_split import split_classes
+from zegclip.training.arguments import SETTINGS, parse_arguments
+from zegclip.training.run_folder import stages_of
+from zegclip.training.trainer import poly_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -210,8 +210,8 @@ def test_accelerate_can_read_the_launch_file(path):
 
 @pytest.mark.parametrize("method", LOSSES)
 def test_the_folder_example_splits_classes_as_the_picture_world_does(method):
-    from zegclip.data import picture_world_split
     from zegclip.picture_world.classes import CLASS_NAMES
+    from zegclip.training.data import picture_world_split
 
     _, data_args, _ = parse(ROOT / "configs" / f"{method}_folder.yaml")
     split = split_classes(

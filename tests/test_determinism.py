@@ -1,6 +1,5 @@
 """The same seed gives the same bits; how the work is cut up changes nothing beyond rounding."""
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from zegclip.segment import ClassMapPipeline
+from zegclip.commands import train as train_command
+from zegclip.commands.segment import ClassMapPipeline
 
 ROOT = Path(__file__).parents[1]
 TASK = "zero-shot-image-segmentation"
@@ -32,13 +32,10 @@ def maps(model, processor):
 
 
 def train(clip_folder, output, *words):
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     arguments = [str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml"), "--model", str(clip_folder)]
     arguments += ["--num_train_pictures", "6", "--num_eval_pictures", "1", "--total_train_batch_size", "2"]
     arguments += ["--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2"]
-    script.main([*arguments, "--use_cpu", "--max_steps", "3", "--output_dir", str(output), *words])
+    train_command.main([*arguments, "--use_cpu", "--max_steps", "3", "--output_dir", str(output), *words])
     return (output / "adapter_model.safetensors").read_bytes()
 
 

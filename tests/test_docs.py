@@ -18,8 +18,8 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from zegclip import DEFAULT_MODEL
-from zegclip.arguments import parse_arguments
-from zegclip.cli import build_parser
+from zegclip.commands.main import build_parser
+from zegclip.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "CONTRIBUTING.md", "picture_world/README.md"]

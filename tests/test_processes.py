@@ -1,6 +1,5 @@
 """Several processes and one give the same, through the launchers that users have. Real processes, over gloo."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import probe_training
 import pytest
+
+from zegclip.commands import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[1]
 PROBE = ROOT / "tests" / "launched" / "probe_training.py"
@@ -52,19 +53,12 @@ def test_processes_and_passes_train_and_count_as_one_batch_does(clip_folder, tmp
         np.testing.assert_allclose(other["trained"], alone["trained"], rtol=0, atol=1e-12)
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 EVALUATION = ["--num_eval_pictures", "5", "--window_stride", "48", "--use_cpu", "--save_predictions", "true"]
 
 
 def test_eval_shares_pictures_out_and_goes_on_after_an_interruption(tmp_path):
     """The launcher's own spelling for several CPU processes, on the embedded model."""
-    alone = script("eval").main(["--output_dir", str(tmp_path / "alone"), *EVALUATION])
+    alone = evaluate_command.main(["--output_dir", str(tmp_path / "alone"), *EVALUATION])
     output = tmp_path / "together"
     launch(*ACCELERATE, ROOT / "eval.py", "--output_dir", output, *EVALUATION)
     folder = output / "eval_picture_world_tuning"

@@ -8,9 +8,9 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
-from zegclip.arguments import parse_arguments
-from zegclip.processing.benchmarks_zegclip import benchmark_split
-from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.processing.benchmarks import benchmark_split
+from zegclip.training.arguments import parse_arguments
+from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # "a photo of a" by CLIP's tokenizer.

@@ -14,9 +14,10 @@ import torch
 from peft import get_peft_model
 
 from zegclip import DeepPromptConfig
-from zegclip.arguments import complaints_of
+from zegclip.commands import train as train_command
 from zegclip.loading import load_adapter_into, load_model
 from zegclip.picture_world.dataset import export_picture_world
+from zegclip.training.arguments import complaints_of
 
 ROOT = Path(__file__).parents[1]
 CODE = [
@@ -83,26 +84,16 @@ def test_weights_of_an_adapter_are_never_unpickled(model, tmp_path, marker, load
     assert not marker.exists()
 
 
-@pytest.fixture(scope="module")
-def train_script():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 SMALL = [
     "--num_train_pictures", "4", "--num_eval_pictures", "1", "--total_train_batch_size", "2", "--use_cpu",
     "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", "--window_stride", "48",
 ]  # fmt: skip
 
 
-def test_a_checkpoint_that_is_damaged_or_hostile_is_named(train_script, clip_folder, tmp_path, marker, capsys):
+def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path, marker, capsys):
     words = [str(CONFIG), "--model", str(clip_folder), *SMALL, "--max_steps", "2", "--save_steps", "1"]
     words += ["--save_total_limit", "2", "--output_dir", str(tmp_path / "run")]
-    train_script.main(words)
+    train_command.main(words)
     for name in ("adapter_model.safetensors", "trainer_state.json"):
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoint-2")
@@ -111,7 +102,7 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(train_script, clip_fol
     def refused(name):
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving, complaints_of("train.py"):
-            train_script.main(words)
+            train_command.main(words)
         assert leaving.value.code == 1
         sentence = capsys.readouterr().err.strip().splitlines()[-1]
         assert sentence.startswith(f"train.py: {checkpoint} is damaged or not of this run"), (name, sentence)
@@ -126,9 +117,9 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(train_script, clip_fol
             refused(name)
         (checkpoint / name).write_bytes(whole)
     with pytest.raises(ValueError, match="checkpoint-7: there is no such checkpoint folder"):
-        train_script.main([*words, "--resume_from_checkpoint", str(tmp_path / "checkpoint-7")])
+        train_command.main([*words, "--resume_from_checkpoint", str(tmp_path / "checkpoint-7")])
     make_hostile(checkpoint / "training_args.bin", marker)  # which nothing reads
-    train_script.main(words)
+    train_command.main(words)
     assert not marker.exists()
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
@@ -155,7 +146,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 import runpy
-from zegclip.cli import main
+from zegclip.commands.main import main
 
 for words in json.loads(sys.argv[1]):
     before = len(attempts)

@@ -1,6 +1,5 @@
 """The two scripts, run as a user runs them, on a tiny CLIP and a handful of drawn scenes."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -15,11 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zegclip import ZegClipForSemanticSegmentation
-from zegclip.arguments import complaints_of, parse_arguments
-from zegclip.data import load_data
+from zegclip.commands import evaluate as evaluate_command
+from zegclip.commands import train as train_command
 from zegclip.loading import load_processor
 from zegclip.picture_world.dataset import export_picture_world
-from zegclip.runs import alone_in
+from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.data import load_data
+from zegclip.training.run_folder import alone_in
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -36,22 +37,14 @@ LDVC = [
 ]  # fmt: skip
 
 
-def script(name):
-    """Import one of the scripts of the repository's root."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train(clip_folder, output, *words):
     arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(output), "--max_steps", "2"]
-    return script("train").main([*arguments, *SMALL, *HEAD, *words])
+    return train_command.main([*arguments, *SMALL, *HEAD, *words])
 
 
 def evaluate(run, output, *words):
     arguments = ["--model", str(run), "--output_dir", str(output), "--window_stride", "48"]
-    return script("eval").main([CONFIG, *arguments, *SMALL, *words])
+    return evaluate_command.main([CONFIG, *arguments, *SMALL, *words])
 
 
 def test_train_saves_an_adapter_that_eval_reads(clip_folder, tmp_path, capsys):
@@ -227,7 +220,7 @@ def test_the_head_may_come_without_text_prompts(clip_folder, tmp_path):
 def test_what_contradicts_itself_is_one_sentence(clip_folder, tmp_path, capsys, words, message):
     arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(tmp_path / "run"), *SMALL, *HEAD, *words]
     with pytest.raises(SystemExit), complaints_of("train.py"):
-        script("train").main(arguments)
+        train_command.main(arguments)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
     assert re.search(message, line), line
 
@@ -239,7 +232,7 @@ def test_the_spectral_filter_has_the_grid_of_the_training_crops(clip_folder, tmp
     model_args, data_args, _ = parse_arguments(arguments)
     _, split = load_data(data_args, training=True)
     processor = load_processor(clip_folder, **data_args.image_processor_fields())
-    build_model = script("train").build_model
+    build_model = train_command.build_model
     tuned, names = build_model(model_args, "inductive", split, processor, data_args.crop_size)
     weights = tuned.base_model.model.clip.vision_model.encoder.deep_prompt_filter["default"]
     assert weights.shape == (side, side // 2 + 1, 32, 2)

@@ -17,11 +17,11 @@ import wrapt
 if TYPE_CHECKING:
     from zegclip.modeling.configuration_zegclip import ZegClipConfig
     from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-    from zegclip.modeling.tuner_config_zegclip import DeepPromptConfig
-    from zegclip.modeling.tuner_zegclip import DeepPromptModel
+    from zegclip.modeling.prompt_config import DeepPromptConfig
+    from zegclip.modeling.prompt_tuner import DeepPromptModel
     from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
     from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
-    from zegclip.processing.pipeline_zegclip import ZeroShotImageSegmentationPipeline
+    from zegclip.processing.pipeline import ZeroShotImageSegmentationPipeline
     from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 if not (Path(__file__).parent / "modeling").exists() and (Path(__file__).parents[1] / "setup.cfg").is_file():
@@ -37,14 +37,14 @@ METRIC = str(Path(__file__).parent / "gzs_iou.py")
 """pAcc, mIoU of seen and unseen classes and hIoU for the `evaluate` library: `evaluate.load(zegclip.METRIC)`."""
 
 _MODULES = {
-    "DeepPromptConfig": "zegclip.modeling.tuner_config_zegclip",
-    "DeepPromptModel": "zegclip.modeling.tuner_zegclip",
+    "DeepPromptConfig": "zegclip.modeling.prompt_config",
+    "DeepPromptModel": "zegclip.modeling.prompt_tuner",
     "ZegClipConfig": "zegclip.modeling.configuration_zegclip",
     "ZegClipForSemanticSegmentation": "zegclip.modeling.modeling_zegclip",
     "ZegClipImageProcessor": "zegclip.processing.image_processing_zegclip",
     "ZegClipImageProcessorPil": "zegclip.processing.image_processing_pil_zegclip",
     "ZegClipProcessor": "zegclip.processing.processing_zegclip",
-    "ZeroShotImageSegmentationPipeline": "zegclip.processing.pipeline_zegclip",
+    "ZeroShotImageSegmentationPipeline": "zegclip.processing.pipeline",
 }
 
 __all__ = [
@@ -78,7 +78,14 @@ _NEEDED = ("transformers", "peft", "accelerate")
 
 
 def _register(imported: ModuleType) -> None:
-    """Register, unless one of the others is just being imported: then this is called again at its end."""
+    """
+    Register, unless one of the others is being imported: then this is called again at its end.
+
+    Importing one of our modules registers before that module is executed: registration needs all of them whole.
+    """
+    if imported.__name__.startswith("zegclip."):
+        import_module("zegclip.registration")
+        return
     others = [sys.modules.get(name) for name in _NEEDED if name != imported.__name__]
     if "transformers" in sys.modules and not any(
         getattr(getattr(other, "__spec__", None), "_initializing", False) for other in others
@@ -86,5 +93,5 @@ def _register(imported: ModuleType) -> None:
         import_module("zegclip.registration")
 
 
-for _name in _NEEDED:
+for _name in (*_NEEDED, "zegclip.modeling", "zegclip.processing"):
     wrapt.register_post_import_hook(_register, _name)

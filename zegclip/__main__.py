@@ -2,7 +2,7 @@
 
 import sys
 
-from zegclip.cli import main
+from zegclip.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

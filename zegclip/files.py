@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+RECORD_NAME = "run.json"
+"""Settings and contents of the run in its output folder."""
 _TEMPORARY = ".zegclip-"
 _ABANDONED_AFTER = 24 * 3600  # Seconds; a result is written in some seconds.
 

@@ -13,8 +13,8 @@ import evaluate
 import numpy as np
 import torch
 
-from zegclip.processing.class_split_zegclip import ClassSplit
-from zegclip.processing.metrics_zegclip import class_counts, class_ious, summarise
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import class_counts, class_ious, summarise
 
 DESCRIPTION = """
 Generalised zero-shot semantic segmentation: all classes compete for every pixel, and intersection over union (IoU) is

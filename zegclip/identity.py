@@ -4,10 +4,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from zegclip.loading import ADAPTER_CONFIG_NAME, base_of
+from zegclip.loading import base_of
 
 # How to configure a model, a processor and a tokenizer.
 _SETTINGS = (

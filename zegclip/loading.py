@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -28,22 +29,21 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from zegclip.modeling.base_fingerprint_zegclip import OtherBaseWarning, are_same, warning_of_other_base
+from zegclip.modeling.base_fingerprint import OtherBaseWarning, are_same, warning_of_other_base
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
-from zegclip.modeling.finite_weights_zegclip import find_not_finite
+from zegclip.modeling.finite_weights import find_not_finite
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
-from zegclip.modeling.stored_adapter_zegclip import (
+from zegclip.modeling.prompt_tuner import head_fields
+from zegclip.modeling.stored_adapter import (
     StoredAdapter,
     is_missing_folder,
     read_description,
     read_json_object,
 )
-from zegclip.modeling.tuner_zegclip import head_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.processing_zegclip import ZegClipProcessor
-from zegclip.processing.sliding_window_zegclip import is_out_of_memory, window_boxes
+from zegclip.processing.windows import is_out_of_memory, window_boxes
 
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 # One of them is enough for a tokenizer.
 _TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, "vocab.json")
 # What decides where an adapter's prompts stand, and so what its tensors mean.

@@ -1,5 +1,7 @@
 """Makes the models known to transformers' Auto classes, the deep prompts to PEFT, and the pipeline to `pipeline`."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -14,9 +16,18 @@ from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation  # registers the tuner too
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
-from zegclip.processing.pipeline_zegclip import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
+
+def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: Any) -> str:
+    """See [`zegclip.sharing.publishing.push`], which is imported when it is called: it needs time."""
+    from zegclip.sharing.publishing import push
+
+    return push(model, repo_id, **kwargs)
+
+
+ZegClipForSemanticSegmentation.publisher = push_to_hub
 # Again where an earlier attempt was interrupted.
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)

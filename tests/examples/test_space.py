@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import zegclip
-from zegclip.cli import main
+from zegclip.commands.main import main
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"

@@ -21,8 +21,8 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from zegclip.cli import main
-from zegclip.segment import load_segmenter
+from zegclip.commands.main import main
+from zegclip.commands.segment import load_segmenter
 
 ROOT = Path(__file__).parents[2]
 OWN_CODE = ("zegclip", "modeling", "processing", "picture_world")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zegclip import DeepPromptConfig, ZegClipConfig
-from zegclip.arguments import DataArguments, ModelArguments, complaints_of, parse_arguments
+from zegclip.commands.segment import load_segmenter
 from zegclip.loading import load_model, load_processor
-from zegclip.segment import load_segmenter
+from zegclip.training.arguments import DataArguments, ModelArguments, complaints_of, parse_arguments
 
 ODD_NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 7, 64, 10**6, 2.5, 1e-9, math.nan, math.inf, -math.inf])
 ODD_VALUES = st.one_of(

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.processing.datasets_zegclip import load_pictures
+from zegclip.processing.datasets import load_pictures
 
 CLASSES = ["cat", "dog", "tree"]
 # Names as a metadata file could spell them, of files that are there, are not, and are none of its business.

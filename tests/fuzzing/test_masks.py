@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.overlay import index_mask, make_colours
-from zegclip.processing.class_split_zegclip import split_classes
+from zegclip.drawing.overlay import index_mask, make_colours
+from zegclip.processing.class_split import split_classes
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.picture_files_zegclip import read_sample
+from zegclip.processing.picture_files import read_sample
 
 SIZES = st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.just(1), st.integers(1, 5000)))
 # What keeps ids, as what modes.

@@ -27,12 +27,12 @@ MODULES = (
     "numpy.ctypeslib",
     "peft.utils.transformers_weight_conversion",
     "transformers.models.clip.modeling_clip",
-    "zegclip.check",
-    "zegclip.cli",
-    "zegclip.demo",
+    "zegclip.commands.check",
+    "zegclip.commands.main",
+    "zegclip.commands.demo",
     "zegclip.processing.image_processing_zegclip",
-    "zegclip.publishing",
-    "zegclip.segment",
+    "zegclip.sharing.publishing",
+    "zegclip.commands.segment",
 )
 
 

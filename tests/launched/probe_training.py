@@ -16,8 +16,8 @@ from peft import get_peft_model
 from transformers import set_seed
 
 from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
-from zegclip.processing.class_split_zegclip import ClassSplit
-from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.processing.class_split import ClassSplit
+from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 SPLIT = ClassSplit(names=("a", "b", "c", "d"), seen_ids=(0, 1, 3), unseen_ids=(2,))
 

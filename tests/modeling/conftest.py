@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from zegclip import ZegClipImageProcessorPil
 from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, TRANSPOSED, convert
-from zegclip.modeling.loss_zegclip import fill_pseudo_labels
-from zegclip.processing.class_split_zegclip import ClassSplit
-from zegclip.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.modeling.losses import fill_pseudo_labels
+from zegclip.processing.class_split import ClassSplit
+from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
 
 FORWARD_TOLERANCE = 1e-5
 

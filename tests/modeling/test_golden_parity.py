@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from zegclip.processing.sliding_window_zegclip import merge_masks, merge_scores, predict_windows
+from zegclip.processing.windows import merge_masks, merge_scores, predict_windows
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
 FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")

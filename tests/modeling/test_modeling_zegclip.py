@@ -9,7 +9,7 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.modeling.loss_zegclip import ssim_loss
+from zegclip.modeling.losses import ssim_loss
 from zegclip.modeling.modeling_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD, _stretch
 
 

@@ -1,6 +1,5 @@
 """Other CLIPs than ViT-B/16, by configuration alone: the sizes of published ones, and a small odd one end to end."""
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, pipeline
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
+from zegclip.commands import train as train_command
 from zegclip.loading import load_base
 
 ROOT = Path(__file__).parents[2]
@@ -118,14 +118,6 @@ def test_a_published_size_is_trained_and_segments(name, method):
     assert logits.shape == (2, 5, math.ceil(512 / patch), math.ceil(375 / patch))
 
 
-def script(name):
-    """Import one of the scripts of the repository's root."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def odd_clip(tokenizer, tmp_path):
     """A plain CLIP with its tokenizer, nothing of which is like ViT-B/16."""
@@ -162,7 +154,7 @@ def test_a_small_odd_one_is_trained_saved_and_used(odd_clip, tmp_path, method):
         "--decode_head_init", "default", "--decoder_attention_heads", "3", "--decoder_ffn_dim", "20",
         "--num_prompt_tokens", "2", "--learning_rate", "0.01", "--warmup_steps", "0", *OWN_WORDS[method],
     ]  # fmt: skip
-    metrics = script("train").main(words)
+    metrics = train_command.main(words)
     assert 0 <= metrics["eval_pacc"] <= 100
 
     model = ZegClipForSemanticSegmentation.from_pretrained(run).eval()

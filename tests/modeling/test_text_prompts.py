@@ -12,7 +12,7 @@ from transformers import CLIPModel, pipeline
 
 from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
 from zegclip.loading import load_base, load_processor
-from zegclip.modeling.tuner_layers_zegclip import TextPromptLayer
+from zegclip.modeling.prompt_layers import TextPromptLayer
 
 NAMES = ["cat", "b", "tree", "a longer name", "tree house"]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import zegclip
-from zegclip.processing.class_split_zegclip import ClassSplit
-from zegclip.processing.metrics_zegclip import class_counts, class_ious, summarise
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import class_counts, class_ious, summarise
 
 METRIC = str(Path(zegclip.__file__).parent / "gzs_iou.py")
 CLASSES = {"names": ["a", "b", "c", "d", "e"], "seen_ids": [0, 2], "unseen_ids": [1, 3]}

@@ -73,7 +73,7 @@ from hub_stand_in import serve_hub
 folder, output, *words = sys.argv[1:]
 with serve_hub() as hub:
     os.environ.update(hub.environment())
-    from zegclip.cli import main
+    from zegclip.commands.main import main
     from zegclip.identity import content_of_adapter, content_of_clip
 
     files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}

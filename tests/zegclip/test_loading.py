@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.commands.segment import load_segmenter
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
-from zegclip.segment import load_segmenter
 
 
 @pytest.mark.parametrize("name", ["missing", "a/b/c", "./model", "/model", "~/model", "here/model"])

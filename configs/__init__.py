@@ -1,0 +1,1 @@
+"""Configurations of training and evaluation: one YAML file per method, data set and setting."""

@@ -1,0 +1,139 @@
+"""LDVC's local-consensus decode head: patches look at windows like their own and at class queries (section 3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import is_torchdynamo_exporting
+
+from .configuration_zegclip import ZegClipConfig
+from .head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
+
+
+def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Tensor:
+    """
+    Say which patches may look at each other: those of a window at those of the windows most like it (eqs. 8 and 10).
+
+    Windows are alike by the product of their means. Those at the right and lower edge may be smaller: they consist of
+    real patches alone, so nothing is padded.
+
+    Args:
+        patches: `(batch, height, width, dim)`.
+        window_size: Side of a window in patches.
+        top_k: Windows to look at, of all if there are fewer; usually one of them is the window itself.
+
+    Returns:
+        Boolean `(batch, 1, patches, patches)`, queries first.
+    """
+    height, width = patches.shape[1:3]
+    # No gradient goes through a choice; half precision would choose others.
+    maps = patches.detach().permute(0, 3, 1, 2).float()
+    means = F.avg_pool2d(maps, window_size, ceil_mode=True, count_include_pad=False)
+    columns = means.shape[-1]
+    means = means.flatten(2)
+    with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
+        similarity = means.mT @ means
+    if is_torchdynamo_exporting():
+        # A graph for all sizes cannot ask for fewer: windows that no patch is in make up the number.
+        similarity = F.pad(similarity, (0, top_k), value=-torch.inf)
+    nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
+    allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
+    rows = torch.arange(height, device=patches.device) // window_size
+    window = (rows[:, None] * columns + torch.arange(width, device=patches.device) // window_size).flatten()
+    return allowed[:, window][:, None, :, window]
+
+
+class LocalConsensusAttention(nn.Module):
+    """Multi-head self-attention among the patches of alike windows (eqs. 8 to 12; routing as BiFormer's)."""
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.config = config
+        self.head_dim = dim // config.decoder_attention_heads
+        self.window_size = config.decoder_window_size
+        self.top_k = config.decoder_top_k
+        self.dropout = config.decoder_dropout
+        self.is_causal = False
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(batch, height, width, dim)` to the same shape."""
+        mask = routed_mask(patches, self.window_size, self.top_k)
+        query, key, value = self.qkv(patches.flatten(1, 2)).chunk(3, dim=-1)
+        attended = multi_head_attention(self, query, key, value, mask, dropout=self.dropout)
+        return self.out_proj(attended).unflatten(1, patches.shape[1:3])
+
+
+class ConsensusDecoderLayer(nn.Module):
+    """
+    Patches take in features of the vision tower (eq. 4), each other (eq. 5), and the class queries (eqs. 6 and 7).
+
+    The last part is ZegCLIP's layer with the roles exchanged: patches are the queries, classes the memory.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.dropout = config.decoder_dropout
+        self.fuse = nn.Linear(config.clip_config.vision_config.hidden_size, dim)  # the paper's 1x1 convolution
+        self.self_attention = LocalConsensusAttention(config) if config.decoder_top_k else None
+        self.self_norm = nn.LayerNorm(dim) if config.decoder_top_k else nn.Identity()
+        self.text_layer = ZegClipDecoderLayer(config)
+
+    def forward(self, patches: torch.Tensor, hidden_state: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """
+        Update the patches.
+
+        Args:
+            patches: `(batch, height, width, dim)`.
+            hidden_state: `(batch, height, width, vision width)` of the vision tower.
+            queries: `(batch, classes, dim)`.
+        """
+        patches = patches + self.fuse(hidden_state)
+        if self.self_attention is not None:
+            consensus = F.dropout(self.self_attention(patches), self.dropout, self.training)
+            patches = self.self_norm(patches + consensus)
+        return self.text_layer(patches.flatten(1, 2), queries).unflatten(1, patches.shape[1:3])
+
+
+class ConsensusDecodeHead(DescriptorHead):
+    """
+    Patches, refined layer by layer, are matched with the class queries by a plain product (eqs. 3 to 13).
+
+    Patches look at all class queries at once: a class's mask depends on which other classes are asked for.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(ConsensusDecoderLayer(config) for _ in range(config.num_decoder_layers))
+
+    def forward(
+        self,
+        image_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        hidden_states: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Compute one mask logit map per class.
+
+        Args:
+            image_embeds: `(batch, dim)` global embedding, L2-normalised.
+            patch_embeds: `(batch, height, width, dim)`, *not* normalised: otherwise the hidden states drown them.
+            class_embeds: `(classes, dim)`, L2-normalised.
+            hidden_states: `(batch, height, width, vision width)` for each layer.
+
+        Returns:
+            `(batch, classes, height, width)` mask logits.
+        """
+        queries = self.describe(image_embeds, class_embeds)
+        patches = patch_embeds
+        for layer, hidden_state in zip(self.layers, hidden_states, strict=True):
+            patches = layer(patches, hidden_state, queries)
+        return torch.einsum("bhwd,bnd->bnhw", patches, queries)
+
+
+__all__ = ["ConsensusDecodeHead"]

@@ -1,0 +1,105 @@
+"""SPT-SEG's spectral guided decode head: patches split into high and low frequencies before queries see them."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import is_torchdynamo_exporting
+
+from .configuration_zegclip import ZegClipConfig
+from .head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
+
+
+class SpectralMixing(nn.Module):
+    """
+    Mixes patches within windows (high frequencies) and with window means (low frequencies), then gates them.
+
+    The mixing is LITv2's HiLo attention (arXiv 2205.13213); the gate is the cosine of a patch with a learned vector.
+    The official high path also has an output projection; nothing applies it.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        dim = config.clip_config.projection_dim
+        self.config = config
+        self.window_size = config.decoder_window_size
+        self.head_dim = dim // config.decoder_attention_heads
+        self.low_dim = config.decoder_low_frequency_heads * self.head_dim
+        self.high_dim = dim - self.low_dim
+        self.is_causal = False
+        self.high_qkv = nn.Linear(dim, 3 * self.high_dim, bias=False)
+        self.low_q = nn.Linear(dim, self.low_dim, bias=False)
+        self.low_kv = nn.Linear(dim, 2 * self.low_dim, bias=False)
+        self.low_proj = nn.Linear(self.low_dim, self.low_dim)
+        self.gate = nn.Parameter(torch.empty(dim))
+        self.transform = nn.Linear(dim, dim, bias=False)
+
+    def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
+        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
+        size = self.window_size
+        rows, columns = (side // size for side in patches.shape[1:3])
+        # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
+        windows = patches.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
+        mixed = multi_head_attention(self, *self.high_qkv(windows.flatten(0, 2).flatten(1, 2)).chunk(3, dim=-1))
+        mixed = mixed.unflatten(1, (size, size)).unflatten(0, (patches.shape[0], rows, columns))
+        return mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def forward(self, patch_embeds: torch.Tensor) -> torch.Tensor:
+        """`(batch, height, width, dim)` to `(batch, height * width, dim)`."""
+        height, width = patch_embeds.shape[1:3]
+        size = self.window_size
+        rows, columns = (height + size - 1) // size, (width + size - 1) // size
+        # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
+        padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        high = self._mix_windows(padded)
+        if is_torchdynamo_exporting():
+            # A slice would make it a condition of the graph whether there is something to cut.
+            high = high.index_select(1, torch.arange(height, device=high.device))
+            high = high.index_select(2, torch.arange(width, device=high.device)).flatten(1, 2)
+        else:
+            high = high[:, :height, :width].flatten(1, 2)
+        means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
+        low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
+        mixed = torch.cat([high, self.low_proj(low)], dim=-1)
+        cosine = F.normalize(mixed, dim=-1) @ F.normalize(self.gate, dim=0).to(mixed.dtype)
+        # Patches that point away from the gate become exactly zero.
+        return self.transform(cosine.clamp(0, 1).unsqueeze(-1) * mixed)
+
+
+class SpectralMaskScores(nn.Module):
+    """
+    Last layer: the products of queries and mixed patches are the mask logits.
+
+    The official layer goes on to update its queries; nothing reads them.
+    """
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__()
+        self.mixing = SpectralMixing(config)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`: `(batch, classes, patches)`."""
+        return queries @ self.mixing(memory).transpose(1, 2)
+
+
+class SpectralDecoderLayer(QueryUpdate):
+    """Queries look at the mixed patches with a single head and without scaling."""
+
+    def __init__(self, config: ZegClipConfig):
+        super().__init__(config)
+        self.mixing = SpectralMixing(config)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
+        mixed = self.mixing(memory)
+        weights = (queries @ mixed.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32).to(mixed.dtype)
+        return self.update(queries, F.dropout(weights, self.dropout, self.training) @ mixed)
+
+
+class SpectralDecodeHead(ZegClipDecodeHead):
+    """ZegCLIP's decode head with spectral guided layers (SPT-SEG's SGD)."""
+
+    layer_class = SpectralDecoderLayer
+    mask_scores_class = SpectralMaskScores
+
+
+__all__ = ["SpectralDecodeHead"]

@@ -1,0 +1,149 @@
+"""The protocol's figures against an independent computation."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import class_accuracies, class_counts, class_ious, summarise
+
+NUM_CLASSES = 12
+
+
+def random_maps(rng, ignore_index):
+    """Label maps of some pictures and what is predicted for them, often with absent classes and ignored pixels."""
+    labelled = rng.choice(NUM_CLASSES, size=rng.integers(1, NUM_CLASSES + 1), replace=False)
+    predictable = rng.choice(NUM_CLASSES, size=rng.integers(1, NUM_CLASSES + 1), replace=False)
+    pictures = []
+    for _ in range(rng.integers(1, 5)):
+        shape = rng.integers(1, 12, size=2)
+        labels = rng.choice(labelled, size=shape)
+        predicted = np.where(rng.random(shape) < rng.random(), labels, rng.choice(predictable, size=shape))
+        labels[rng.random(shape) < rng.choice([0.0, 0.3, 1.0], p=[0.4, 0.4, 0.2])] = ignore_index
+        pictures.append((predicted, labels))
+    return pictures
+
+
+def random_split(rng, ignore_index):
+    """Seen, unseen and left-out classes in any order, sometimes without unseen ones, and two groups."""
+    order = rng.permutation(NUM_CLASSES).tolist()
+    seen, unseen = order[: rng.integers(1, 8)], order[8 : 8 + rng.integers(0, 4)]
+    return ClassSplit(
+        names=tuple(f"class {index}" for index in range(NUM_CLASSES)),
+        seen_ids=tuple(seen),
+        unseen_ids=tuple(unseen),
+        groups={name: tuple(rng.choice(NUM_CLASSES, size=4, replace=False).tolist()) for name in ("few", "others")},
+        ignore_index=ignore_index,
+    )
+
+
+def confusion_matrix(pictures, ignore_index):
+    """Pixels by label (rows) and prediction (columns), one at a time."""
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
+    for predicted, labels in pictures:
+        for found, label in zip(predicted.ravel().tolist(), labels.ravel().tolist(), strict=True):
+            if label != ignore_index:
+                confusion[label, found] += 1
+    return confusion
+
+
+def nan_mean(values):
+    """Mean of what is not nan, its sum without rounding, nan if there is nothing."""
+    values = [Fraction(float(value)) for value in values if not math.isnan(value)]
+    return float(sum(values)) / len(values) if values else math.nan
+
+
+def harmonic_mean(first, second):
+    """2 SU / (S + U), with its limit where both are 0."""
+    return 0.0 if first == second == 0 else 2 * first * second / (first + second)
+
+
+def test_figures_equal_a_confusion_matrix_exactly():
+    """IoU = I/U, accuracy = I/GT, pAcc = sum(I)/sum(GT), nan-means over seen and unseen, hIoU = 2SU/(S+U)."""
+    kinds = {"nothing labelled": 0, "absent class": 0, "no unseen": 0, "unseen all absent": 0, "no overlap": 0}
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        ignore_index = int(rng.choice([255, 65535]))
+        pictures, split = random_maps(rng, ignore_index), random_split(rng, ignore_index)
+        counts = sum(
+            class_counts(torch.from_numpy(predicted), torch.from_numpy(labels), NUM_CLASSES, ignore_index)
+            for predicted, labels in pictures
+        )
+        assert counts.dtype == torch.int64
+
+        confusion = confusion_matrix(pictures, ignore_index)
+        hits, found, labelled = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+        np.testing.assert_array_equal(counts.numpy(), [hits, found, labelled])
+        with np.errstate(invalid="ignore"):
+            ious, accuracies = hits / (found + labelled - hits), hits / labelled
+        np.testing.assert_array_equal(class_ious(counts.numpy()), ious)
+        np.testing.assert_array_equal(class_accuracies(counts.numpy()), accuracies)
+
+        total = labelled.sum()
+        expected = {"pacc": 100 * (hits.sum() / total) if total else math.nan}
+        for prefix, members in {"": range(NUM_CLASSES), **{f"{k}_": v for k, v in split.groups.items()}}.items():
+            seen_ious = [ious[i] for i in split.seen_ids if i in members]
+            unseen_ious = [ious[i] for i in split.unseen_ids if i in members]
+            expected[f"{prefix}miou"] = 100 * nan_mean(seen_ious + unseen_ious)
+            if split.unseen_ids:
+                seen, unseen = 100 * nan_mean(seen_ious), 100 * nan_mean(unseen_ious)
+                expected |= {f"{prefix}miou_seen": seen, f"{prefix}miou_unseen": unseen}
+                expected[f"{prefix}hiou"] = harmonic_mean(seen, unseen)
+        figures = summarise(counts.numpy(), split)
+        assert figures.keys() == expected.keys()
+        for name, value in expected.items():
+            assert figures[name] == value or (math.isnan(figures[name]) and math.isnan(value)), (seed, name)
+
+        kinds["nothing labelled"] += not total
+        kinds["absent class"] += bool(np.isnan(ious).any())
+        kinds["no unseen"] += not split.unseen_ids
+        kinds["unseen all absent"] += bool(split.unseen_ids) and math.isnan(figures["miou_unseen"])
+        kinds["no overlap"] += figures.get("hiou") == 0
+    assert min(kinds.values()) >= 5, kinds  # the cases are of every kind
+
+
+@pytest.mark.parametrize("ignore_index", [255, 65535, -1])
+def test_ignored_pixels_count_nowhere(ignore_index):
+    predicted, labels = torch.tensor([[0, 1]]), torch.tensor([[ignore_index, ignore_index]])
+    assert class_counts(predicted, labels, 2, ignore_index).tolist() == [[0, 0], [0, 0], [0, 0]]
+
+
+def test_255_is_a_class_where_something_else_is_ignored():
+    predicted, labels = torch.tensor([[255, 255, 299]]), torch.tensor([[255, 65535, 255]])
+    intersection, found, labelled = class_counts(predicted, labels, 300, ignore_index=65535)
+    assert (intersection[255], found[255], labelled[255], found[299]) == (1, 1, 2, 1)
+    assert (intersection.sum(), found.sum(), labelled.sum()) == (1, 2, 2)
+
+
+def test_without_a_single_labelled_pixel_no_figure_is_a_number():
+    split = ClassSplit(names=("a", "b"), seen_ids=(0,), unseen_ids=(1,), groups={"few": (0,)})
+    figures = summarise(np.zeros((3, 2), dtype=np.int64), split)
+    assert len(figures) == 9
+    assert all(math.isnan(value) for value in figures.values())
+
+
+@pytest.mark.parametrize("absent", ["seen", "unseen"])
+def test_the_harmonic_mean_of_nothing_is_not_a_number(absent):
+    split = ClassSplit(names=("a", "b"), seen_ids=(0,), unseen_ids=(1,))
+    counts = np.zeros((3, 2), dtype=np.int64)
+    counts[:, 1 if absent == "seen" else 0] = 7
+    figures = summarise(counts, split)
+    assert math.isnan(figures[f"miou_{absent}"])
+    assert math.isnan(figures["hiou"])
+    assert figures["miou"] == 100
+
+
+def test_a_split_without_unseen_classes_has_neither_their_mean_nor_a_harmonic_one():
+    split = ClassSplit(names=("a", "b"), seen_ids=(0, 1), groups={"few": (0,)})
+    labels = torch.tensor([[0, 1]])
+    assert summarise(class_counts(labels, labels, 2).numpy(), split) == {"pacc": 100, "miou": 100, "few_miou": 100}
+
+
+def test_perfect_prediction():
+    split = ClassSplit(names=("a", "b", "c", "d", "e"), seen_ids=(0, 2), unseen_ids=(1, 3), groups={"few": (0, 1)})
+    labels = torch.tensor([[0, 1, 2, 3, 4]])
+    figures = summarise(class_counts(labels, labels, 5).numpy(), split)
+    assert set(figures.values()) == {100.0}

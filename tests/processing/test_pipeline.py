@@ -1,0 +1,342 @@
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from zegclip import DeepPromptConfig
+from zegclip.processing import pipeline as pipeline_module
+from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.processing_zegclip import UnknownWordsWarning
+from zegclip.processing.windows import merge_masks, predict_windows
+
+LABELS = ["cat", "tree", "b"]
+
+
+@pytest.fixture
+def pipe(model, processor):
+    return ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+
+
+def noise(height=40, width=90, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def same(one, other):
+    return all(
+        a["label"] == b["label"] and a["score"] == b["score"] and a["mask"].tobytes() == b["mask"].tobytes()
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_every_label_comes_back_and_the_masks_tile_the_picture(pipe):
+    results = pipe(noise(), candidate_labels=LABELS)
+    assert [result["label"] for result in results] == LABELS
+    masks = np.stack([np.asarray(result["mask"]) for result in results])
+    assert all((result["mask"].mode, result["mask"].size) == ("L", (90, 40)) for result in results)
+    assert set(np.unique(masks)) <= {0, 255}
+    assert (masks.astype(bool).sum(axis=0) == 1).all()
+    assert masks.any(axis=(1, 2)).sum() > 1
+    for result in results:
+        assert isinstance(result["score"], float)
+        assert 0 <= result["score"] <= 1
+        assert (result["score"] == 0) == (result["mask"].getbbox() is None)
+
+
+def test_it_is_processor_model_and_sliding_windows_in_a_row(pipe, model, processor):
+    picture = noise()
+    with torch.no_grad():
+        inputs = processor(images=picture, text=LABELS, return_tensors="pt")
+        class_embeds = model.get_class_embeds(inputs["input_ids"], inputs["attention_mask"])
+        ids, scores = merge_masks(predict_windows(model, inputs["pixel_values"], class_embeds, 32, 20), (40, 90))
+    for index, result in enumerate(pipe(picture, candidate_labels=LABELS)):
+        inside = ids == index
+        np.testing.assert_array_equal(np.asarray(result["mask"]) == 255, inside.numpy())
+        assert result["score"] == pytest.approx(scores[inside].mean().item() if inside.any() else 0.0, abs=1e-6)
+
+
+def test_paths_lists_tuples_and_generators(pipe, tmp_path):
+    pictures = [noise(seed=1), noise(30, 33, seed=2), noise(1, 1, seed=3)]
+    pictures[0].save(tmp_path / "picture.png")
+    expected = [pipe(picture, candidate_labels=LABELS) for picture in pictures]
+    assert same(pipe(str(tmp_path / "picture.png"), candidate_labels=LABELS), expected[0])
+    assert same(pipe(tmp_path / "picture.png", candidate_labels=LABELS), expected[0])
+    for images in (pictures, tuple(pictures), (picture for picture in pictures)):
+        for one, other in zip(pipe(images, candidate_labels=LABELS), expected, strict=True):
+            assert same(one, other)
+    assert pipe([], candidate_labels=LABELS) == []
+
+
+def test_names_are_encoded_once_for_all_pictures_of_a_call(pipe, model, monkeypatch):
+    calls, encode = [], model.get_class_embeds
+    monkeypatch.setattr(model, "get_class_embeds", lambda **kwargs: calls.append(kwargs) or encode(**kwargs))
+    for number, pictures in enumerate(
+        (noise(), [noise(), noise(seed=1)], (noise(), noise()), (noise(seed=seed) for seed in range(3))), start=1
+    ):
+        list(pipe(pictures, candidate_labels=LABELS))
+        assert len(calls) == number
+
+
+def step_of_fused_adamw(model, processor):
+    weight = model.clip.text_projection.weight.requires_grad_(True)
+    weight.grad = torch.randn_like(weight)
+    torch.optim.AdamW([weight], lr=0.5, fused=True).step()
+
+
+def change_unnoticed(model, processor):
+    model.clip.text_projection.weight.data.copy_(torch.randn(32, 32))
+
+
+def add_text_prompts(model, processor):
+    ids = processor.text_prompt_ids()
+    config = DeepPromptConfig(text_prompts="words", text_prompt_ids=ids, text_prompt_init="random")
+    model.add_adapter(config, "random")
+    model.eval()  # what is added is in training mode
+
+
+def load_others(model, processor):
+    model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [step_of_fused_adamw, change_unnoticed, add_text_prompts, load_others])
+def test_a_changed_model_gives_results_of_its_own(pipe, model, processor, change):
+    before = pipe._encode(LABELS)
+    pipe(noise(), candidate_labels=LABELS)
+    change(model, processor)
+    fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), fresh(noise(), candidate_labels=LABELS))
+    assert not torch.allclose(pipe._encode(LABELS), before)
+
+
+def test_adapters_that_are_switched_give_results_of_their_own(pipe, model, processor):
+    plain = pipe._encode(LABELS)
+    add_text_prompts(model, processor)
+    tuned = pipe._encode(LABELS)
+    assert not torch.allclose(tuned, plain)
+    model.disable_adapters()
+    assert torch.equal(pipe._encode(LABELS), plain)
+    model.enable_adapters()
+    assert torch.equal(pipe._encode(LABELS), tuned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_converted_model_gives_results_in_its_new_precision(pipe, model, processor, dtype):
+    pipe(noise(), candidate_labels=LABELS)
+    model.to(dtype)
+    assert pipe._encode(LABELS).dtype == dtype
+    fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), fresh(noise(), candidate_labels=LABELS))
+    model.half()
+    assert pipe._encode(LABELS).dtype == torch.float16
+
+
+def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 2)
+    labels = ["cat", "a b c d e f g h", "dog", "a b c d e f g h i", "tree"]
+    expected = model.get_class_embeds(**processor(text=labels, return_tensors="pt")).detach()
+    widths = []
+    encode = model.get_class_embeds
+    monkeypatch.setattr(
+        model, "get_class_embeds", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or encode(**kwargs)
+    )
+    torch.testing.assert_close(pipe._encode(labels), expected, atol=1e-6, rtol=0)
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+
+
+def test_order_of_the_names_does_not_matter(pipe):
+    results = {result["label"]: result for result in pipe(noise(), candidate_labels=LABELS)}
+    for result in pipe(noise(), candidate_labels=LABELS[::-1]):
+        assert result["mask"].tobytes() == results[result["label"]]["mask"].tobytes()
+
+
+def test_labels_as_a_string_and_as_a_default(pipe, model, processor):
+    expected = pipe(noise(), candidate_labels=LABELS)
+    assert same(pipe(noise(), candidate_labels="cat, tree,b"), expected)
+    with_default = ZeroShotImageSegmentationPipeline(
+        model=model, processor=processor, task=TASK, device="cpu", candidate_labels=LABELS
+    )
+    assert same(with_default(noise()), expected)
+
+
+@pytest.mark.parametrize("labels", [[], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", None])
+def test_bad_labels(pipe, labels):
+    with pytest.raises(ValueError, match=r"[Cc]lass"):
+        pipe(noise(), candidate_labels=labels)
+
+
+def test_threshold_takes_pixels_away(pipe):
+    assert all(result["mask"].getbbox() is None for result in pipe(noise(), candidate_labels=LABELS, threshold=1.0))
+    free, limited = (pipe(noise(), candidate_labels=LABELS, threshold=threshold) for threshold in (0.0, 0.5))
+    for one, other in zip(free, limited):
+        assert not (np.asarray(other["mask"]) & ~np.asarray(one["mask"])).any()
+
+
+def test_window_arguments(pipe, processor):
+    default = pipe(noise(), candidate_labels=LABELS)
+    assert same(pipe(noise(), candidate_labels=LABELS, window_size=32, window_stride=20), default)
+    # Given alone, the size keeps the overlap in proportion: 16 * 20 // 32.
+    assert same(
+        pipe(noise(), candidate_labels=LABELS, window_size=16),
+        pipe(noise(), candidate_labels=LABELS, window_size=16, window_stride=10),
+    )
+    whole = pipe(noise(), candidate_labels=LABELS, window_size=None)
+    assert same(pipe(noise(), candidate_labels=LABELS, window_size=1000), whole)
+    processor.image_processor.window_size = None
+    assert same(pipe(noise(), candidate_labels=LABELS), whole)
+    with pytest.raises(ValueError, match="window_stride"):
+        pipe(noise(), candidate_labels=LABELS, window_size=16, window_stride=17)
+
+
+def test_unknown_arguments_and_batches_are_refused(pipe):
+    with pytest.raises(TypeError, match="'windows'"):
+        pipe(noise(), candidate_labels=LABELS, windows=3)
+    with pytest.raises(ValueError, match="window_batch_size"):
+        pipe([noise()] * 2, candidate_labels=LABELS, batch_size=2)
+
+
+def test_a_bad_file_is_named(pipe, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.png is empty"):
+        pipe(tmp_path / "empty.png", candidate_labels=LABELS)
+
+
+def test_several_templates_of_the_processor_are_averaged(pipe, processor):
+    processor.prompt_templates = ["a {}", "the {} there", "one {}"]
+    assert [result["label"] for result in pipe(noise(), candidate_labels=LABELS)] == LABELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(model, processor, dtype):
+    pipe = ZeroShotImageSegmentationPipeline(model=model.to(dtype), processor=processor, task=TASK, device="cpu")
+    results = pipe(noise(), candidate_labels=LABELS)
+    assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
+
+
+def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
+    with torch.no_grad():
+        model.clip.visual_projection.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="scores are no numbers"):
+        pipe(noise(), candidate_labels=LABELS)
+
+
+def test_a_tokenizer_of_another_model(pipe, tokenizer):
+    tokenizer.add_tokens(["zebra"])
+    pipe.processor.tokenizer = tokenizer
+    with pytest.raises(ValueError, match="not the model's: it gives the token 82, but the text tower knows 82 tokens"):
+        pipe(noise(), candidate_labels=["cat", "zebra"])
+
+
+def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
+    model.train()
+    pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
+    assert same(pipe(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_a_saved_pipeline_is_found_by_the_name_of_the_task(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_a_saved_model_and_processor_are_found_by_the_name_of_the_task(pipe, model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert type(loaded) is ZeroShotImageSegmentationPipeline
+    assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
+
+
+def test_windows_without_room_are_not_tried_again_in_the_same_call(pipe, monkeypatch):
+    expected = pipe([noise(seed=seed) for seed in range(3)], candidate_labels=LABELS)
+    calls, forward = [], pipe.model.forward
+
+    def small_device(pixel_values, **kwargs):
+        calls.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(pipe.model, "forward", small_device)
+    with pytest.warns(UserWarning, match="going on with 2"):
+        found = pipe([noise(seed=seed) for seed in range(3)], candidate_labels=LABELS)
+    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)  # sums of other orders
+        assert (np.asarray(one["mask"]) == np.asarray(other["mask"])).mean() > 0.999
+    assert calls == [3, 2, 1, 2, 1, 2, 1]
+    calls.clear()
+    pipe(noise(), candidate_labels=LABELS, window_batch_size=1)
+    assert calls == [1] * 3
+
+
+def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monkeypatch):
+    merge = pipeline_module.merge_masks
+
+    def refuse_wide(windows, target_size):
+        if target_size == (40, 90):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes.")
+        return merge(windows, target_size=target_size)
+
+    monkeypatch.setattr(pipeline_module, "merge_masks", refuse_wide)
+    with pytest.raises(MemoryError, match=r"^There is not enough memory for a picture of 40 x 90 pixels"):
+        pipe(noise(), candidate_labels=LABELS)
+    results = iter(pipe((noise(width=width) for width in (60, 90, 60)), candidate_labels=LABELS))
+    first = next(results)
+    with pytest.raises(MemoryError):
+        next(results)
+    assert same(next(results), first)
+
+
+def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn):
+    pipe.model.config.vocabulary = ["a", "photo", "of", "cat", "tree"]
+    pipe(noise(), candidate_labels=["cat", "tree"])
+    assert not [item for item in recwarn if item.category is UnknownWordsWarning]
+    with pytest.warns(UnknownWordsWarning, match="'zebra'") as caught:
+        pending = pipe((noise() for _ in range(1)), candidate_labels=["cat", "zebra"])
+    assert caught[0].filename == __file__
+    assert len(list(pending)) == 1
+    pipe.processor.prompt_templates = ["a sketch of a {}"]
+    with pytest.warns(UnknownWordsWarning, match="'a sketch of a {}'"):
+        pipe(noise(), candidate_labels=["cat", "tree"])
+
+
+def test_names_are_compared_with_all_others(pipe, monkeypatch):
+    """Also where they are not encoded together."""
+    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 1)
+    with pytest.raises(ValueError, match="the same to the tokenizer"):
+        pipe(Image.new("RGB", (32, 32)), candidate_labels=["a  b", "a b", "cat"])
+
+
+def test_a_picture_in_memory_that_is_turned_comes_with_a_warning(pipe, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 64)).save(tmp_path / "phone.png", exif=exif)
+    with pytest.warns(UserWarning, match="exif_transpose"):
+        (row,) = pipe(Image.open(tmp_path / "phone.png"), candidate_labels=["cat"])
+    assert row["mask"].size == (64, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = pipe(str(tmp_path / "phone.png"), candidate_labels=["cat"])
+    assert row["mask"].size == (64, 32)
+
+
+def test_a_model_in_training_predicts_without_dropout_and_stays_in_training(pipe):
+    picture = noise()
+    expected = pipe(picture, candidate_labels=["cat", "tree"])
+    for module in pipe.model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.9
+    pipe.model.train()
+    again = pipe(picture, candidate_labels=["cat", "tree"])
+    assert [row["score"] for row in again] == [row["score"] for row in expected]
+    assert pipe.model.training
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_a_threshold_is_a_score(pipe, threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        pipe(noise(), candidate_labels=["cat"], threshold=threshold)

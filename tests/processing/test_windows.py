@@ -1,0 +1,230 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from zegclip.processing.windows import (
+    SCORES_PER_CHUNK,
+    BatchSize,
+    WindowLogits,
+    class_chunks,
+    extract_windows,
+    merge_masks,
+    merge_scores,
+    predict_windows,
+    running_max,
+    window_boxes,
+)
+
+
+def random_windows(height, width, window_size, stride, names=11, seed=0):
+    boxes = window_boxes(height, width, window_size, stride)
+    logits = torch.randn(len(boxes), names, 4, 5, generator=torch.Generator().manual_seed(seed))
+    return WindowLogits(logits, boxes, height, width)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7, 10])
+@pytest.mark.parametrize("width", [1, 9, 10, 11, 17, 20, 33])
+def test_windows_cover_every_pixel_without_leaving_the_picture(width, stride):
+    height, window_size = 23, 10
+    boxes = window_boxes(height, width, window_size, stride)
+    covered = torch.zeros(height, width)
+    for top, left, bottom, right in boxes:
+        assert 0 <= top < bottom <= height
+        assert 0 <= left < right <= width
+        assert (bottom - top, right - left) == (min(window_size, height), min(window_size, width))
+        covered[top:bottom, left:right] += 1
+    assert covered.min() >= 1
+    assert len(set(boxes)) == len(boxes)
+
+
+def test_official_geometry():
+    # 512 x 683, the size of a 375 x 500 picture: two windows, the second shifted back to the border.
+    assert window_boxes(512, 683, 512, 426) == [(0, 0, 512, 512), (0, 171, 512, 683)]
+    # 512 + 426 pixels are covered by exactly two windows, one more pixel needs a third.
+    assert len(window_boxes(512, 938, 512, 426)) == 2
+    assert [left for _, left, _, _ in window_boxes(512, 939, 512, 426)] == [0, 426, 427]
+
+
+def test_no_window_size_is_one_window_and_no_stride_is_no_overlap():
+    assert window_boxes(30, 50, None, 426) == [(0, 0, 30, 50)]
+    assert window_boxes(20, 10, 10, None) == [(0, 0, 10, 10), (10, 0, 20, 10)]
+
+
+@pytest.mark.parametrize(("window_size", "stride"), [(10, 11), (10, 0), (0, 0), (10, -1), (-5, None)])
+def test_geometry_that_leaves_gaps_is_refused(window_size, stride):
+    with pytest.raises(ValueError, match="window_stride"):
+        window_boxes(30, 30, window_size, stride)
+
+
+def test_extracted_windows_are_the_pixels_of_their_boxes():
+    picture = torch.arange(3 * 12 * 17).reshape(1, 3, 12, 17)
+    boxes = window_boxes(12, 17, 10, 7)
+    windows = extract_windows(picture, boxes)
+    assert windows.shape == (len(boxes), 3, 10, 10)
+    for window, (top, left, bottom, right) in zip(windows, boxes):
+        assert torch.equal(window, picture[0, :, top:bottom, left:right])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_prediction_does_not_depend_on_the_batch_size(batch_size):
+    def model(pixel_values, class_embeds):
+        assert len(pixel_values) <= batch_size
+        return SimpleNamespace(logits=torch.einsum("bchw,nc->bnhw", pixel_values, class_embeds))
+
+    generator = torch.Generator().manual_seed(0)
+    picture, class_embeds = torch.randn(1, 3, 12, 17, generator=generator), torch.randn(4, 3, generator=generator)
+    windows = predict_windows(model, picture, class_embeds, window_size=10, stride=7, batch_size=batch_size)
+    assert windows.logits.shape == (4, 4, 10, 10)
+    # The model looks at single pixels, so cutting and merging must be the identity.
+    whole = predict_windows(model, picture, class_embeds, window_size=None, stride=None)
+    torch.testing.assert_close(merge_scores(windows), merge_scores(whole), rtol=0, atol=1e-6)
+    torch.testing.assert_close(merge_scores(whole), whole.logits[0].sigmoid(), rtol=0, atol=1e-6)
+
+
+class SmallDevice:
+    """A model for which only so many windows have room, and which looks at single pixels."""
+
+    def __init__(self, windows, error):
+        self.windows, self.error, self.calls = windows, error, []
+
+    def __call__(self, pixel_values, class_embeds):
+        self.calls.append(len(pixel_values))
+        if len(pixel_values) > self.windows:
+            raise self.error
+        return SimpleNamespace(logits=torch.einsum("bchw,nc->bnhw", pixel_values, class_embeds))
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 400 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
+    RuntimeError("could not create a primitive"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_fewer_windows_at_once_where_memory_runs_out(error):
+    generator = torch.Generator().manual_seed(0)
+    picture, class_embeds = torch.randn(1, 3, 24, 31, generator=generator), torch.randn(4, 3, generator=generator)
+    expected = predict_windows(SmallDevice(100, error), picture, class_embeds, 10, 7)
+    device, batch = SmallDevice(2, error), BatchSize(8)
+    with pytest.warns(UserWarning, match="not enough memory for . windows of 10 x 10 pixels at once") as warned:
+        found = predict_windows(device, picture, class_embeds, 10, 7, batch)
+    assert [str(warning.message)[-2:] for warning in warned] == ["4.", "2."]
+    assert device.calls == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert found.boxes == expected.boxes
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
+    # What had no room is not tried again with the next picture, whose windows may be few.
+    assert batch == BatchSize(2)
+    predict_windows(device, picture[..., :10, :10], class_embeds, 10, 7, batch)
+    predict_windows(device, picture[..., :17], class_embeds, 10, 7, batch)
+    assert device.calls[8:] == [1, 2, 2, 2]
+
+
+def test_one_window_without_room_is_one_sentence():
+    with pytest.raises(
+        MemoryError, match=r"^There is not enough memory for one window of 10 x 9 .* 4 names, of 2 .*:"
+    ):
+        predict_windows(SmallDevice(0, OUT_OF_MEMORY[0]), torch.zeros(1, 3, 17, 9), torch.zeros(4, 3), 10, 7, 1)
+
+
+def test_other_errors_of_the_model_are_its_own():
+    device = SmallDevice(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        predict_windows(device, torch.zeros(1, 3, 10, 10), torch.zeros(4, 3), 10, 7)
+    assert device.calls == [1]
+
+
+def test_bad_arguments_of_prediction():
+    with pytest.raises(ValueError, match="one picture"):
+        predict_windows(lambda **_: None, torch.zeros(2, 3, 8, 8), torch.zeros(1, 3), 8, 8)
+    with pytest.raises(ValueError, match="window_batch_size"):
+        predict_windows(lambda **_: None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3), 8, 8, batch_size=0)
+
+
+def test_merging_equals_a_slow_reference_per_pixel():
+    windows = random_windows(13, 17, 10, 4, names=3)
+    scores = merge_scores(windows, seen_ids=[0, 2], seen_offset=0.1)
+    upsampled = nn.functional.interpolate(windows.logits, (10, 10), mode="bilinear").sigmoid()
+    for y in range(13):
+        for x in range(17):
+            here = [
+                upsampled[index, :, y - top, x - left]
+                for index, (top, left, bottom, right) in enumerate(windows.boxes)
+                if top <= y < bottom and left <= x < right
+            ]
+            expected = torch.stack(here).mean(dim=0) - torch.tensor([0.1, 0.0, 0.1])
+            torch.testing.assert_close(scores[:, y, x], expected, rtol=0, atol=1e-6)
+
+
+def test_constant_logits_give_constant_scores():
+    boxes = window_boxes(13, 17, 10, 4)
+    logits = torch.tensor([-2.0, 0.0, 3.0]).view(1, 3, 1, 1).expand(len(boxes), 3, 4, 4)
+    scores = merge_scores(WindowLogits(logits, boxes, 13, 17), target_size=(40, 21))
+    assert scores.shape == (3, 40, 21)
+    torch.testing.assert_close(scores, logits[0, :, :1, :1].sigmoid().expand(3, 40, 21), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [1, 7, 8, 9, 40])
+@pytest.mark.parametrize("target_size", [None, (31, 9)])
+def test_masks_are_the_arg_max_of_the_scores(names, target_size):
+    windows = random_windows(25, 19, 10, 6, names=names)
+    scores = merge_scores(windows, target_size, seen_ids=range(0, names, 2), seen_offset=0.1)
+    ids, best = merge_masks(windows, target_size, seen_ids=range(0, names, 2), seen_offset=0.1)
+    assert ids.dtype == torch.int64
+    assert torch.equal(ids, scores.argmax(dim=0))
+    assert torch.equal(best, scores.amax(dim=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_merged_in_float32(dtype):
+    windows = random_windows(25, 19, 10, 6)
+    half = WindowLogits(windows.logits.to(dtype), windows.boxes, 25, 19)
+    rounded = WindowLogits(half.logits.float(), windows.boxes, 25, 19)
+    assert merge_scores(half).dtype == torch.float32
+    assert torch.equal(merge_scores(half), merge_scores(rounded))
+
+
+def test_ties_go_to_the_first_class_also_across_chunks():
+    chunk = torch.zeros(3, 2, 2)
+    ids, best = running_max([chunk, chunk, chunk + 1, chunk + 1])
+    assert (ids == 6).all()
+    assert (best == 1).all()
+
+
+def test_the_maximum_leaves_its_chunks_alone_and_needs_no_more_than_some_pixels_at_once():
+    torch.manual_seed(0)
+    scores = torch.rand(7, 400, 401)  # more pixels than are looked at together
+    given = scores.clone()
+    ids, best = running_max(given.split(3))
+    assert torch.equal(given, scores)
+    assert torch.equal(ids, scores.argmax(dim=0))
+    assert torch.equal(best, scores.amax(dim=0))
+
+
+def test_chunks_of_classes_are_all_classes_in_order_and_never_none():
+    for names, height, width in [(5, 1, 1), (5, 600, 1000), (3, 5000, 5000), (4001, 32, 32)]:
+        chunks = list(class_chunks(names, height, width))
+        assert [index for chunk in chunks for index in range(names)[chunk]] == list(range(names))
+        largest = max(chunk.stop - chunk.start for chunk in chunks)
+        assert largest == 1 or largest * height * width <= SCORES_PER_CHUNK
+
+
+def test_the_maximum_is_there_for_scores_with_a_gradient_too():
+    scores = torch.rand(3, 4, 5, requires_grad=True)
+    ids, _ = running_max(scores.split(2))
+    assert torch.equal(ids, scores.argmax(dim=0))
+
+
+def test_chunks_fit_the_picture_that_is_cut_up_even_if_less_of_it_is_asked_for(monkeypatch):
+    windows = random_windows(200, 300, 100, 100)
+    monkeypatch.setattr(windows, "SCORES_PER_CHUNK", 200 * 300 * 2)
+    sizes = [chunk.shape for chunk in windows._merged_chunks(windows, (4, 5), (), 0.0)]
+    assert [size[0] for size in sizes] == [2, 2, 2, 2, 2, 1]
+    assert merge_masks(windows, (4, 5))[0].shape == (4, 5)

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zegclip
+from zegclip.commands.demo import choose_labels, draw_demo_scenes, overlap
+from zegclip.commands.main import main
+from zegclip.picture_world.classes import CLASS_NAMES, SEEN
+
+
+@pytest.fixture
+def default_model(model, model_folder, monkeypatch):
+    model.config.seen_class_names = list(SEEN)
+    model.save_pretrained(model_folder)
+    monkeypatch.setattr(zegclip, "DEFAULT_MODEL", model_folder)
+
+
+def test_demo(default_model, tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert "offline" in output.splitlines()[0]
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+        f"scene_{number}{end}" for number in (1, 2) for end in (".png", "_overlay.png", "_mask.png", ".json")
+    }
+    for number, scene in enumerate(draw_demo_scenes(0, SEEN), start=1):
+        assert f"overlay: {tmp_path / 'demo' / f'scene_{number}_overlay.png'}" in output
+        picture = Image.open(tmp_path / "demo" / f"scene_{number}.png")
+        assert picture.tobytes() == scene.image.tobytes()
+        table = output.split(f"scene_{number}.png\n")[1].split("overlay:")[0].splitlines()[1:-1]
+        rows = {line.split()[0]: line.split()[1:] for line in table}
+        record = json.loads((tmp_path / "demo" / f"scene_{number}.json").read_text())
+        ids = np.asarray(Image.open(tmp_path / "demo" / f"scene_{number}_mask.png"))
+        truth = np.asarray(scene.mask)
+        assert list(rows) == [row["label"] for row in record["labels"]]
+        for index, (name, cells) in enumerate(rows.items()):
+            assert cells[0] == ("yes" if name in SEEN else "no")
+            found, drawn = ids == index, truth == CLASS_NAMES.index(name)
+            assert float(cells[1]) == pytest.approx(100 * found.mean(), abs=0.06)
+            if (found | drawn).any():
+                assert float(cells[-2]) == pytest.approx(100 * (found & drawn).sum() / (found | drawn).sum(), abs=0.06)
+            else:
+                assert cells[-1] == "-"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scenes_show_seen_and_unseen_classes_and_labels_have_more(seed):
+    scenes = draw_demo_scenes(seed, SEEN)
+    assert [scene.mask.tobytes() for scene in scenes] == [
+        scene.mask.tobytes() for scene in draw_demo_scenes(seed, SEEN)
+    ]
+    labels = choose_labels(scenes, SEEN, seed)
+    shown = {CLASS_NAMES[index] for scene in scenes for index in np.unique(np.asarray(scene.mask))}
+    for scene in scenes:
+        names = {CLASS_NAMES[thing.class_id] for thing in scene.things}
+        assert names - set(SEEN)
+    assert shown & set(SEEN)
+    assert shown < set(labels)
+    absent = set(labels) - shown
+    assert len(absent & set(SEEN)) == len(absent - set(SEEN)) == 2
+
+
+def test_other_seeds_give_other_scenes():
+    first, second = draw_demo_scenes(0, SEEN), draw_demo_scenes(1, SEEN)
+    assert len({scene.image.tobytes() for scene in first + second}) == 4
+
+
+def test_overlap():
+    ids, truth = np.array([[0, 0, 1]]), np.array([[5, 6, 6]])
+    assert overlap(ids, truth, 0, 5) == 0.5
+    assert overlap(ids, truth, 1, 5) == 0
+    assert np.isnan(overlap(ids, truth, 2, 7))
+
+
+def test_without_the_default_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zegclip, "DEFAULT_MODEL", tmp_path / "nothing")
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 1
+    assert capsys.readouterr().err.startswith(f"zegclip: {tmp_path / 'nothing'}: ")
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,334 @@
+"""Model cards: of real runs, of other models, and of runs that nobody has made."""
+
+import html
+import importlib.util
+import json
+import platform
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_eval_result, metadata_load
+from markdown_it import MarkdownIt
+from safetensors.torch import load_file, save_file
+
+from zegclip import DEFAULT_MODEL
+from zegclip.commands import evaluate as evaluate_command
+from zegclip.commands import train as train_command
+from zegclip.picture_world.dataset import export_picture_world
+from zegclip.sharing.cards import card_files, write_card
+
+ROOT = Path(__file__).parents[3]
+CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
+NASTY = {"lamp": "a|b <script>", "turtle": "*x* [y](z) {{ 1 }}", "cat": "`c` & -->"}
+KEYS = ("pacc", "miou_seen", "miou_unseen", "hiou")
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(place, output, *words):
+    given = [CONFIG, "--model", str(place), "--output_dir", str(output), "--num_eval_pictures", "2", "--use_cpu"]
+    return [*given, "--window_stride", "48", *words]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where a user's things lie: a base model, and pictures of classes with names that mean trouble."""
+    folder = tmp_path_factory.mktemp("users") / "somebody"
+    shutil.copytree(DEFAULT_MODEL, folder / "bases" / "my-clip")
+    for split in ("train", "tuning"):
+        export_picture_world(folder / "data" / "my-pictures" / split, split, 4)
+        classes = folder / "data" / "my-pictures" / split / "classes.txt"
+        names = classes.read_text().splitlines()
+        classes.write_text("\n".join(NASTY.get(name, name) for name in names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """What train.py leaves."""
+    output = place / "outputs" / "a-run"
+    words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "clock", "duck", "grass"]
+    words += ["--num_train_pictures", "4", "--total_train_batch_size", "2", "--max_steps", "2", "--seen_offset", "0.1"]
+    train_command.main(arguments(place / "bases" / "my-clip", output, *words))
+    return output
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "a-run"))
+
+
+def read(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def rows_of(text):
+    """Cells of all lines of tables."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def tables_of(text):
+    return [rows_of(block) for block in text.split("\n\n") if block.startswith("|")]
+
+
+def test_metadata_of_a_run_are_read_back(trained):
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert {"zero-shot-image-segmentation", "zegclip", "peft"} <= set(card.data.tags)
+    assert card.data.license == "unknown"
+    assert card.data.base_model is None
+    measured = json.loads((trained / "eval_results.json").read_text())
+    results = {result.metric_type: result for result in card.data.eval_results}
+    for key in KEYS:
+        assert results[key].metric_value == pytest.approx(measured[f"eval_{key}"], abs=0.005)
+        assert results[key].dataset_name == "my-pictures"
+        assert results[key].dataset_split == "tuning"
+        assert results[key].dataset_args == {"pictures": 2}
+
+
+def test_the_hubs_own_tools_read_the_model_index(trained):
+    stored = metadata_load(trained / "README.md")["model-index"]
+    (result,) = stored[0]["results"]
+    hiou = next(metric for metric in result["metrics"] if metric["type"] == "hiou")
+    made = metadata_eval_result(
+        model_pretty_name=stored[0]["name"],
+        task_pretty_name=result["task"]["name"],
+        task_id=result["task"]["type"],
+        metrics_pretty_name=hiou["name"],
+        metrics_id="hiou",
+        metrics_value=hiou["value"],
+        dataset_pretty_name=result["dataset"]["name"],
+        dataset_id=result["dataset"]["type"],
+        dataset_config=result["dataset"]["config"],
+        dataset_split=result["dataset"]["split"],
+    )["model-index"][0]
+    assert made["name"] == stored[0]["name"]
+    assert made["results"][0]["task"] == result["task"]
+    assert made["results"][0]["metrics"][0] | {"verified": None} == hiou | {"verified": None}
+
+
+def test_a_card_says_what_was_trained(trained):
+    text = read(trained)
+    assert text.count("\n# ZegCLIP on my-pictures, inductive\n") == 1
+    cells = dict(row for row in rows_of(text) if len(row) == 2)
+    assert cells["`max_steps`"] == cells["steps trained"] == "2"
+    assert cells["`total_train_batch_size`"] == "2"
+    assert cells["unseen (no masks in training)"] == "clock, duck, grass"
+    assert cells["base"] == "my-clip"
+    assert "zegclip 0.1.0" in cells["versions"]
+    weights = load_file(trained / "adapter_model.safetensors")
+    assert cells["parameters of the adapter"] == f"{sum(tensor.numel() for tensor in weights.values()):,}"
+    assert "measured on" in text
+    assert "`eval.py` has not been run on it" in text
+    assert "0.1 subtracted" in text
+
+
+def test_no_card_knows_the_machine(trained, place):
+    """No folder but the last of a path, no host, and nothing of PEFT's empty form."""
+    (card,) = trained.rglob("README.md")
+    text = card.read_text(encoding="utf-8")
+    for part in (*place.parts[1:], "bases", "outputs", "data/", platform.node()):
+        assert part not in text
+    assert not re.search(r"(?<![\w:/<.])/\w", text)
+    assert "More Information Needed" not in text
+    assert '"path/to/this/folder"' in text
+    assert '"owner/name"' in write_card(trained, repo_id="owner/name").read_text()
+    assert '"path/to/this/folder"' in write_card(trained).read_text()
+
+
+def test_every_name_is_shown_as_it_is(trained):
+    text = read(trained).split("---\n", 2)[2]
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    for name in NASTY.values():
+        assert f", {html.escape(name)}" in page
+    assert "<script" not in text
+    assert page.count("<table>") == 3
+    assert all(len(row) == len(rows[0]) for rows in tables_of(text) for row in rows)
+
+
+def test_only_pictures_that_are_there_are_shown(run):
+    (last,) = run.glob("samples/*.png")
+    shutil.copy(last, run / "samples" / "step_000001.png")
+    assert card_files(run) == ["curves.png", f"samples/{last.name}"]
+    shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", write_card(run).read_text())
+    assert shown == card_files(run)
+    (run / "curves.png").unlink()
+    shutil.rmtree(run / "samples")
+    assert card_files(run) == []
+    assert "![" not in write_card(run).read_text()
+
+
+def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
+    words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "clock", "duck", "grass"]
+    measure = arguments(run, tmp_path / "results", *words)
+    results = evaluate_command.main(measure)
+    assert f"is {run / 'README.md'}." in capsys.readouterr().out
+    text = read(run)
+    assert "`eval.py` has not been run on it" not in text
+    cells = {row[0]: row[1:] for row in rows_of(text)}
+    for title, figures in results.items():
+        assert cells[title] == [f"{figures[key]:.1f}" for key in KEYS]
+    found = {
+        (result.metric_name, result.metric_value) for result in ModelCard.load(run / "README.md").data.eval_results
+    }
+    assert found == {
+        (f"{name}, {protocol}", round(results[f"model, {protocol}"][key], 2))
+        for protocol in ("papers' protocol", "free protocol")
+        for key, name in zip(KEYS, ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU"))
+    }
+    for part in (*tmp_path.parts[1:], *place.parts[1:]):
+        assert part not in text
+
+    # A model may lie where nobody can write; its figures are in the results folder all the same.
+    (run / "README.md").unlink()
+    (run / "README.md").mkdir()
+    assert evaluate_command.main(measure) == results
+    assert "The model card could not be written" in capsys.readouterr().out
+    (run / "README.md").rmdir()
+
+    # Figures belong to the weights that they were measured on.
+    weights = load_file(run / "adapter_model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, run / "adapter_model.safetensors")
+    assert "None have been measured" in write_card(run).read_text()
+
+
+def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
+    words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "house", "sky"]
+    evaluate_command.main(arguments(run, tmp_path / "results", *words, "--baseline", "false"))
+    assert "**2 of the classes that count as unseen here were trained on**" in read(run)
+    assert ModelCard.load(run / "README.md").data.eval_results is None
+
+
+def test_a_whole_model_has_a_card_of_its_configuration(model_folder):
+    (model_folder / "README.md").write_text("before")
+    change(model_folder / "config.json", seen_class_names=["cat", "dog"])
+    card = ModelCard.load(write_card(model_folder, repo_id="owner/a-model"))
+    assert "peft" not in card.data.tags
+    assert "model-index" not in card.data.to_dict()
+    assert "None have been measured" in card.text
+    assert 'pipeline("zero-shot-image-segmentation", model="owner/a-model", trust_remote_code=True)' in card.text
+    assert "| `decoder_ffn_dim` | 64 |" in card.text
+    assert "| seen (masks in training) | cat, dog |" in card.text
+    assert "LABEL_0" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "expected"),
+    [
+        ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
+        ("openai/clip-vit-base-patch16", "/somewhere/an-adapter", "openai/clip-vit-base-patch16"),
+        ("outputs/clip", "/somewhere/outputs/clip", None),
+        ("/somewhere/clip", "/somewhere/clip", None),
+        ("../clip", "/somewhere/clip", None),
+    ],
+)
+def test_only_a_hub_id_is_a_base_model(run, monkeypatch, base, model, expected):
+    monkeypatch.chdir(run)
+    change(run / "adapter_config.json", base_model_name_or_path=base)
+    change(run / "run.json", model=model)
+    card = ModelCard.load(write_card(run))
+    assert card.data.base_model == expected
+    assert f"| base | {expected or 'clip'} |" in card.text
+    assert ("MIT" in card.text) == (expected is not None)
+    assert "somewhere" not in card.text
+
+
+def test_data_sets_of_the_hub_are_metadata(run):
+    change(run / "run.json", dataset="owner/pictures")
+    assert ModelCard.load(write_card(run)).data.datasets == "owner/pictures"
+    change(run / "run.json", dataset="voc")
+    card = ModelCard.load(write_card(run))
+    assert card.data.datasets is None
+    assert "PASCAL VOC 2012" in card.text
+    assert "Flickr" in card.text
+
+
+def test_what_the_program_drew_is_free(run):
+    change(run / "run.json", dataset="picture_world", model=None)
+    card = ModelCard.load(write_card(run))
+    assert card.data.license == "apache-2.0"
+    assert "of no use on photographs" in card.text
+
+
+def test_a_mixture_says_of_what(run):
+    described = json.loads((run / "adapter_config.json").read_text())
+    change(run / "adapter_config.json", spectral_prompt=True, spectral_layers=[0])
+    text = write_card(run).read_text()
+    assert "# A mixture on my-pictures" in text
+    assert "decode head `zegclip`" in text
+    assert "a spectral prompt, no text prompts, loss of focal, dice." in text
+    assert text.count("@inproceedings") == 2
+    assert described["spectral_prompt"] is False
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "owner/na me", '"); import os #'])
+def test_a_wrong_repo_id_is_one_sentence_and_writes_nothing(run, repo_id):
+    before = read(run)
+    with pytest.raises(ValueError, match="repo_id must be owner/name, not"):
+        write_card(run, repo_id=repo_id)
+    assert read(run) == before
+
+
+def test_a_folder_without_a_model_of_ours_gets_no_card(clip_folder, tmp_path):
+    for folder in (tmp_path, clip_folder):
+        with pytest.raises(ValueError, match="holds no model of zegclip"):
+            write_card(folder)
+        assert not (folder / "README.md").exists()
+
+
+def test_a_broken_file_is_named_and_the_card_stays(run):
+    before = read(run)
+    (run / "card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card\.json: this is no valid JSON"):
+        write_card(run)
+    assert read(run) == before
+
+
+STUBS = script(ROOT / "benchmarks" / "model_cards.py")
+
+
+@pytest.mark.parametrize("name", STUBS.NAMES)
+def test_cards_of_configured_runs_are_as_their_configurations_say(name):
+    text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    assert text == STUBS.render_stub(name), "run benchmarks/model_cards.py"
+    assert "**Not run.**" in text
+    assert "model-index" not in text
+    assert f"configs/{name}.yaml" in text
+    method = {"z": "ZegCLIP", "s": "SPT-SEG", "l": "LDVC"}[name[0]]
+    assert f"the method is **{method}**." in text
+    assert ("Masks depend on the whole list of names" in text) == (method == "LDVC")
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "openai/clip-vit-base-patch16"
+
+
+def test_every_configuration_of_real_data_has_a_card():
+    configs = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert set(STUBS.NAMES) == {name for name in configs if "picture_world" not in name and "folder" not in name}
+    cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
+    assert cards == {*STUBS.NAMES, "default_model", "template"}
+
+
+def test_the_default_models_card_has_the_sections_of_the_template():
+    headings = [
+        re.findall(r"^## .*$", (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8"), re.MULTILINE)
+        for name in ("template", "default_model")
+    ]
+    assert headings[0] == headings[1]
+    card = ModelCard.load(ROOT / "model_cards" / "default_model.md")
+    assert card.data.license == "apache-2.0"
+    assert {result.metric_type for result in card.data.eval_results} == set(KEYS)

@@ -1,0 +1,190 @@
+"""Configurations: files, command-line overrides, and what is wrong with a wrong one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zegclip.training.arguments import parse_arguments
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_parses(path, tmp_path):
+    model_args, data_args, training_args = parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
+    assert training_args.max_steps > 0 or data_args.setting == "cross_dataset"
+    assert data_args.dataset
+    assert isinstance(model_args.config_overrides(), dict)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("learning_rate: 3e-4\nnum_prompt_tokens: 7\nfocal_weight: 20\noutput_dir: here\nuse_cpu: true")
+    model_args, data_args, training_args = parse_arguments([str(path), "--num_prompt_tokens", "9"])
+    assert training_args.learning_rate == 3e-4
+    assert model_args.num_prompt_tokens == 9
+    assert model_args.config_overrides() == {"focal_weight": 20}
+    assert data_args.eval_split == "tuning"
+
+
+def test_numbers_are_numbers(tmp_path):
+    path = tmp_path / "own.yaml"
+    text = (
+        "scale_range: [5e-1, 2]\nlr_scheduler_kwargs: {power: 0.9, lr_end: 1e-6}\nlearning_rate: 1e-3\nuse_cpu: true"
+    )
+    path.write_text(text)
+    _, data_args, training_args = parse_arguments([str(path), "--no_photometric_distortion"])
+    assert data_args.scale_range == [0.5, 2.0]
+    assert training_args.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 1e-6}
+    assert training_args.learning_rate == 1e-3
+    assert not data_args.photometric_distortion
+
+
+WRITTEN = [
+    "no", "on", "Yes", "off", "true", "1_000", "0x10", "010", "0b1", "12:30", "1.50", "1e3", ".5", ".inf",
+    "2026-11-21", "2026_01", "+1", "cat",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["seen_classes", "unseen_classes", "ignored_classes", "descriptor"])
+def test_names_are_what_is_written(tmp_path, field):
+    """YAML 1.1 would make truth values, numbers and dates of them."""
+    path = tmp_path / "own.yaml"
+    for text in (f"{field}: [{', '.join(WRITTEN)}]", "\n  - ".join([f"{field}:", *WRITTEN])):
+        path.write_text(f"{text}\nuse_cpu: true")
+        model_args, data_args, _ = parse_arguments([str(path)])
+        assert getattr(model_args if field == "descriptor" else data_args, field) == WRITTEN
+
+
+@pytest.mark.parametrize("text", [*WRITTEN, "'null'", "''"])
+def test_text_is_what_is_written(tmp_path, text):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"classes_file: {text}\nuse_cpu: true")
+    assert parse_arguments([str(path)])[1].classes_file == text.strip("'")
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_field_may_be_left_open(tmp_path, nothing):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"classes_file: {nothing}\nseen_classes: {nothing}\nuse_cpu: true")
+    data_args = parse_arguments([str(path)])[1]
+    assert (data_args.classes_file, data_args.seen_classes) == (None, None)
+
+
+def test_numbers_and_truth_values_are_read_by_the_field(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "use_cpu: on\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: .5\neval_strategy: no\n"
+        "lr_scheduler_kwargs: {power: 010, lr_end: 1e-6, other: 1:30}\n"
+        "accelerator_config: {split_batches: no, even_batches: On}"
+    )
+    _, data_args, training_args = parse_arguments([str(path)])
+    assert not data_args.baseline
+    assert (training_args.max_steps, training_args.seed, training_args.learning_rate) == (1000, 10, 0.5)
+    assert training_args.eval_strategy == "no"
+    assert training_args.lr_scheduler_kwargs == {"power": 10, "lr_end": 1e-6, "other": "1:30"}
+    assert training_args.accelerator_config.split_batches is False
+    assert training_args.accelerator_config.even_batches is True
+
+
+def test_a_mapping_can_be_merged_into_another(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("lr_scheduler_kwargs: &own {power: 0.5}\n<<: {use_cpu: true, seed: 3}\nseen_classes: [no]")
+    _, data_args, training_args = parse_arguments([str(path)])
+    assert training_args.seed == 3
+    assert training_args.lr_scheduler_kwargs == {"power": 0.5}
+    assert data_args.seen_classes == ["no"]
+
+
+def test_the_default_configuration_is_announced(tmp_path, capsys):
+    parse_arguments(["--output_dir", str(tmp_path), "--use_cpu"], default_config=CONFIGS[0])
+    assert "generated picture world, offline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("num_promt_tokens: 3", r"own\.yaml: unknown field 'num_promt_tokens'. Did you mean 'num_prompt_tokens'"),
+        ("eval_split: both", "eval_split of the picture world must be tuning or test, not 'both'"),
+        ("setting: other", "setting must be one of"),
+        ("- a\n- b", r"own\.yaml: a configuration is a mapping"),
+        ("a: [", r"own\.yaml: not valid YAML"),
+        ("seed: 2026-02-30", "seed.*invalid int value: '2026-02-30'"),
+        ("lr_scheduler_kwargs: {power: !!timestamp 2026-02-30}", r"not valid YAML \(day is out of range for month\)"),
+        ("seed: 1\nmax_steps: 2\nseed: 3", r"own\.yaml: not valid YAML \('seed' comes twice\)"),
+        ("max_steps: 0x10", "max_steps.*invalid int value: '0x10'"),
+        ("max_steps: 1:30", "max_steps.*invalid int value: '1:30'"),
+        ("out_indices: [7.9, 11]", r"out_indices must be a list of numbers, not \['7\.9', '11'\]"),
+        ("seen_classes: [cat, null]", r"own\.yaml: seen_classes has an item without a value"),
+        ("seen_classes: [cat, ~]", r"own\.yaml: seen_classes has an item without a value"),
+        ("learning_rate: {a: 1}", r"own\.yaml: learning_rate must be text or a number, as it is \{'a': 1\}"),
+        ("output_dir: !!binary aGk=", r"own\.yaml: output_dir must be text or a number"),
+        ("descriptor: [[text]]", r"own\.yaml: descriptor must be a list of text or numbers, not \[\['text'\]\]"),
+        ("seed: [[[1]], [2]]", r"own\.yaml: seed must not be a list, as it is \[\[\[\.\.\.\]\], \[2\]\]\.$"),
+        ("seed: &a [*a]", r"own\.yaml: seed must not be a list"),
+        ("num_prompt_tokens: 2.5", "num_prompt_tokens.*invalid int value: '2.5'"),
+        ("num_eval_pictures: many", "num_eval_pictures.*invalid int value: 'many'"),
+        ("descriptor: product", r"own\.yaml: descriptor must be a list"),
+        ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
+        ("scene_seed:", r"own\.yaml: scene_seed has no value"),
+        ("crop_size: 0", "crop_size must be at least 1, not 0"),
+        ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', '2'\]"),
+        (
+            "dataloader_num_workers: 1\ndataloader_persistent_workers: true",
+            "dataloader_persistent_workers is not for",
+        ),
+        ("dataset: voc", "data_dir is missing: say where voc lies"),
+        ("total_train_batch_size: 0", "total_train_batch_size must be at least 1"),
+        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "accumulation steps is 1 x 2"),
+    ],
+)
+def test_wrong_files(tmp_path, content, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(path), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--descriptor", "foo"], "descriptor must list"),
+        (["--decoder_attention_heads", "7"], "decoder_attention_heads=7 does not divide"),
+        (["--decode_head_type", "other"], "decode_head_type"),
+        (["--prompt_templates", "a photo"], "exactly"),
+        (["--model", "outputs/none"], "there is no such model folder"),
+        (["--num_prompt_tokens", "x"], "invalid int value: 'x'"),
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--dataset", "coco_stuff", "--data_dir", "nowhere"], "nowhere"),
+        (["--setting", "cross_dataset"], "cross_dataset is for eval.py"),
+        (["--setting", "transductive", "--init_adapter", "nowhere"], "nowhere: there is no such adapter folder"),
+        (["--scale_range", "2"], "scale_range must have two numbers"),
+    ],
+)
+def test_scripts_end_with_one_sentence(tmp_path, monkeypatch, words, message):
+    """What only shows when the model is built is no traceback either."""
+    script = Path(__file__).parents[3] / "train.py"
+    (tmp_path / "outputs").mkdir()
+    command = [sys.executable, str(script), "--use_cpu", "--output_dir", "run", "--num_train_pictures", "2", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert re.search(message, last)
+
+
+def test_text_prompts_of_a_file_can_be_left_out():
+    path = Path(__file__).parents[3] / "configs" / "ldvc_picture_world_inductive.yaml"
+    assert parse_arguments([str(path), "--use_cpu"])[0].text_prompts == "whole"
+    assert parse_arguments([str(path), "--use_cpu", "--text_prompts", "none"])[0].text_prompts is None
+
+
+def test_wrong_command_lines(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.yaml: there is no such configuration file"):
+        parse_arguments([str(tmp_path / "none.yaml")])
+    with pytest.raises(ValueError, match=r"unknown field 'learning_rat'\. Did you mean 'learning_rate'"):
+        parse_arguments(["--learning_rat", "1"])

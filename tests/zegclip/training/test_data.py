@@ -1,0 +1,158 @@
+"""From arguments to pictures and classes: the picture world, a folder, and what is wrong with a wrong choice."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
+from zegclip.picture_world.dataset import export_picture_world
+from zegclip.processing.picture_files import read_sample
+from zegclip.training.arguments import DataArguments, parse_arguments
+from zegclip.training.data import load_data, make_augmentation, picture_world_split
+from zegclip.training.pictures import EvaluationPictures
+
+ROOT = Path(__file__).parents[3]
+WORLD = {"seen_classes": list(SEEN), "unseen_classes": list(UNSEEN_TUNING), "ignored_classes": list(UNSEEN_TEST)}
+
+
+def test_the_tuning_split_knows_nothing_of_the_test_classes():
+    split = picture_world_split("tuning")
+    assert not set(split.names) & set(UNSEEN_TEST)
+    assert {split.names[index] for index in split.unseen_ids} == set(UNSEEN_TUNING)
+    assert split.seen_names == list(SEEN)
+
+
+def test_on_the_test_split_all_names_compete():
+    split = picture_world_split("test")
+    assert split.names == CLASS_NAMES
+    assert {split.names[index] for index in split.unseen_ids} == set(UNSEEN_TEST)
+    measured = {split.names[index] for index in (*split.seen_ids, *split.unseen_ids)}
+    assert measured == set(SEEN) | set(UNSEEN_TEST)
+
+
+def test_training_labels_do_not_depend_on_the_evaluated_split():
+    mask_values = np.arange(len(CLASS_NAMES))
+    labels = []
+    for name in ("tuning", "test"):
+        split = picture_world_split(name)
+        labels.append(split.training_labels(split.labels_of(mask_values)))
+    assert np.array_equal(*labels)
+    assert [SEEN[label] for label in labels[0] if label != 255] == list(SEEN)
+
+
+def test_scenes_come_in_the_numbers_asked_for(image_processor):
+    arguments = DataArguments(num_train_pictures=3, num_eval_pictures=2)
+    data, split = load_data(arguments, training=True)
+    assert {name: len(rows) for name, rows in data.items()} == {"validation": 2, "train": 3}
+    assert load_data(arguments, training=False)[0].keys() == {"validation"}
+    sample = EvaluationPictures(data["validation"], split, image_processor)[0]
+    assert sample["labels"].shape == (96, 96)
+    assert sample["pixel_values"].shape == (3, 32, 32)  # the processor's short side
+
+
+def test_a_folder_export_is_the_picture_world(tmp_path):
+    for name, count in (("train", 3), ("tuning", 2)):
+        export_picture_world(tmp_path / name, name, count)
+    direct = load_data(DataArguments(num_train_pictures=3, num_eval_pictures=2), training=True)
+    folder = load_data(DataArguments(dataset=str(tmp_path), eval_split="tuning", **WORLD), training=True)
+    assert (folder[1].names, folder[1].seen_ids, folder[1].unseen_ids) == (
+        direct[1].names, direct[1].seen_ids, direct[1].unseen_ids,
+    )  # fmt: skip
+    for name in ("train", "validation"):
+        assert len(folder[0][name]) == len(direct[0][name])
+        for ours, theirs in zip(folder[0][name], direct[0][name]):
+            for left, right in zip(read_sample(ours, folder[1]), read_sample(theirs, direct[1])):
+                assert np.array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eval_split": "nowhere"}, "has no split 'nowhere'; it has 'train'"),
+        ({}, "'inductive' needs classes without masks: name some in unseen_classes"),
+        ({"setting": "transductive"}, "'transductive' needs classes without masks"),
+        ({"unseen_classes": ["cat"], "seen_classes": ["cat", "tree"]}, "cat"),
+        ({"unseen_classes": ["cot"]}, "cot"),
+    ],
+)
+def test_wrong_choices(tmp_path, fields, message):
+    export_picture_world(tmp_path / "world", "train", 2)
+    arguments = DataArguments(**{"dataset": str(tmp_path / "world"), "eval_split": "train"} | fields)
+    with pytest.raises(ValueError, match=message):
+        load_data(arguments, training=True)
+
+
+def test_elsewhere_all_classes_count_as_seen(tmp_path):
+    export_picture_world(tmp_path, "train", 2)
+    for setting in ("cross_dataset", "fully_supervised"):
+        arguments = DataArguments(dataset=str(tmp_path), setting=setting, eval_split="train")
+        _, split = load_data(arguments, training=False)
+        assert split.seen_ids == tuple(range(len(CLASS_NAMES)))
+
+
+def test_fully_supervised_training_still_measures_unseen_classes_apart():
+    """As the papers report it: all masks are trained on, the means are those of the zero-shot split."""
+    _, split = load_data(DataArguments(setting="fully_supervised", num_eval_pictures=1), training=False)
+    assert split.unseen_ids
+    assert split.training_ids("fully_supervised") == tuple(range(len(split.names)))
+
+
+def test_the_augmentation_fills_in_the_processors_sizes(processor):
+    split = picture_world_split("tuning")
+    augmentation = make_augmentation(DataArguments(), processor, split)
+    assert (augmentation.crop_size, augmentation.short_side, augmentation.long_side) == (32, 32, 2048)
+    own = make_augmentation(DataArguments(crop_size=48, scale_range=[], flip_probability=0.0), processor, split)
+    assert (own.crop_size, own.scale_range, own.flip_probability) == (48, None, 0.0)
+    processor.image_processor.window_size = None
+    with pytest.raises(ValueError, match="crop_size is missing"):
+        make_augmentation(DataArguments(), processor, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("do_resize", False), ("resample", 3), ("size", {"height": 32, "width": 32})]
+)
+def test_sizes_that_a_training_would_not_follow_are_refused(processor, name, value):
+    setattr(processor.image_processor, name, value)
+    with pytest.raises(ValueError, match=name):
+        make_augmentation(DataArguments(), processor, picture_world_split("tuning"))
+
+
+def test_the_picture_world_has_its_own_classes():
+    with pytest.raises(ValueError, match="unseen_classes is for other data sets"):
+        load_data(DataArguments(unseen_classes=["cat"]), training=False)
+
+
+def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
+    export_picture_world(tmp_path, "train", 4)
+    fields = {"setting": "fully_supervised", "eval_split": "train", "num_train_pictures": 3, "num_eval_pictures": 1}
+    data, _ = load_data(DataArguments(dataset=str(tmp_path), **fields), training=True)
+    assert {name: len(rows) for name, rows in data.items()} == {"train": 3, "validation": 1}
+
+
+def test_a_limit_takes_pictures_from_all_over_the_data_set(tmp_path, capsys):
+    """A folder is often sorted by class or place: its first pictures stand for nothing."""
+    export_picture_world(tmp_path, "train", 9)
+    fields = {"dataset": str(tmp_path), "setting": "fully_supervised", "eval_split": "train"}
+    data, _ = load_data(DataArguments(**fields, num_train_pictures=3, num_eval_pictures=1), training=True)
+    names = {role: [Path(row["image"]["path"]).stem for row in rows] for role, rows in data.items()}
+    assert names == {"train": ["000001", "000004", "000007"], "validation": ["000004"]}
+    assert re.findall(r"\d of \d pictures", capsys.readouterr().out) == ["1 of 9 pictures", "3 of 9 pictures"]
+    for size in (None, 9, 20):
+        assert len(load_data(DataArguments(**fields, num_eval_pictures=size), training=False)[0]["validation"]) == 9
+    assert not capsys.readouterr().out
+
+
+def test_a_limit_on_the_picture_world_is_its_size(capsys):
+    """Its scenes have seeds of their own: the first ones are the data set of that size."""
+    few, many = (load_data(DataArguments(num_eval_pictures=size), training=False)[0]["validation"] for size in (2, 4))
+    for left, right in zip(few, many):
+        assert left["image"]["bytes"] == right["image"]["bytes"]
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("template", sorted((ROOT / "configs").glob("*_folder.yaml")), ids=lambda path: path.stem)
+def test_templates_leave_no_picture_out(template):
+    _, arguments, _ = parse_arguments([str(template), "--use_cpu"])
+    assert (arguments.num_train_pictures, arguments.num_eval_pictures) == (None, None)

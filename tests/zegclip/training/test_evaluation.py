@@ -1,0 +1,244 @@
+"""The evaluation loop: what it counts, what it keeps, and what it refuses to mix."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image
+from PIL import Image as PILImage
+
+from zegclip import DeepPromptConfig
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import class_counts
+from zegclip.training.evaluation import (
+    CountStore,
+    Protocol,
+    default_offset,
+    evaluate_pictures,
+    fingerprint,
+    predict_map,
+)
+from zegclip.training.pictures import EvaluationPictures
+
+SPLIT = ClassSplit(names=("a", "b", "c"), seen_ids=(0, 1), unseen_ids=(2,))
+PROTOCOLS = {"windows": Protocol(32, 20, 0.1), "whole": Protocol(None, None, 0.0)}
+
+
+@pytest.fixture
+def pictures(tmp_path, image_processor):
+    rng = np.random.default_rng(0)
+    rows = {"image": [], "mask": []}
+    for index in range(4):
+        height, width = 30 + 7 * index, 50 - 5 * index
+        mask = rng.integers(3, size=(height, width))
+        mask[:5] = 255
+        if index == 3:
+            mask[:] = 255
+        for name, array in (("image", rng.integers(256, size=(height, width, 3))), ("mask", mask)):
+            path = tmp_path / f"{name}_{index}.png"
+            PILImage.fromarray(array.astype(np.uint8)).save(path)
+            rows[name].append(str(path))
+    data = Dataset.from_dict(rows, features=Features({name: Image(decode=False) for name in rows}))
+    return EvaluationPictures(data, SPLIT, image_processor)
+
+
+@pytest.fixture
+def class_embeds():
+    torch.manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
+
+
+def run(model, class_embeds, pictures, folder, record=None, **kwargs):
+    store = CountStore(folder, record or {"model": "m"})
+    return evaluate_pictures(model, class_embeds, pictures, PROTOCOLS, store, batch_size=4, **kwargs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_counts_each_picture_once_under_each_protocol(model, class_embeds, pictures, tmp_path, workers):
+    found = run(model, class_embeds, pictures, tmp_path / "e", num_workers=workers)
+    assert found.keys() == PROTOCOLS.keys()
+    for name, protocol in PROTOCOLS.items():
+        expected = np.zeros((3, 3), dtype=np.int64)
+        for index in range(len(pictures)):
+            sample = pictures[index]
+            with torch.no_grad():
+                ids = predict_map(
+                    model, sample["pixel_values"], class_embeds, protocol, sample["labels"].shape,
+                    seen_ids=SPLIT.seen_ids, batch_size=4,
+                )  # fmt: skip
+            expected += class_counts(ids, sample["labels"], 3).numpy()
+        assert np.array_equal(found[name], expected)
+
+
+def test_predictions_are_saved_with_the_ids(model, class_embeds, pictures, tmp_path):
+    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    for index in range(len(pictures)):
+        sample = pictures[index]
+        with torch.no_grad():
+            ids = predict_map(
+                model, sample["pixel_values"], class_embeds, PROTOCOLS["whole"], sample["labels"].shape,
+                seen_ids=(), batch_size=4,
+            )  # fmt: skip
+        with PILImage.open(tmp_path / "e" / "predictions" / "whole" / f"{index:06d}.png") as mask:
+            assert np.array_equal(np.asarray(mask), ids)
+
+
+def test_pictures_that_are_done_are_not_done_again(model, class_embeds, pictures, tmp_path, capsys):
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+
+    def refuse(**kwargs):
+        raise AssertionError("a picture was predicted again")
+
+    again = run(refuse, class_embeds, pictures, tmp_path / "e")
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
+
+
+def test_a_picture_that_was_skipped_is_tried_again(model, class_embeds, pictures, tmp_path):
+    counts = run(model, class_embeds, pictures, tmp_path / "whole")
+    path = Path(pictures.data[1]["image"]["path"])
+    content = path.read_bytes()
+    path.write_bytes(content[:60])
+    pictures.skipped_file = tmp_path / "skipped.txt"
+    less = run(model, class_embeds, pictures, tmp_path / "e")
+    assert less["whole"][2].sum() < counts["whole"][2].sum()
+    path.write_bytes(content)
+    again = run(model, class_embeds, pictures, tmp_path / "e")
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+
+
+def test_a_torn_line_is_done_again(model, class_embeds, pictures, tmp_path):
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+    (file,) = (tmp_path / "e").glob("counts-*.jsonl")
+    for kept in (0, 1, 30):
+        text = file.read_text()
+        file.write_text(text[: text.rfind('{"picture"') + kept])
+        again = run(model, class_embeds, pictures, tmp_path / "e")
+        assert all(np.array_equal(again[name], counts[name]) for name in counts)
+
+
+def change(path, seed=7):
+    """Write other pixels of the same size, as a repaired annotation or another picture would have."""
+    with PILImage.open(path) as picture:
+        values = np.random.default_rng(seed).integers(3, size=np.asarray(picture).shape).astype(np.uint8)
+    PILImage.fromarray(values).save(path)
+    os.utime(path, (0, 0))  # older than the counts
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_picture_that_has_changed_is_done_again(model, class_embeds, pictures, tmp_path, capsys, column):
+    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    predictions = tmp_path / "e" / "predictions" / "whole"
+    before = {path.name: path.stat().st_ino for path in predictions.iterdir()}
+    change(pictures.data[1][column]["path"])
+    capsys.readouterr()
+    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
+    expected = run(model, class_embeds, pictures, tmp_path / "fresh", save_predictions=True)
+    assert all(np.array_equal(again[name], expected[name]) for name in expected)
+    for path in predictions.iterdir():
+        fresh = tmp_path / "fresh" / "predictions" / "whole" / path.name
+        assert path.read_bytes() == fresh.read_bytes()
+        assert path.name == "000001.png" or path.stat().st_ino == before[path.name]
+
+
+def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(model, class_embeds, pictures, tmp_path):
+    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    Path(pictures.data[1]["mask"]["path"]).unlink()
+    with pytest.raises(ValueError, match=r"mask_1\.png"):
+        run(model, class_embeds, pictures, tmp_path / "e")
+    pictures.skipped_file = tmp_path / "skipped.txt"
+    found, expected = (run(model, class_embeds, pictures, tmp_path / name) for name in ("e", "fresh"))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert not list((tmp_path / "e" / "predictions").glob("*/000001.png"))
+
+
+def test_the_same_pictures_elsewhere_are_not_done_again(model, class_embeds, pictures, tmp_path, capsys):
+    """As files, and as bytes in a table."""
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+    rows = [{name: Path(file["path"]) for name, file in row.items()} for row in pictures.data]
+    (tmp_path / "moved").mkdir()
+    moved = {name: [str(row[name].rename(tmp_path / "moved" / row[name].name)) for row in rows] for name in rows[0]}
+    embedded = {
+        name: [{"path": None, "bytes": Path(path).read_bytes()} for path in paths] for name, paths in moved.items()
+    }
+    for columns in (moved, embedded):
+        data = Dataset.from_dict(columns, features=pictures.data.features)
+        capsys.readouterr()
+        again = run(model, class_embeds, EvaluationPictures(data, SPLIT, pictures.image_processor), tmp_path / "e")
+        assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
+        assert all(np.array_equal(again[name], counts[name]) for name in counts)
+
+
+def test_pictures_in_another_order_are_done_again(model, class_embeds, pictures, tmp_path):
+    counts = run(model, class_embeds, pictures, tmp_path / "e")
+    pictures.data = pictures.data.select([1, 0, 2, 3])
+    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    assert len(list((tmp_path / "e" / "predictions" / "whole").iterdir())) == 2
+
+
+def test_counts_that_do_not_say_what_of_are_done_again(model, class_embeds, pictures, tmp_path, capsys):
+    """Those of before, and those of a record that lacked something."""
+    counts = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
+    (file,) = (tmp_path / "e").glob("counts-*.jsonl")
+    first, *others = map(json.loads, file.read_text().splitlines())
+    del first["of"]
+    first["counts"]["whole"][1] = [9] * len(first["counts"]["whole"][0])
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in (first, *others)))
+    capsys.readouterr()
+    again = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
+    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
+    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.5})
+    assert "evaluated before" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.4})
+
+
+def test_counts_of_another_evaluation_are_refused(model, class_embeds, pictures, tmp_path):
+    run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "classes": ["a"]})
+    with pytest.raises(ValueError, match=r"holds another evaluation \(classes differs: \['a'\] there, \['b'\] now"):
+        CountStore(tmp_path / "e", {"model": "m", "classes": ["b"]})
+
+
+def test_a_retrained_model_has_another_fingerprint(model):
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    with torch.no_grad():
+        model.decode_head.query_proj.bias[0] += 1e-6
+    assert fingerprint(model) != before
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.decode_head.original_module.query_proj.bias[0] += 1  # at random on a plain CLIP, and not in use
+        assert fingerprint(model) == before
+        model.decode_head.modules_to_save["default"].query_proj.bias[0] += 1e-6
+    assert fingerprint(model) != before
+
+
+def test_another_configuration_has_another_fingerprint(model):
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    known = {fingerprint(model)}
+    peft_config, clip_config = model.peft_config["default"], model.config.clip_config
+    for config, field, value in (
+        (model.config, "decoder_attention_heads", 1),
+        (clip_config.vision_config, "hidden_act", "gelu"),
+        (clip_config.text_config, "eos_token_id", 2),
+        (peft_config, "spectral_layers", [1]),
+    ):
+        setattr(config, field, value)
+        assert fingerprint(model) not in known
+        known.add(fingerprint(model))
+    before = fingerprint(model)
+    model.config._name_or_path = peft_config.base_model_name_or_path = "/elsewhere"
+    assert fingerprint(model) == before
+
+
+def test_the_offset_belongs_to_the_inductive_setting():
+    assert [default_offset(s) for s in ("inductive", "transductive", "fully_supervised", "cross_dataset")] == [
+        0.1, 0, 0, 0,
+    ]  # fmt: skip

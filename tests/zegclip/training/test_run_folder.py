@@ -1,0 +1,245 @@
+"""Output folders belong to one run, and a transductive run has two stages."""
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from zegclip.training.arguments import DataArguments, ModelArguments
+from zegclip.training.data import load_data
+from zegclip.training.run_folder import (
+    claim_output_dir,
+    describe_contents,
+    describe_run,
+    is_finished,
+    refuse_other_run,
+    stages_of,
+)
+from zegclip.training.trainer import ZegClipTrainingArguments
+
+
+def arguments(folder, model=None, data=None, **training):
+    return (
+        ModelArguments(**model or {}),
+        DataArguments(**data or {}),
+        ZegClipTrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **training),
+    )
+
+
+def test_the_same_run_may_come_back_with_other_reports(tmp_path):
+    claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, max_steps=4)))
+    changed = arguments(tmp_path, data={"num_eval_pictures": 7}, max_steps=4, logging_steps=1, save_steps=3)
+    claim_output_dir(tmp_path / "run", describe_run(*changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"learning_rate": 1.0}, "learning_rate 0.0002, but it is 1.0 now"),
+        ({"max_steps": 5}, "max_steps 4, but it is 5 now"),
+        ({"model": {"num_prompt_tokens": 3}}, "num_prompt_tokens 10, but it is 3 now"),
+        ({"data": {"unseen_classes": ["cat"]}}, r"unseen_classes None, but it is \['cat'\] now"),
+        ({"per_device_train_batch_size": 3}, "total_train_batch_size 8, but it is 3 now"),
+    ],
+)
+def test_another_run_is_refused(tmp_path, changed, name):
+    claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, max_steps=4)))
+    (tmp_path / "run" / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match=f"holds a run with {name}: choose another output_dir"):
+        claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, **{"max_steps": 4} | changed)))
+
+
+def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
+    record = describe_run(*arguments(tmp_path, max_steps=4))
+    claim_output_dir(tmp_path / "run", {name: value for name, value in record.items() if name != "text_prompt_init"})
+    (tmp_path / "run" / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match="text_prompt_init 'template', but it is 'random' now"):
+        claim_output_dir(tmp_path / "run", record | {"text_prompt_init": "random"})
+    claim_output_dir(tmp_path / "run", record)
+
+
+def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run" / "inductive").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    records = [
+        describe_run(
+            *arguments(output, data={"dataset": data}, model={"init_adapter": os.path.join(output, "inductive")})
+        )
+        for output, data in (("run", "data"), ("./run", "./data"), (str(tmp_path / "run"), str(tmp_path / "data")))
+    ]
+    assert records[0] == records[1] == records[2]
+
+
+@pytest.fixture
+def places(tmp_path, clip_folder, model):
+    """A CLIP, an adapter, pictures with masks, and a run that has saved weights."""
+    root = tmp_path / "project"
+    root.mkdir()
+    clip_folder.rename(root / "clip")
+    for name in ("adapter", "run/checkpoint-2"):
+        (root / name).mkdir(parents=True)
+        (root / name / "adapter_model.safetensors").write_bytes(b"weights")
+    for split in ("train", "validation"):
+        for kind in ("images", "masks"):
+            (root / "data" / split / kind).mkdir(parents=True)
+            for index in range(3):
+                size = (4 + index, 5)
+                Image.new("L", size, index).save(root / "data" / split / kind / f"{index}.png")
+    (root / "data" / "classes.txt").write_text("cat\ndog\ntree\n")
+    claim_output_dir(root / "new", record_of(root))
+    (root / "new" / "run.json").rename(root / "run" / "run.json")
+    return root
+
+
+def record_of(root, **changes):
+    model_args, data_args, training_args = arguments(
+        root / "run",
+        model={"model": str(root / "clip"), "init_adapter": str(root / "adapter")},
+        data={"dataset": str(root / "data"), "unseen_classes": ["dog"], **changes},
+        max_steps=4,
+    )
+    data, split = load_data(data_args, training=True)
+    contents = describe_contents(model_args, data_args, data["train"], split)
+    return describe_run(model_args, data_args, training_args) | {"contents": contents}
+
+
+def test_a_run_and_what_it_was_made_from_may_be_moved(places, tmp_path):
+    claim_output_dir(places / "run", record_of(places))
+    moved = places.rename(tmp_path / "mounted elsewhere")
+    refuse_other_run(moved / "run", {name: value for name, value in record_of(moved).items() if name != "contents"})
+    claim_output_dir(moved / "run", record_of(moved))
+    assert json.loads((moved / "run" / "run.json").read_text()) == record_of(moved)
+    for part in ("clip", "data", "run"):
+        (moved / part).rename(tmp_path / part)
+        (moved / part).symlink_to(tmp_path / part)
+        claim_output_dir(moved / "run", record_of(moved))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def redraw(path):
+    Image.effect_noise((5, 5), 40).save(path)
+
+
+def rename(path):
+    for kind in ("images", "masks"):
+        file = path / kind / "0.png"
+        file.rename(file.with_name("9.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("clip/model.safetensors", flip, "whose model had another content"),
+        ("clip/tokenizer.json", flip, "whose model had another content"),
+        ("adapter/adapter_model.safetensors", flip, "whose init adapter had another content"),
+        ("data/train/masks/1.png", redraw, "whose pictures had another content"),
+        ("data/train", rename, "whose pictures had another content"),
+        ("data/classes.txt", lambda path: path.write_text("cat\ndog\nhouse\n"), "whose class names had another"),
+        ("data/classes.txt", lambda path: path.write_text("dog\ncat\ntree\n"), "whose class names had another"),
+    ],
+)
+def test_other_contents_of_the_same_places_are_refused(places, name, change, message):
+    change(places / name)
+    before = (places / "run" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=f"holds a run {message}.* take .* out of the contents in"):
+        claim_output_dir(places / "run", record_of(places))
+    assert (places / "run" / "run.json").read_bytes() == before
+
+
+def test_pictures_that_are_only_evaluated_may_change(places):
+    flip(places / "data" / "validation" / "masks" / "1.png")
+    claim_output_dir(places / "run", record_of(places, num_eval_pictures=1))
+
+
+def test_a_content_that_was_taken_out_of_the_record_is_filled_in(places):
+    redraw(places / "data" / "train" / "masks" / "1.png")
+    stored = json.loads((places / "run" / "run.json").read_text())
+    del stored["contents"]["pictures"]
+    (places / "run" / "run.json").write_text(json.dumps(stored))
+    claim_output_dir(places / "run", record_of(places))
+    assert json.loads((places / "run" / "run.json").read_text()) == record_of(places)
+
+
+def test_a_run_of_before_contents_were_noted_goes_on_with_the_same_places(places, tmp_path):
+    record = record_of(places)
+    del record["contents"]
+    for change in ({"model": "/another"}, {"dataset": "/another"}):
+        (places / "run" / "run.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match=f"holds a run with {next(iter(change))} '/another'"):
+            claim_output_dir(places / "run", record_of(places))
+    (places / "run" / "run.json").write_text(json.dumps(record))
+    claim_output_dir(places / "run", record_of(places))
+    assert json.loads((places / "run" / "run.json").read_text()) == record_of(places)
+
+
+def test_a_named_data_set_is_no_folder(tmp_path, monkeypatch):
+    """Also where a folder of that name lies, as `picture_world` does in this repository."""
+    (tmp_path / "picture_world").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert describe_run(*arguments(tmp_path))["dataset"] == "picture_world"
+
+
+def test_a_run_without_a_checkpoint_may_be_changed(tmp_path):
+    for rate in (1.0, 2.0, 2.0):
+        claim_output_dir(tmp_path, describe_run(*arguments(tmp_path, learning_rate=rate)))
+    assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors", "checkpoint-3/optimizer.pt"])
+def test_a_folder_with_a_foreign_model_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="holds a model of another origin"):
+        claim_output_dir(tmp_path, describe_run(*arguments(tmp_path)))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_only_a_run_at_its_last_step_is_finished(tmp_path):
+    state = tmp_path / "trainer_state.json"
+    assert not is_finished(tmp_path)
+    for text, finished in (('{"global_step": 3', False), (json.dumps({"global_step": 3, "max_steps": 4}), False)):
+        state.write_text(text)
+        assert is_finished(tmp_path) is finished
+    state.write_text(json.dumps({"global_step": 4, "max_steps": 4}))
+    assert is_finished(tmp_path)
+
+
+def test_any_other_setting_has_one_stage(tmp_path):
+    for setting in ("inductive", "fully_supervised"):
+        given = arguments(tmp_path, data={"setting": setting}, max_steps=10)
+        assert stages_of(*given) == [given]
+
+
+def test_self_training_starts_from_the_half_way_checkpoint(tmp_path):
+    given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": 4}, max_steps=10)
+    (first_model, first_data, first), (second_model, second_data, second) = stages_of(*given)
+    assert (first_data.setting, first.max_steps, first.schedule_steps) == ("inductive", 6, 10)
+    assert (second_data.setting, second.max_steps, second.schedule_steps) == ("transductive", 4, None)
+    assert first_model.init_adapter is None
+    assert second_model.init_adapter == first.output_dir == str(tmp_path / "inductive")
+    assert second.output_dir == str(tmp_path)
+
+
+def test_a_finished_inductive_run_can_be_the_first_stage(tmp_path):
+    data = {"setting": "transductive"}
+    given = arguments(tmp_path, data=data, model={"init_adapter": "there/checkpoint-5"}, max_steps=10)
+    ((model, _, training),) = stages_of(*given)
+    assert (model.init_adapter, training.max_steps) == ("there/checkpoint-5", 5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "own", "message"),
+    [(-1, None, "counted in steps: give max_steps"), (10, 10, "leave nothing of max_steps 10")],
+)
+def test_stages_without_steps(tmp_path, steps, own, message):
+    given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": own}, max_steps=steps)
+    with pytest.raises(ValueError, match=message):
+        stages_of(*given)

@@ -1,0 +1,1 @@
+"""The commands of `zegclip`, one file each."""

@@ -1,0 +1,1 @@
+"""Pictures for people: overlays, samples, curves and contact sheets."""

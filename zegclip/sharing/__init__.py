@@ -1,0 +1,1 @@
+"""What leaves the machine: folders for the Hub, model cards and ONNX files."""

@@ -1,0 +1,334 @@
+"""The evaluation protocols, and a loop over pictures that processes share and an interruption does not undo."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from zegclip.drawing.overlay import index_mask, make_colours
+from zegclip.files import replacing
+from zegclip.processing.class_split import Setting
+from zegclip.processing.metrics import class_counts
+from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
+from zegclip.training.pictures import EvaluationPictures
+
+INDUCTIVE_OFFSET = 0.1
+"""Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    How pictures are predicted in an evaluation.
+
+    Args:
+        window_size: Side of the sliding windows in pixels of the resized picture; `None`: the whole picture at once.
+        window_stride: Distance between windows.
+        seen_offset: Subtracted from the scores of seen classes.
+    """
+
+    window_size: int | None
+    window_stride: int | None
+    seen_offset: float
+
+
+def default_offset(setting: Setting | str) -> float:
+    """Return the papers' offset of seen classes: in the inductive setting alone."""
+    return INDUCTIVE_OFFSET if setting == "inductive" else 0.0
+
+
+def predict_map(
+    model: Any,
+    pixel_values: torch.Tensor,
+    class_embeds: torch.Tensor,
+    protocol: Protocol,
+    size: Sequence[int],
+    *,
+    seen_ids: Sequence[int],
+    batch_size: int | BatchSize,
+) -> torch.Tensor:
+    """
+    Segment one picture into all classes.
+
+    Args:
+        model: A [`ZegClipForSemanticSegmentation`], wrapped or not.
+        pixel_values: `(3, height, width)`.
+        class_embeds: `(names, dim)`.
+        protocol: Windows and offset.
+        size: `(height, width)` of the result.
+        seen_ids: Ids that the offset is for.
+        batch_size: Windows per forward pass, see [`predict_windows`].
+
+    Returns:
+        `(height, width)` int64 ids.
+    """
+    windows = predict_windows(
+        model, pixel_values[None], class_embeds, protocol.window_size, protocol.window_stride, batch_size=batch_size
+    )
+    ids, _ = merge_masks(windows, (size[0], size[1]), seen_ids=seen_ids, seen_offset=protocol.seen_offset)
+    return ids
+
+
+class CountStore:
+    """
+    Class counts of each picture and protocol, in a folder, one line a picture, appended by each process to its file.
+
+    A line says what it was counted from: the bytes of picture and mask, and the record. A line that an interruption
+    tore is not counted, nor one that was counted from something else: these pictures are done again.
+
+    Args:
+        folder: Made if missing.
+        record: What the counts are of: model, classes, protocols, and all else that decides them beside the pictures.
+
+    Raises:
+        ValueError: One sentence, if the folder holds another evaluation.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "evaluation.json"
+        record = json.loads(json.dumps(record))
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name in record.keys() & stored.keys():
+            if stored[name] != record[name]:
+                raise ValueError(
+                    f"{folder} holds another evaluation ({name} differs: {_shorten(stored[name])} there, "
+                    f"{_shorten(record[name])} now): remove it, or choose another results_dir."
+                )
+        state = PartialState()
+        state.wait_for_everyone()  # All must have read before one writes.
+        if stored != record and state.is_main_process:
+            with replacing(path) as part:
+                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self._digest = hash_of(record)
+
+    def read(self) -> dict[int, dict[str, np.ndarray]]:
+        """Return the counts of the pictures that are done: by picture and protocol, sparse `(4, n)` int64."""
+        return {
+            entry["picture"]: {
+                name: np.array(rows, dtype=np.int64).reshape(4, -1) for name, rows in entry["counts"].items()
+            }
+            for path in self._files()
+            for entry in _read_lines(path)
+        }
+
+    def forget_others(self, pictures: EvaluationPictures) -> None:
+        """Take out what was counted from other files or with other settings; the processes share the reading."""
+        state = PartialState()
+        known = sorted({(entry["picture"], entry["of"]) for path in self._files() for entry in _read_lines(path)})
+        mine = known[state.process_index :: state.num_processes]
+        others = set(gather_object([(index, of) for index, of in mine if of != self.key(pictures, index)]))
+        if others and state.is_main_process:
+            for path in self._files():
+                kept = [entry for entry in _read_lines(path) if (entry["picture"], entry["of"]) not in others]
+                with replacing(path) as part:
+                    part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            for index, _ in others:
+                for path in self.folder.glob(f"predictions/*/{index:06d}.png"):
+                    path.unlink()
+        state.wait_for_everyone()
+
+    def key(self, pictures: EvaluationPictures, index: int) -> str:
+        """Return what a line about a picture as it is now says that it was counted from."""
+        return f"{self._digest} {pictures.content(index)}"
+
+    def append(self, picture: int, of: str, counts: Mapping[str, np.ndarray]) -> None:
+        """Add the `(3, classes)` counts of one picture, which `of` is the key of, under each protocol."""
+        sparse = {}
+        for name, values in counts.items():
+            ids = np.flatnonzero(values.any(axis=0))
+            sparse[name] = [ids.tolist(), *values[:, ids].tolist()]
+        path = self.folder / f"counts-{PartialState().process_index:05d}.jsonl"
+        torn = path.is_file() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps({"picture": picture, "of": of, "counts": sparse}) + "\n")
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("counts-*.jsonl"))
+
+    def total(self, num_classes: int) -> dict[str, np.ndarray]:
+        """Return the `(3, classes)` int64 sum over all pictures under each protocol."""
+        sums: dict[str, np.ndarray] = {}
+        for counts in self.read().values():
+            for name, rows in counts.items():
+                total = sums.setdefault(name, np.zeros((3, num_classes), dtype=np.int64))
+                total[:, rows[0]] += rows[1:]
+        return sums
+
+
+class _KeyedPictures(torch.utils.data.Dataset):
+    """Some pictures with their numbers and keys, which are taken before the pictures are read."""
+
+    def __init__(self, pictures: EvaluationPictures, indices: Sequence[int], store: CountStore) -> None:
+        self.pictures = pictures
+        self.indices = indices
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, str, dict[str, torch.Tensor]]:
+        index = self.indices[position]
+        return index, self.store.key(self.pictures, index), self.pictures[index]
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file of counts; those of an earlier version do not say what they are `of`."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield {"of": "", **json.loads(line)}
+        except json.JSONDecodeError:
+            continue
+
+
+def hash_of(value: Any) -> str:
+    """Return a hash of JSON values."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+_ELSEWHERE = {
+    *("_name_or_path", "architectures", "auto_mapping", "base_model_name_or_path", "clip_model_name_or_path", "dtype"),
+    *("id2label", "inference_mode", "label2id", "peft_version", "revision", "seen_class_names", "task_type"),
+    *("transformers_version", "vocabulary"),
+}
+"""Fields of configurations that say where a model lies or comes from, and what its classes are called."""
+
+
+def fingerprint(model: Any) -> str:
+    """
+    Return a hash of all weights in use, names included, and of how they are put together: a retrained model is another
+    one, wherever it lies, and so is one whose configuration was changed.
+
+    The decode head that an adapter has replaced is left out: on a plain CLIP it starts at random with each loading.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    settings = [model.config.to_dict(), *(config.to_dict() for config in getattr(model, "peft_config", {}).values())]
+    digest.update(hash_of(_without_places(settings)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".original_module." in name:
+            continue
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _without_places(item) for name, item in value.items() if name not in _ELSEWHERE}
+    if isinstance(value, set):
+        return sorted(value)
+    return [_without_places(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@torch.inference_mode()
+def evaluate_pictures(
+    model: Any,
+    class_embeds: torch.Tensor,
+    pictures: EvaluationPictures,
+    protocols: Mapping[str, Protocol],
+    store: CountStore,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+    save_predictions: bool = False,
+    title: str = "model",
+) -> dict[str, np.ndarray]:
+    """
+    Count classes in all pictures that are not done yet as they are now, shared out over the processes.
+
+    Args:
+        model: In eval mode, on its device.
+        class_embeds: `(names, dim)` on the same device.
+        pictures: What to evaluate.
+        protocols: Each picture is read once and predicted under each of them.
+        store: Where counts are kept.
+        batch_size: Windows per forward pass.
+        num_workers: Worker processes that read.
+        dtype: Of autocast; `None` for none.
+        save_predictions: Whether to save each predicted map below the store's folder, as a mask with the ids.
+        title: For the progress bar.
+
+    Returns:
+        The `(3, classes)` int64 counts over all pictures for each protocol, the same on every process.
+    """
+    state = PartialState()
+    split = pictures.split
+    store.forget_others(pictures)
+    done = store.read().keys()
+    # Every process must have read before one goes on to write.
+    state.wait_for_everyone()
+    if done and state.is_main_process:
+        print(f"{title}: {len(done)} of {len(pictures)} pictures were evaluated before, in {store.folder}.")
+    left = [index for index in range(len(pictures)) if index not in done]
+    mine = left[state.process_index :: state.num_processes]
+    device = class_embeds.device
+    keyed = _KeyedPictures(pictures, mine, store)
+    loader = DataLoader(keyed, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda")
+    colours = make_colours(len(split.names))
+    batch = BatchSize(batch_size)
+    context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+    progress = tqdm(
+        loader,
+        total=len(mine),
+        desc=title,
+        unit="picture",
+        disable=not mine or not state.is_local_main_process,
+    )
+    for index, key, sample in progress:
+        labels = sample["labels"].to(device, non_blocking=True)
+        if not labels.numel():  # It could not be read, and may be mended until the next time.
+            continue
+        counts = {}
+        for name, protocol in protocols.items():
+            with context:
+                predicted = predict_map(
+                    model,
+                    sample["pixel_values"].to(device, non_blocking=True),
+                    class_embeds,
+                    protocol,
+                    labels.shape,
+                    seen_ids=split.seen_ids,
+                    batch_size=batch,
+                )
+            counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
+            if save_predictions:
+                folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
+                save_map(predicted.cpu().numpy(), folder / f"{index:06d}.png", colours)
+        store.append(index, key, counts)
+    state.wait_for_everyone()
+    return store.total(len(split.names))
+
+
+def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:
+    """Write a map of ids as a mask, completely or not at all."""
+    with replacing(path) as part:
+        index_mask(ids, colours).save(part, format="PNG")
+
+
+def describe_protocols(protocols: Mapping[str, Protocol]) -> dict[str, Any]:
+    """Return the protocols as plain values, for a record."""
+    return {name: asdict(protocol) for name, protocol in protocols.items()}

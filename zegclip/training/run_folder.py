@@ -1,0 +1,279 @@
+"""What belongs to one training run: its output folder, and the settings that decide its weights."""
+
+import errno
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
+
+from zegclip import DEFAULT_MODEL
+from zegclip.files import RECORD_NAME, replacing
+from zegclip.identity import content_of_adapter, content_of_clip
+from zegclip.processing.class_split import ClassSplit
+from zegclip.training.arguments import NAMED_DATASETS, DataArguments, ModelArguments
+from zegclip.training.pictures import content_of_rows
+from zegclip.training.trainer import ZegClipTrainingArguments
+
+LOCK_NAME = "training.lock"
+"""Locked while a training works in its output folder; the system unlocks it, however the training ends."""
+_TRAINING_FIELDS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "data_seed",
+    "decay_norms_and_biases",
+    "decode_head_lr_multiplier",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "optim_args",
+    "schedule_steps",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+_EVALUATION_FIELDS = (
+    "baseline",
+    "eval_split",
+    "num_eval_pictures",
+    "results_dir",
+    "save_predictions",
+    "window_size",
+    "window_stride",
+)
+_CONTENTS = {
+    "model": "model",
+    "init_adapter": "init_adapter",
+    "dataset": "pictures",
+    "data_dir": "pictures",
+    "classes_file": "class_names",
+}
+"""Where a record's `contents` say what lay at the place that a setting names."""
+
+
+def describe_run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
+) -> dict[str, Any]:
+    """
+    Return the settings that decide the weights which a run ends with, as plain JSON values.
+
+    What lies at the places among them is left to [`describe_contents`].
+    """
+    record = asdict(model_args)
+    record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
+    for name in ("model", "init_adapter", "dataset", "data_dir", "classes_file"):
+        by_name = name == "dataset" and record[name] in NAMED_DATASETS
+        if record[name] is not None and not by_name and os.path.exists(record[name]):
+            # However it is spelled. What lies in the output folder may move with it.
+            path, start = Path(record[name]).resolve(), Path(training_args.output_dir).resolve()
+            record[name] = str(path.relative_to(start) if path.is_relative_to(start) else path)
+    # The window size is also what crops default to.
+    record["crop_size"] = data_args.crop_size or data_args.window_size
+    training = training_args.to_dict()
+    record |= {name: training[name] for name in _TRAINING_FIELDS}
+    record["load_best_model_at_end"] = training_args.load_best_model_at_end
+    if training_args.load_best_model_at_end:
+        # Which step's weights are kept, then depends on the evaluations.
+        names = ("eval_strategy", "eval_steps", "metric_for_best_model", "greater_is_better", "save_steps")
+        record |= {name: training[name] for name in names}
+        record |= {name: getattr(data_args, name) for name in ("eval_split", "num_eval_pictures")}
+    # A launch file of accelerate may have chosen it.
+    record["mixed_precision"] = training_args.mixed_precision
+    record["total_train_batch_size"] = (
+        training_args.per_device_train_batch_size
+        * training_args.world_size
+        * training_args.gradient_accumulation_steps
+    )
+    return json.loads(json.dumps(record))
+
+
+def describe_contents(
+    model_args: ModelArguments, data_args: DataArguments, data: Dataset, split: ClassSplit
+) -> dict[str, Any]:
+    """
+    Return what lies at the places that a run's settings name, as far as it decides the weights, as plain JSON values.
+
+    Args:
+        model_args: Their model and adapter; the model has been checked.
+        data_args: Their data set.
+        data: Its training pictures.
+        split: Its classes.
+    """
+    adapter = model_args.init_adapter
+    contents = {
+        "model": content_of_clip(model_args.model or str(DEFAULT_MODEL)),
+        "init_adapter": None if adapter is None else content_of_adapter(adapter),
+        # Of what is drawn the settings say all, and another version of Pillow may pack it otherwise.
+        "pictures": None if data_args.dataset == "picture_world" else content_of_rows(data),
+        "class_names": split.names,
+        "seen_class_ids": split.seen_ids,
+        "mask_values": split.mask_values,
+        "ignored_mask_values": split.ignored_values,
+    }
+    return json.loads(json.dumps(contents))
+
+
+def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Make sure that an output folder with weights is that of this run, as far as a record says; nothing is written.
+
+    Args:
+        output_dir: The folder.
+        record: From [`describe_run`], with `contents` from [`describe_contents`] as soon as they are known.
+
+    Raises:
+        ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
+    """
+    folder = Path(output_dir)
+    if not _holds_weights(folder):
+        return
+    stored = _read_record(folder)
+    if stored is None:
+        raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
+    # A field that did not exist yet has done nothing there, as its default does.
+    before = asdict(ModelArguments()) | asdict(DataArguments()) | {"load_best_model_at_end": False} | stored
+    contents = stored.get("contents", {})
+    for name, value in record.items():
+        # What is known to lie at a place decides, wherever the place is now.
+        if name != "contents" and _CONTENTS.get(name) not in contents and before.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name} {before.get(name)!r}, but it is {value!r} now: choose another "
+                "output_dir, or remove that one."
+            )
+    for name, value in record.get("contents", {}).items():
+        if contents.get(name, value) != value:
+            raise ValueError(
+                f"{folder} holds a run whose {name.replace('_', ' ')} had another content ({contents[name]!r} then, "
+                f"{value!r} now): choose another output_dir, or remove that one. To go on with it all the same, take "
+                f"{name!r} out of the contents in {folder / RECORD_NAME}."
+            )
+
+
+def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Make an output folder this run's own, or find that it is already.
+
+    Raises:
+        ValueError: As [`refuse_other_run`].
+    """
+    refuse_other_run(output_dir, record)
+    stored = _read_record(Path(output_dir))
+    state = PartialState()
+    state.wait_for_everyone()
+    if stored != record and state.is_main_process:
+        with replacing(Path(output_dir) / RECORD_NAME) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    state.wait_for_everyone()  # From here on the folder is there for every process.
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@contextmanager
+def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep every other training out of an output folder, which is made if it is missing.
+
+    Raises:
+        ValueError: One sentence, if one is at work there.
+    """
+    if not PartialState().is_main_process:
+        yield
+        return
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder}: another training is at work there; choose another output_dir.") from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        warnings.warn(f"{folder} cannot be locked: see to it that no other training uses it.", stacklevel=3)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether something would be lost: a run that has not come to its first checkpoint may be changed."""
+    if any((folder / name).exists() for name in (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)):
+        return True
+    return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+
+
+def is_finished(output_dir: str | os.PathLike) -> bool:
+    """Tell whether a run has saved its last state, which it does after everything else of the training."""
+    try:
+        state = json.loads((Path(output_dir) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        return state["global_step"] >= state["max_steps"] > 0
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def stages_of(
+    model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
+) -> list[tuple[ModelArguments, DataArguments, ZegClipTrainingArguments]]:
+    """
+    Split a transductive run into its two stages; any other run is one stage.
+
+    The papers train the inductive setting, take its half-way checkpoint, and start self-training from there with a new
+    optimiser and schedule (ZegCLIP section 4.1, official configurations). The first stage therefore follows the
+    schedule of `max_steps`, stops where the self-training begins, and lies in the folder `inductive` of the output
+    folder. With `init_adapter`, such as `checkpoint-10000` of an inductive run, there is the second stage alone.
+
+    Raises:
+        ValueError: If no step is left for one of the stages, or epochs are given instead of steps.
+    """
+    if data_args.setting != "transductive":
+        return [(model_args, data_args, training_args)]
+    if training_args.max_steps < 2:
+        raise ValueError("The transductive setting is counted in steps: give max_steps, for both stages together.")
+    second_steps = data_args.self_training_steps or training_args.max_steps // 2
+    first_steps = training_args.max_steps - second_steps
+    if first_steps < 1 and model_args.init_adapter is None:
+        raise ValueError(
+            f"self_training_steps {second_steps} leave nothing of max_steps {training_args.max_steps} for the "
+            "inductive stage; give fewer, or an init_adapter to start from."
+        )
+    first_dir = os.path.join(training_args.output_dir, "inductive")
+    second = (
+        replace(model_args, init_adapter=model_args.init_adapter or first_dir),
+        data_args,
+        _change(training_args, max_steps=second_steps, schedule_steps=None),
+    )
+    if model_args.init_adapter is not None:
+        return [second]
+    schedule_steps = training_args.schedule_steps or training_args.max_steps
+    first = (
+        model_args,
+        replace(data_args, setting="inductive"),
+        _change(training_args, output_dir=first_dir, max_steps=first_steps, schedule_steps=schedule_steps),
+    )
+    return [first, second]
+
+
+def _change(training_args: ZegClipTrainingArguments, **fields: Any) -> ZegClipTrainingArguments:
+    # A type checker that does not read transformers knows none of the fields by name.
+    return replace(training_args, **fields)
