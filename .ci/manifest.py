@@ -26,10 +26,10 @@ import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import zegclip
-from zegclip.arguments import DataArguments, ModelArguments
-from zegclip.cli import build_parser
+from zegclip.commands.main import build_parser
 from zegclip.modeling.convert_official_checkpoint import convert
-from zegclip.trainer import ZegClipTrainingArguments
+from zegclip.training.arguments import DataArguments, ModelArguments
+from zegclip.training.trainer import ZegClipTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = zegclip.ZeroShotImageSegmentationPipeline
