@@ -139,7 +139,7 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
     accepts_loss_kwargs = False
-    publisher: ClassVar[Callable[..., str] | None] = None
+    _publish: ClassVar[Callable[..., str] | None] = None
     """What `push_to_hub` calls; registration sets it, and code that came with a model has none."""
 
     @classmethod
@@ -282,7 +282,7 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
         Returns:
             The address of the commit.
         """
-        publish = type(self).publisher
+        publish = type(self)._publish
         if publish is None:
             # Code that came with a model knows neither the card nor all of the files.
             raise ImportError("To push a model, install zegclip: the code here came with the model.")

@@ -1,4 +1,4 @@
-"""What goes wrong outside of the program, in one sentence."""
+"""What a command, setting or folder gets wrong, and what the machine lacks: each reported in one sentence."""
 
 import multiprocessing
 import os
@@ -12,6 +12,10 @@ _WORKER_DIED = re.compile(
 )
 _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes its files; its errors name no other reason.
+
+
+class UsageError(ValueError):
+    """A command, setting, configuration file or folder that the user can mend."""
 
 
 def sentence_of(error: BaseException) -> str:

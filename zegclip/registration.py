@@ -27,7 +27,7 @@ def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: A
     return push(model, repo_id, **kwargs)
 
 
-ZegClipForSemanticSegmentation.publisher = push_to_hub
+ZegClipForSemanticSegmentation._publish = push_to_hub
 # Again where an earlier attempt was interrupted.
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
