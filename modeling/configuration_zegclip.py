@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .heads import DECODE_HEADS
 from .stored_adapter import StoredAdapter
 
 
@@ -77,7 +78,7 @@ class ZegClipConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
-    decode_head_type: Literal["zegclip", "spectral", "consensus", "similarity"] = "zegclip"
+    decode_head_type: Literal[tuple(DECODE_HEADS)] = "zegclip"  # type: ignore[valid-type]
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = 3
     decoder_attention_heads: int = 8
@@ -145,52 +146,22 @@ class ZegClipConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check that the fields agree with each other; raises `ValueError` with one sentence."""
-        width = self.clip_config.projection_dim
-        if width % self.decoder_attention_heads:
-            raise ValueError(
-                f"decoder_attention_heads={self.decoder_attention_heads} does not divide the CLIP's "
-                f"projection_dim={width}."
-            )
         if self.num_decoder_layers < 1:
             raise ValueError(f"num_decoder_layers must be at least 1, not {self.num_decoder_layers}.")
-        terms = list(self.descriptor)
-        if not terms or len(set(terms)) != len(terms) or not set(terms) <= {"product", "text", "difference"}:
-            raise ValueError(f'descriptor must list "product", "text", "difference" or some of them, not {terms}.')
         if not self.prompt_templates:
             raise ValueError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
         for template in self.prompt_templates:
             if template.count("{}") != 1:
                 raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
-        if self.decode_head_init == "identity" and self.decode_head_type in ("spectral", "consensus"):
-            raise ValueError(
-                f'decode_head_type="{self.decode_head_type}" has no decode_head_init="identity": set it to "default".'
-            )
-        if self.decode_head_init == "identity" and "text" not in terms:
-            raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
         if self.decoder_ffn_dim < 1:
             raise ValueError(f"decoder_ffn_dim must be at least 1, not {self.decoder_ffn_dim}.")
         if not 0 <= self.decoder_dropout < 1:
             raise ValueError(f"decoder_dropout must be in [0, 1), not {self.decoder_dropout}.")
         if self.decoder_window_size < 1:
             raise ValueError(f"decoder_window_size must be at least 1, not {self.decoder_window_size}.")
-        heads, low_heads = self.decoder_attention_heads, self.decoder_low_frequency_heads
-        if self.decode_head_type == "spectral" and not 0 < low_heads < heads:
-            raise ValueError(
-                f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
-                f"decoder_attention_heads={heads}."
-            )
         if self.decoder_top_k < 0:
             raise ValueError(f"decoder_top_k must not be negative, not {self.decoder_top_k}.")
-        if self.decode_head_type == "consensus":
-            depth = self.clip_config.vision_config.num_hidden_layers
-            if len(self.out_indices) != self.num_decoder_layers:
-                raise ValueError(
-                    f"out_indices={self.out_indices} must name one layer of the vision tower for each of the "
-                    f"num_decoder_layers={self.num_decoder_layers}."
-                )
-            for index in self.out_indices:
-                if not 0 <= index < depth:
-                    raise ValueError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
+        DECODE_HEADS[self.decode_head_type].validate(self)
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
         weights = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")

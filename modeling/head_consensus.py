@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.utils import is_torchdynamo_exporting
 
-from .configuration_zegclip import ZegClipConfig
 from .head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
 
 
@@ -47,7 +48,7 @@ def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Te
 class LocalConsensusAttention(nn.Module):
     """Multi-head self-attention among the patches of alike windows (eqs. 8 to 12; routing as BiFormer's)."""
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.config = config
@@ -74,7 +75,7 @@ class ConsensusDecoderLayer(nn.Module):
     The last part is ZegCLIP's layer with the roles exchanged: patches are the queries, classes the memory.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.dropout = config.decoder_dropout
@@ -106,29 +107,44 @@ class ConsensusDecodeHead(DescriptorHead):
     Patches look at all class queries at once: a class's mask depends on which other classes are asked for.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    config_fields = (*DescriptorHead.config_fields, "decoder_window_size", "decoder_top_k", "out_indices")
+    # As a whole: each layer uses the queries and another hidden state.
+    _no_split_modules = ("ConsensusDecodeHead",)
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
+        self.out_indices = config.out_indices
         self.layers = nn.ModuleList(ConsensusDecoderLayer(config) for _ in range(config.num_decoder_layers))
+
+    @classmethod
+    def validate(cls, config: PreTrainedConfig) -> None:
+        """As the parent's, and that each layer has a layer of the vision tower in `out_indices`."""
+        super().validate(config)
+        depth = config.clip_config.vision_config.num_hidden_layers
+        if len(config.out_indices) != config.num_decoder_layers:
+            raise ValueError(
+                f"out_indices={config.out_indices} must name one layer of the vision tower for each of the "
+                f"num_decoder_layers={config.num_decoder_layers}."
+            )
+        for index in config.out_indices:
+            if not 0 <= index < depth:
+                raise ValueError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
+
+    def init_weights(self) -> None:
+        """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
 
     def forward(
         self,
         image_embeds: torch.Tensor,
         patch_embeds: torch.Tensor,
         class_embeds: torch.Tensor,
-        hidden_states: Sequence[torch.Tensor],
+        hidden_states: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """
-        Compute one mask logit map per class.
-
-        Args:
-            image_embeds: `(batch, dim)` global embedding, L2-normalised.
-            patch_embeds: `(batch, height, width, dim)`, *not* normalised: otherwise the hidden states drown them.
-            class_embeds: `(classes, dim)`, L2-normalised.
-            hidden_states: `(batch, height, width, vision width)` for each layer.
-
-        Returns:
-            `(batch, classes, height, width)` mask logits.
-        """
+        """As [`DecodeHead.forward`]; patches stay as they are: normalised, the hidden states would drown them."""
         queries = self.describe(image_embeds, class_embeds)
         patches = patch_embeds
         for layer, hidden_state in zip(self.layers, hidden_states, strict=True):

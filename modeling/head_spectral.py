@@ -3,10 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.utils import is_torchdynamo_exporting
 
-from .configuration_zegclip import ZegClipConfig
 from .head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
+
+# In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
+GATE_OPENING = 2.0
 
 
 class SpectralMixing(nn.Module):
@@ -17,7 +21,7 @@ class SpectralMixing(nn.Module):
     The official high path also has an output projection; nothing applies it.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.config = config
@@ -32,6 +36,20 @@ class SpectralMixing(nn.Module):
         self.low_proj = nn.Linear(self.low_dim, self.low_dim)
         self.gate = nn.Parameter(torch.empty(dim))
         self.transform = nn.Linear(dim, dim, bias=False)
+
+    def init_weights(self) -> None:
+        """
+        Draw the gate from a normal distribution, but on the side of what all mixed patches share at the start.
+
+        Where chance decides that too, as in the official code, half of all gates shut out every patch: what they have
+        in common (the bias of the low frequencies first of all) outweighs what they differ in. Then all logits and
+        gradients are exactly zero, and no training ever leaves this state.
+        """
+        gate = torch.randn_like(self.gate)
+        common = torch.zeros_like(gate)
+        common[self.high_dim :] = F.normalize(self.low_proj.bias, dim=0)
+        init.copy_(self.gate, gate + (GATE_OPENING - gate @ common) * common)
+        init.copy_(self.transform.weight, torch.eye(len(gate)))
 
     def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
         """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
@@ -72,7 +90,7 @@ class SpectralMaskScores(nn.Module):
     The official layer goes on to update its queries; nothing reads them.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.mixing = SpectralMixing(config)
 
@@ -84,7 +102,7 @@ class SpectralMaskScores(nn.Module):
 class SpectralDecoderLayer(QueryUpdate):
     """Queries look at the mixed patches with a single head and without scaling."""
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.mixing = SpectralMixing(config)
 
@@ -98,8 +116,22 @@ class SpectralDecoderLayer(QueryUpdate):
 class SpectralDecodeHead(ZegClipDecodeHead):
     """ZegCLIP's decode head with spectral guided layers (SPT-SEG's SGD)."""
 
+    config_fields = (*ZegClipDecodeHead.config_fields, "decoder_window_size", "decoder_low_frequency_heads")
+    initialisations = ("default",)
     layer_class = SpectralDecoderLayer
     mask_scores_class = SpectralMaskScores
+    _no_split_modules = ("SpectralDecoderLayer", "SpectralMaskScores")
+
+    @classmethod
+    def validate(cls, config: PreTrainedConfig) -> None:
+        """As the parent's, and that both kinds of frequencies have attention heads."""
+        super().validate(config)
+        heads, low_heads = config.decoder_attention_heads, config.decoder_low_frequency_heads
+        if not 0 < low_heads < heads:
+            raise ValueError(
+                f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
+                f"decoder_attention_heads={heads}."
+            )
 
 
 __all__ = ["SpectralDecodeHead"]

@@ -14,17 +14,16 @@ from torch import nn
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
 
 from .adapters import AdapterMixin
 from .base_fingerprint import OtherBaseWarning, take_fingerprint
+from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
-from .head_consensus import ConsensusDecodeHead
-from .head_similarity import SimilarityDecodeHead
-from .head_spectral import SpectralDecodeHead, SpectralMixing
-from .head_zegclip import ZegClipDecodeHead
+from .head_base import DecodeHead
+from .heads import DECODE_HEADS
 from .losses import (
     count_pixels,
     count_present_masks,
@@ -42,13 +41,6 @@ if TYPE_CHECKING:
     # is saved again. In this package the two are in `processing`, and `zegclip.sharing.publishing` copies them.
     from .image_processing_zegclip import ZegClipImageProcessor  # noqa: F401
     from .pipeline import ZeroShotImageSegmentationPipeline  # noqa: F401
-
-DECODE_HEADS: dict[str, type[nn.Module]] = {
-    "zegclip": ZegClipDecodeHead,
-    "spectral": SpectralDecodeHead,
-    "consensus": ConsensusDecodeHead,
-    "similarity": SimilarityDecodeHead,
-}
 
 
 @dataclass
@@ -86,36 +78,6 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     orientations: torch.Tensor | None = None
 
 
-class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
-    """
-    CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic).
-
-    Where the active adapter says so (`double_class_embedding`), the class token's position holds the class embedding
-    a second time.
-
-    Args:
-        vision_model: The tower that they belong to, whose encoder holds the adapters.
-    """
-
-    def __init__(self, vision_model: CLIPVisionModel):
-        super().__init__(vision_model.config)
-        self._vision_model = (vision_model,)  # in a tuple, so that it is no module of this one
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
-        grid = (height // self.patch_size, width // self.patch_size)
-        side = self.image_size // self.patch_size
-        table = self.position_embedding.weight
-        if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
-            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
-        # A graph for all sizes has one way, which leaves the table's own size as it is.
-        if not is_torchdynamo_exporting() and grid == (side, side):
-            return table.unsqueeze(0)
-        patches = table[1:].T.reshape(1, -1, side, side)
-        patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-        return torch.cat([table[:1], patches.flatten(2)[0].T]).unsqueeze(0)
-
-
 class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Initialisation and loading shared by the models of this family."""
 
@@ -124,15 +86,7 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "CLIPTextEmbeddings",
-        "CLIPEncoderLayer",
-        "ZegClipVisionEmbeddings",
-        "ZegClipDecoderLayer",
-        "SpectralDecoderLayer",
-        "SpectralMaskScores",
-        "ConsensusDecodeHead",
-    ]
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -229,25 +183,17 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # CLIP initialises itself; a Linear that comes here belongs to a decode head, which starts from PyTorch's own
-        # values (the official head's initialiser is never called).
+        # CLIP initialises itself; what comes here belongs to a decode head. A Linear starts from PyTorch's own values
+        # (the official head's initialiser is never called), then heads and their parts set what differs.
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif module is not self and (init_weights := getattr(module, "init_weights", None)) is not None:
+            init_weights()
         else:
             super()._init_weights(module)
-        if isinstance(module, SpectralMixing):
-            _init_gate_open(module)
-            init.copy_(module.transform.weight, torch.eye(len(module.gate)))
-        if isinstance(module, ZegClipDecodeHead):
-            if self.config.decode_head_init == "identity":
-                _init_as_cosine_classifier(module)
-            else:
-                _init_layers_alike(module)
-        if isinstance(module, ConsensusDecodeHead):
-            _init_small(module)
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -324,24 +270,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
                 setattr(item, field, place)
 
 
-def _init_layers_alike(head: ZegClipDecodeHead) -> None:
-    """Give every layer the values of the first: the official layers are deep copies of one."""
-    if not len(head.layers):
-        return
-    first = dict(head.layers[0].named_parameters())
-    for layer in (*head.layers[1:], head.mask_scores):
-        for name, parameter in layer.named_parameters():
-            init.copy_(parameter, first[name])
-
-
-def _init_small(head: ConsensusDecodeHead) -> None:
-    """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02)
-            init.zeros_(module.bias)
-
-
 def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     """
     Resize one side as `F.interpolate` does bilinearly, rounding included, with plain operators.
@@ -362,56 +290,6 @@ def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     return pictures.index_select(dim, lower) * (1 - weight) + pictures.index_select(dim, upper) * weight
 
 
-# In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
-GATE_OPENING = 2.0
-
-
-def _init_gate_open(mixing: SpectralMixing) -> None:
-    """
-    Draw the gate from a normal distribution, but on the side of what all mixed patches share at the start.
-
-    Where chance decides that too, as in the official code, half of all gates shut out every patch: what they have in
-    common (the bias of the low frequencies first of all) outweighs what they differ in. Then all logits and gradients
-    are exactly zero, and no training ever leaves this state.
-    """
-    gate = torch.randn_like(mixing.gate)
-    common = torch.zeros_like(gate)
-    common[mixing.high_dim :] = F.normalize(mixing.low_proj.bias, dim=0)
-    init.copy_(mixing.gate, gate + (GATE_OPENING - gate @ common) * common)
-
-
-# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
-# of about 0.7, a patch and another name one of 0.0 to 0.25.
-IDENTITY_SLOPE = 14.0
-IDENTITY_THRESHOLD = 0.4
-
-
-def _init_as_cosine_classifier(head: ZegClipDecodeHead) -> None:
-    """Let the head start as a classifier by the cosine of patch and class embedding, with residual branches closed."""
-    dim = head.query_proj.out_features
-    weight = torch.zeros_like(head.query_proj.weight)
-    text = head.descriptor.index("text")
-    weight[:, text * dim : (text + 1) * dim] = torch.eye(dim)
-    init.copy_(head.query_proj.weight, weight)
-    init.zeros_(head.query_proj.bias)
-    for layer in head.layers:
-        for branch in (layer.out_proj, layer.fc2):
-            init.zeros_(branch.weight)
-            init.zeros_(branch.bias)
-    scores = head.mask_scores
-    unit = scores.num_heads / scores.scaling  # product of query and key that makes a logit of 1
-    # The layers' norms bring queries to length sqrt(dim) and mean 0. So the constant direction is free to carry the
-    # threshold: both biases point along it, and both weights leave it out.
-    constant = torch.full((dim,), dim**-0.5)
-    query_norm = math.sqrt(dim) if len(head.layers) else 1.0
-    projection = torch.eye(dim) - torch.outer(constant, constant)
-    gain = math.sqrt(IDENTITY_SLOPE * unit / query_norm)
-    offset = math.sqrt(IDENTITY_SLOPE * IDENTITY_THRESHOLD * unit)
-    for linear, sign in ((scores.q_proj, 1.0), (scores.k_proj, -1.0)):
-        init.copy_(linear.weight, gain * projection)
-        init.copy_(linear.bias, sign * offset * constant)
-
-
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     """
     A CLIP whose patches are matched against class names by a decode head.
@@ -424,7 +302,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
         self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(self.clip.vision_model)
-        self.decode_head = DECODE_HEADS[config.decode_head_type](config)
+        self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
     def get_class_embeds(
@@ -632,7 +510,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         elif input_ids is not None or class_embeds is None:
             raise ValueError("Give the class names either as input_ids or as class_embeds.")
         asked_for_states = bool(kwargs.get("output_hidden_states"))
-        out_indices = self.config.out_indices if self.config.decode_head_type == "consensus" else []
+        out_indices = self.decode_head.out_indices
         if out_indices:
             # All, if some are asked for; the first are the embeddings.
             kwargs["output_hidden_states"] = asked_for_states or [index + 1 for index in out_indices]
@@ -645,7 +523,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         image_embeds = F.normalize(image_embeds, dim=-1)
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
         # An adapter's decode head is in float32, also on a CLIP in half precision.
-        dtype = getattr(self.decode_head, "dtype", patch_embeds.dtype)
+        dtype = self.decode_head.dtype or patch_embeds.dtype
         logits = self.decode_head(
             image_embeds.to(dtype),
             patch_embeds.to(dtype),

@@ -13,26 +13,14 @@ from transformers import CLIPTextModel
 
 from .base_fingerprint import OtherBaseWarning, are_same, take_fingerprint, warning_of_other_base
 from .configuration_zegclip import ZegClipConfig
+from .heads import DECODE_HEADS
 from .prompt_config import DeepPromptConfig, DeepPromptPeftType
 from .prompt_layers import DeepPromptLayer, PromptLayer, TextPromptLayer, template_states
-
-# What decides the shape and the meaning of a decode head's weights: of any head's, and of one kind's.
-HEAD_FIELDS = (
-    "decode_head_type",
-    "descriptor",
-    "num_decoder_layers",
-    "decoder_attention_heads",
-    "decoder_ffn_dim",
-)
-OWN_HEAD_FIELDS = {
-    "spectral": ("decoder_window_size", "decoder_low_frequency_heads"),
-    "consensus": ("decoder_window_size", "decoder_top_k", "out_indices"),
-}
 
 
 def head_fields(decode_head_type: str) -> tuple[str, ...]:
     """Return the fields of the configuration in which two decode heads of a kind must agree."""
-    return HEAD_FIELDS + OWN_HEAD_FIELDS.get(decode_head_type, ())
+    return DECODE_HEADS[decode_head_type].config_fields
 
 
 class DeepPromptModel(BaseTuner):

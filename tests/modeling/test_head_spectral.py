@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel
 
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.modeling.head_spectral import SpectralDecodeHead, SpectralMixing
-from zegclip.modeling.modeling_zegclip import GATE_OPENING
+from zegclip.modeling.head_spectral import GATE_OPENING, SpectralDecodeHead, SpectralMixing
 
 GRIDS = [(4, 4), (6, 6), (5, 7), (2, 2), (1, 1), (1, 5)]
 

@@ -9,8 +9,9 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.modeling.head_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
 from zegclip.modeling.losses import ssim_loss
-from zegclip.modeling.modeling_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD, _stretch
+from zegclip.modeling.modeling_zegclip import _stretch
 
 
 def pictures(count=2, height=32, width=32, seed=0):
