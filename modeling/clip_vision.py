@@ -1,17 +1,26 @@
-"""What differs from CLIP's own vision tower: how the position table is resized."""
+"""What differs from CLIP's own vision tower: how pictures and the position table are resized."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings, CLIPVisionModel
-from transformers.utils import is_torchdynamo_exporting
+
+
+def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize `(batch, channels, height, width)` bilinearly to `size`, height and width."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
     """
-    CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic).
+    CLIP's embeddings for pictures of any size.
 
-    Where the active adapter says so (`double_class_embedding`), the class token's position holds the class embedding
-    a second time.
+    Sides that the patch size does not divide are stretched to the next multiple, so that the patch grid covers the
+    whole picture. The position table is resized bilinearly as ZegCLIP does (CLIP's own way is bicubic). Where the
+    active adapter has `double_class_embedding`, the class token's position holds the class embedding a second time.
 
     Args:
         vision_model: The tower that they belong to, whose encoder holds the adapters.
@@ -19,21 +28,27 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
 
     def __init__(self, vision_model: CLIPVisionModel):
         super().__init__(vision_model.config)
-        self._vision_model = (vision_model,)  # in a tuple, so that it is no module of this one
+        self._vision_model = (vision_model,)  # in a tuple, so that it does not become a submodule
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches that cover pictures `(batch, 3, height, width)`."""
+        height, width = ((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
+        return height, width
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """`(batch, 3, height, width)` to `(batch, 1 + patches, dim)`."""
+        size = [side * self.patch_size for side in self.patch_grid(pixel_values)]
+        return super().forward(resize(pixel_values, size), interpolate_pos_encoding)
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
-        grid = (height // self.patch_size, width // self.patch_size)
         side = self.image_size // self.patch_size
         table = self.position_embedding.weight
+        first = table[:1]
         if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
-            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
-        # A graph for all sizes has one way, which leaves the table's own size as it is.
-        if not is_torchdynamo_exporting() and grid == (side, side):
-            return table.unsqueeze(0)
-        patches = table[1:].T.reshape(1, -1, side, side)
-        patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-        return torch.cat([table[:1], patches.flatten(2)[0].T]).unsqueeze(0)
+            first = first + self.class_embedding
+        patches = resize(table[1:].T.reshape(1, -1, side, side), (height // self.patch_size, width // self.patch_size))
+        return torch.cat([first, patches.flatten(2)[0].T]).unsqueeze(0)
 
 
 __all__ = ["ZegClipVisionEmbeddings"]

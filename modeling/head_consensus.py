@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.utils import is_torchdynamo_exporting
 
 from .head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
 
@@ -35,14 +34,16 @@ def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Te
     means = means.flatten(2)
     with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
         similarity = means.mT @ means
-    if is_torchdynamo_exporting():
-        # A graph for all sizes cannot ask for fewer: windows that no patch is in make up the number.
-        similarity = F.pad(similarity, (0, top_k), value=-torch.inf)
-    nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
-    allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
+    allowed = most_similar(similarity, top_k)
     rows = torch.arange(height, device=patches.device) // window_size
     window = (rows[:, None] * columns + torch.arange(width, device=patches.device) // window_size).flatten()
     return allowed[:, window][:, None, :, window]
+
+
+def most_similar(similarity: torch.Tensor, top_k: int) -> torch.Tensor:
+    """From `(batch, windows, windows)`, mark the `top_k` largest of each row, or all if there are fewer: bool."""
+    nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
 
 
 class LocalConsensusAttention(nn.Module):

@@ -5,12 +5,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.utils import is_torchdynamo_exporting
 
 from .head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
 
 # In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
 GATE_OPENING = 2.0
+
+
+def crop(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Cut `(batch, rows, columns, dim)` to the first `height` rows and `width` columns."""
+    return maps[:, :height, :width]
 
 
 class SpectralMixing(nn.Module):
@@ -69,12 +73,7 @@ class SpectralMixing(nn.Module):
         # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
         padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
         high = self._mix_windows(padded)
-        if is_torchdynamo_exporting():
-            # A slice would make it a condition of the graph whether there is something to cut.
-            high = high.index_select(1, torch.arange(height, device=high.device))
-            high = high.index_select(2, torch.arange(width, device=high.device)).flatten(1, 2)
-        else:
-            high = high[:, :height, :width].flatten(1, 2)
+        high = crop(high, height, width).flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
         low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .adapters import AdapterMixin
 from .base_fingerprint import OtherBaseWarning, take_fingerprint
@@ -270,26 +270,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
                 setattr(item, field, place)
 
 
-def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
-    """
-    Resize one side as `F.interpolate` does bilinearly, rounding included, with plain operators.
-
-    Where a pixel is taken from is rounded to float32, which moves it by up to 1e-4 of a pixel on long sides. Another
-    runtime's own resizing rounds otherwise, and that is enough to see in the logits.
-    """
-    last = pictures.shape[dim] - 1
-    scale = (torch.scalar_tensor(pictures.shape[dim]) / torch.scalar_tensor(length)).to(pictures.device)
-    # Product and sum are rounded once, as PyTorch's fused ones.
-    middles = torch.arange(length, device=pictures.device).double() + 0.5
-    places = (middles * scale.double() - 0.5).float().clamp(min=0)
-    lower = places.long().clamp(max=last)
-    weight = (places - lower).to(pictures)
-    if dim == -2:
-        weight = weight[:, None]
-    upper = (lower + 1).clamp(max=last)
-    return pictures.index_select(dim, lower) * (1 - weight) + pictures.index_select(dim, upper) * weight
-
-
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     """
     A CLIP whose patches are matched against class names by a decode head.
@@ -371,14 +351,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self, pixel_values: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput]:
         """As [`get_image_embeds`], before normalisation."""
-        patch = self.config.clip_config.vision_config.patch_size
-        grid = tuple((side + patch - 1) // patch for side in pixel_values.shape[-2:])
-        size = (grid[0] * patch, grid[1] * patch)
-        if is_torchdynamo_exporting():
-            pixel_values = _stretch(_stretch(pixel_values, -2, size[0]), -1, size[1])
-        elif tuple(pixel_values.shape[-2:]) != size:
-            pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
+        grid = vision.embeddings.patch_grid(pixel_values)
         if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
             kwargs["patch_grid"] = grid
         outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)

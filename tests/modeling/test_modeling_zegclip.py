@@ -11,7 +11,6 @@ from transformers import CLIPConfig, CLIPModel
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.modeling.head_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
 from zegclip.modeling.losses import ssim_loss
-from zegclip.modeling.modeling_zegclip import _stretch
 
 
 def pictures(count=2, height=32, width=32, seed=0):
@@ -426,14 +425,6 @@ def test_configuration_round_trip(model, tmp_path):
     again = ZegClipConfig.from_pretrained(tmp_path)
     assert again.to_dict() == model.config.to_dict()
     assert isinstance(again.clip_config, CLIPConfig)
-
-
-@pytest.mark.parametrize(("side", "target"), [(680, 688), (130, 132), (1, 16), (1023, 1024), (96, 96)])
-def test_graphs_stretch_pictures_as_eager_code_does(side, target):
-    pictures = torch.randn(2, 3, 33, side)
-    expected = torch.nn.functional.interpolate(pictures, size=(48, target), mode="bilinear", align_corners=False)
-    actual = _stretch(_stretch(pictures, -2, 48), -1, target)
-    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("argument", ["lables", "output_hidden_state", "pixel_mask"])
