@@ -39,7 +39,7 @@ class DecodeHead(nn.Module):
 
     @classmethod
     def validate(cls, config: PreTrainedConfig) -> None:
-        """Check the fields that this head reads; `ValueError` with one sentence that names the field."""
+        """Check the fields that this head reads; `ModelError` with one sentence that names the field."""
 
     def init_weights(self) -> None:
         """Set initial values, after those of all parts: PyTorch's own for linear layers, 1 and 0 for norms."""

@@ -1,4 +1,4 @@
-"""LDVC's local-consensus decode head: patches look at windows like their own and at class queries (section 3.3)."""
+"""LDVC's local-consensus decode head: patches attend to similar windows and to class queries (section 3.3)."""
 
 from collections.abc import Sequence
 
@@ -9,25 +9,26 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
+from .model_error import ModelError
 
 
 def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Tensor:
     """
-    Say which patches may look at each other: those of a window at those of the windows most like it (eqs. 8 and 10).
+    Return which patches attend to each other: those of a window to those of the most similar windows (eqs. 8 and 10).
 
-    Windows are alike by the product of their means. Those at the right and lower edge may be smaller: they consist of
-    real patches alone, so nothing is padded.
+    The similarity of two windows is the product of their means. Windows at the right and lower edge may be smaller:
+    nothing is padded.
 
     Args:
         patches: `(batch, height, width, dim)`.
         window_size: Side of a window in patches.
-        top_k: Windows to look at, of all if there are fewer; usually one of them is the window itself.
+        top_k: Windows to attend to, all if there are fewer; usually one of them is the window itself.
 
     Returns:
         Boolean `(batch, 1, patches, patches)`, queries first.
     """
     height, width = patches.shape[1:3]
-    # No gradient goes through a choice; half precision would choose others.
+    # No gradient flows through the choice; half precision would choose other windows.
     maps = patches.detach().permute(0, 3, 1, 2).float()
     means = F.avg_pool2d(maps, window_size, ceil_mode=True, count_include_pad=False)
     columns = means.shape[-1]
@@ -47,7 +48,7 @@ def most_similar(similarity: torch.Tensor, top_k: int) -> torch.Tensor:
 
 
 class LocalConsensusAttention(nn.Module):
-    """Multi-head self-attention among the patches of alike windows (eqs. 8 to 12; routing as BiFormer's)."""
+    """Multi-head self-attention among the patches of similar windows (eqs. 8 to 12; routing as BiFormer's)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -105,7 +106,7 @@ class ConsensusDecodeHead(DescriptorHead):
     """
     Patches, refined layer by layer, are matched with the class queries by a plain product (eqs. 3 to 13).
 
-    Patches look at all class queries at once: a class's mask depends on which other classes are asked for.
+    Patches attend to all class queries at once: the mask of a class depends on which other classes are given.
     """
 
     config_fields = (*DescriptorHead.config_fields, "decoder_window_size", "decoder_top_k", "out_indices")
@@ -123,13 +124,13 @@ class ConsensusDecodeHead(DescriptorHead):
         super().validate(config)
         depth = config.clip_config.vision_config.num_hidden_layers
         if len(config.out_indices) != config.num_decoder_layers:
-            raise ValueError(
+            raise ModelError(
                 f"out_indices={config.out_indices} must name one layer of the vision tower for each of the "
                 f"num_decoder_layers={config.num_decoder_layers}."
             )
         for index in config.out_indices:
             if not 0 <= index < depth:
-                raise ValueError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
+                raise ModelError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
 
     def init_weights(self) -> None:
         """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
+from .model_error import ModelError
 
 # In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
 GATE_OPENING = 2.0
@@ -22,7 +23,7 @@ class SpectralMixing(nn.Module):
     Mixes patches within windows (high frequencies) and with window means (low frequencies), then gates them.
 
     The mixing is LITv2's HiLo attention (arXiv 2205.13213); the gate is the cosine of a patch with a learned vector.
-    The official high path also has an output projection; nothing applies it.
+    The official high path also has an output projection, which is never applied.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -43,11 +44,11 @@ class SpectralMixing(nn.Module):
 
     def init_weights(self) -> None:
         """
-        Draw the gate from a normal distribution, but on the side of what all mixed patches share at the start.
+        Draw the gate from a normal distribution, but fix its component along what all mixed patches share.
 
-        Where chance decides that too, as in the official code, half of all gates shut out every patch: what they have
-        in common (the bias of the low frequencies first of all) outweighs what they differ in. Then all logits and
-        gradients are exactly zero, and no training ever leaves this state.
+        In the official code the sign of this component is random, and half of all gates shut out every patch: what
+        patches have in common (first of all the bias of the low frequencies) outweighs their differences. Then all
+        logits and gradients are exactly zero, and training never leaves this state.
         """
         gate = torch.randn_like(self.gate)
         common = torch.zeros_like(gate)
@@ -56,7 +57,7 @@ class SpectralMixing(nn.Module):
         init.copy_(self.transform.weight, torch.eye(len(gate)))
 
     def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
-        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
+        """Self-attention within each window: `(batch, height, width, dim)` to `(batch, height, width, high_dim)`."""
         size = self.window_size
         rows, columns = (side // size for side in patches.shape[1:3])
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
@@ -70,7 +71,7 @@ class SpectralMixing(nn.Module):
         height, width = patch_embeds.shape[1:3]
         size = self.window_size
         rows, columns = (height + size - 1) // size, (width + size - 1) // size
-        # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
+        # The last windows are padded with zeros, which are not masked: they take part as keys and in the means.
         padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
         high = self._mix_windows(padded)
         high = crop(high, height, width).flatten(1, 2)
@@ -99,7 +100,7 @@ class SpectralMaskScores(nn.Module):
 
 
 class SpectralDecoderLayer(QueryUpdate):
-    """Queries look at the mixed patches with a single head and without scaling."""
+    """Cross-attention from the queries to the mixed patches, with a single head and without scaling."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -127,7 +128,7 @@ class SpectralDecodeHead(ZegClipDecodeHead):
         super().validate(config)
         heads, low_heads = config.decoder_attention_heads, config.decoder_low_frequency_heads
         if not 0 < low_heads < heads:
-            raise ValueError(
+            raise ModelError(
                 f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
                 f"decoder_attention_heads={heads}."
             )

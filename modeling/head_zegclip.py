@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .head_base import DecodeHead
+from .model_error import ModelError
 
 DESCRIPTOR_TERMS = {"product", "text", "difference"}
 # The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
@@ -33,7 +34,7 @@ def eager_attention_forward(
     """
     Attend over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and the weights.
 
-    `attention_mask` is boolean, true where a query may look, and broadcasts to `(batch, heads, queries, keys)`.
+    `attention_mask` is boolean, true where a query may attend, and broadcasts to `(batch, heads, queries, keys)`.
     """
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
@@ -52,14 +53,14 @@ def multi_head_attention(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """
-    Attend with the implementation that the configuration names.
+    Multi-head attention with the implementation set in the configuration.
 
     Args:
         module: Has the `config` and, as `head_dim`, the width of a head.
         query: `(batch, queries, dim)`.
         key: `(batch, keys, dim)`.
         value: `(batch, keys, dim)`.
-        attention_mask: Boolean `(batch, 1, queries, keys)`, true where a query may look.
+        attention_mask: Boolean `(batch, 1, queries, keys)`, true where a query may attend.
         dropout: Of the attention weights, in training.
 
     Returns:
@@ -101,10 +102,9 @@ class ZegClipMaskScores(nn.Module):
 
 class QueryUpdate(nn.Module):
     """
-    Post-norm layer in which each query takes in what it has seen; queries never look at each other.
+    Post-norm layer that updates each query with what it attended to; the attention is left to the subclass.
 
-    So where classes are the queries, the masks of one do not depend on which others are asked for. How a query looks
-    is left to the subclass.
+    There is no attention between queries: where classes are the queries, the mask of one is independent of the others.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -125,7 +125,7 @@ class QueryUpdate(nn.Module):
 
 
 class ZegClipDecoderLayer(QueryUpdate):
-    """Queries look at the memory by multi-head cross-attention."""
+    """Multi-head cross-attention from the queries to the memory."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -147,7 +147,7 @@ class ZegClipDecoderLayer(QueryUpdate):
 
 
 class DescriptorHead(DecodeHead):
-    """What a decode head starts from: class queries for each picture (relationship descriptor, section 3.3)."""
+    """Base of heads with class queries that depend on the picture (relationship descriptor, section 3.3)."""
 
     config_fields = (
         *DecodeHead.config_fields,
@@ -170,12 +170,12 @@ class DescriptorHead(DecodeHead):
         """Check the number of attention heads, the descriptor and the initialisation."""
         width, heads = config.clip_config.projection_dim, config.decoder_attention_heads
         if width % heads:
-            raise ValueError(f"decoder_attention_heads={heads} does not divide the CLIP's projection_dim={width}.")
+            raise ModelError(f"decoder_attention_heads={heads} does not divide the CLIP's projection_dim={width}.")
         terms = config.descriptor
         if not terms or len(set(terms)) != len(terms) or not set(terms) <= DESCRIPTOR_TERMS:
-            raise ValueError(f'descriptor must list "product", "text", "difference" or some of them, not {terms}.')
+            raise ModelError(f'descriptor must list "product", "text", "difference" or some of them, not {terms}.')
         if config.decode_head_init not in cls.initialisations:
-            raise ValueError(
+            raise ModelError(
                 f'decode_head_type="{config.decode_head_type}" has no decode_head_init="{config.decode_head_init}".'
             )
 
@@ -208,7 +208,7 @@ class ZegClipDecodeHead(DescriptorHead):
         """As the parent's, and that the identity start has class embeddings to start from."""
         super().validate(config)
         if config.decode_head_init == "identity" and "text" not in config.descriptor:
-            raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
+            raise ModelError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
 
     def init_weights(self) -> None:
         """Start as `decode_head_init` says."""

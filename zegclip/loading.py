@@ -32,6 +32,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from zegclip.modeling.base_fingerprint import OtherBaseWarning, are_same, warning_of_other_base
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.finite_weights import find_not_finite
+from zegclip.modeling.model_error import sentence_of_config_error
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.prompt_tuner import head_fields
 from zegclip.modeling.stored_adapter import (
@@ -126,7 +127,7 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
                 f"{place}: this {what}'s weights do not have the sizes that its configuration says."
             ) from error
         if isinstance(error, StrictDataclassError):
-            reason = lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
+            reason = sentence_of_config_error(error)
         elif isinstance(error, pickle.UnpicklingError):
             reason = "its weights are a pickle of more than plain tensors"  # PyTorch would advise to trust them.
         elif isinstance(error, (ValueError, SafetensorError)):
