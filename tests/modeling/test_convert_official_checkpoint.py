@@ -171,7 +171,7 @@ def test_spt_seg_head_counts_that_do_not_fit(spectral):
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("decode_head.decoder_1.layers.0.hlfs.l_q.weight", (32, 32), "32 rows, which are no part of the heads"),
+        ("decode_head.decoder_1.layers.0.hlfs.l_q.weight", (32, 32), "l_q.weight has 32 rows"),
         ("backbone.complex_weight", (6, 3, 48, 2), "Not an official SPT-SEG checkpoint, .* its tensors do not fit"),
     ],
 )
