@@ -24,15 +24,8 @@ from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
 from .head_base import DecodeHead
 from .heads import DECODE_HEADS
-from .losses import (
-    count_pixels,
-    count_present_masks,
-    cross_entropy_loss,
-    dice_loss,
-    fill_pseudo_labels,
-    focal_loss,
-    ssim_loss,
-)
+from .losses import compute_loss, count_labels
+from .model_error import ModelError
 from .prompt_tuner import follow, head_fields, remember
 from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter
 
@@ -56,8 +49,8 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
             Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`,
             `loss_cross_entropy`.
         loss_counts (`dict[str, torch.Tensor]`, *optional*):
-            What each term is divided by, where it is at least 1: masks or pixels. With them, a step of several passes
-            or processes is averaged as one batch.
+            The number of masks or pixels that each term is divided by, if it is at least 1. With them, a step of
+            several passes or processes is averaged as one batch.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
@@ -308,7 +301,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         num_templates = num_templates or len(self.config.prompt_templates)
         num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
         if num_rows % num_templates:
-            raise ValueError(
+            raise ModelError(
                 f"input_ids has {num_rows} rows, not a multiple of the {num_templates} prompt templates: pass "
                 "num_templates if the processor uses other templates than the model's configuration."
             )
@@ -320,8 +313,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.pooler_output
         if attention_mask is not None:
-            # Where the configuration does not give the end token, it is the last that is no padding. OpenAI's say 2,
-            # for which the text tower takes the largest id, such as that of a word added to the tokenizer.
+            # The last token that is not padding, unless the configuration gives the end token. OpenAI's configurations
+            # give 2, for which the text tower takes the largest id, such as that of a word added to the tokenizer.
             end = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=-1)
             if self.clip.text_model.eos_token_id != 2:
                 is_end = input_ids == self.clip.text_model.eos_token_id
@@ -362,88 +355,19 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """
-        Compute the weighted loss terms at the labels' resolution, at least in float32 (paper section 3.5).
-
-        Args:
-            logits: `(batch, classes, height, width)` mask logits on the patch grid.
-            labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_label_ids`, -1 for
-                pixels to fill.
-            pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
-                (transductive self-training).
-
-        Returns:
-            The terms, and what each of them is divided by, see [`count_labels`].
-
-        Raises:
-            ValueError: If the labels are of another shape, or hold an id without a class; one sentence.
-        """
-        config = self.config
-        num_classes = logits.shape[1]
-        if labels.is_floating_point():
-            raise ValueError(f"labels are class ids, whole numbers, but they are {labels.dtype}.")
-        if labels.ndim != 3 or len(labels) != len(logits):
-            raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
-        labels = labels.to(logits.device).long()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if pseudo_label_ids is not None:
-            labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
-        counts = self.count_labels(labels, num_classes)
-        present, num_masks = count_present_masks(labels, num_classes, config.semantic_loss_ignore_index)
-        rule = {
-            "ignore_index": config.semantic_loss_ignore_index,
-            "ignored_as_negatives": config.ignored_pixels_as_negatives,
-        }
-        terms = {}
-        if config.focal_weight:
-            focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
-            terms["loss_focal"] = config.focal_weight * focal
-        if config.dice_weight:
-            terms["loss_dice"] = config.dice_weight * dice_loss(logits, labels, present, num_masks, **rule)
-        if config.ssim_weight:
-            ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
-            terms["loss_ssim"] = config.ssim_weight * ssim
-        if config.cross_entropy_weight:
-            entropy = cross_entropy_loss(logits, labels, ignore_index=config.semantic_loss_ignore_index)
-            terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
-        return terms, {name: counts[name] for name in terms}
+        """Compute the weighted loss terms and what each of them is divided by, see `losses.compute_loss`."""
+        return compute_loss(self.config, logits, labels, pseudo_label_ids)
 
     def count_labels(self, labels: torch.Tensor, num_classes: int) -> dict[str, torch.Tensor]:
-        """
-        Count what each loss term is divided by.
+        """Count what each loss term is divided by, see `losses.count_labels`."""
+        return count_labels(self.config, labels, num_classes)
 
-        Args:
-            labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
-            num_classes: How many there are.
-
-        Returns:
-            Scalars, int64: present masks for `loss_focal` and `loss_dice`, pixels for `loss_ssim` and
-            `loss_cross_entropy`.
-
-        Raises:
-            ValueError: If a label is neither an id nor the ignore index, or that is an id; one sentence.
-        """
-        ignore_index = self.config.semantic_loss_ignore_index
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(
-                f"semantic_loss_ignore_index={ignore_index} is the id of one of the {num_classes} class names, whose "
-                "pixels would be ignored: give the configuration a larger one, such as 65535, and use it in labels."
-            )
-        if not torch.compiler.is_compiling():
-            unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-            if unknown.any():
-                raise ValueError(
-                    f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
-                    f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
-                )
-        present, _ = count_present_masks(labels, num_classes, ignore_index)
-        return {
-            "loss_focal": present.sum(),
-            "loss_dice": present.sum(),
-            "loss_ssim": count_pixels(labels, ignore_index, ignored_too=self.config.ignored_pixels_as_negatives),
-            "loss_cross_entropy": count_pixels(labels, ignore_index, ignored_too=False),
-        }
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Raise `TypeError` for what `forward` does not know: a misspelt argument would silently do nothing."""
+        for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
+            close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
 
     @can_return_tuple
     def forward(
@@ -472,17 +396,14 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             pseudo_label_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
-                What the processor says of pictures that it turned upright; handed on to post-processing.
+                How the processor turned pictures upright; passed on to post-processing.
         """
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what it leaves out
-        for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
-            close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else "."
-            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
+        self._check_arguments(kwargs)
         if input_ids is not None and class_embeds is None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
-            raise ValueError("Give the class names either as input_ids or as class_embeds.")
+            raise ModelError("Give the class names either as input_ids or as class_embeds.")
         asked_for_states = bool(kwargs.get("output_hidden_states"))
         out_indices = self.decode_head.out_indices
         if out_indices:
