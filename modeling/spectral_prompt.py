@@ -15,7 +15,7 @@ def spectral_prompt(
     Args:
         class_token: `(batch, 1, width)`.
         patches: `(batch, rows * columns, width)`, row by row.
-        weight: `(rows, columns // 2 + 1, width, 2)` real and imaginary part of the filter, for this very grid.
+        weight: `(rows, columns // 2 + 1, width, 2)` real and imaginary part of the filter, for this grid.
         grid: Rows and columns of patches.
 
     Returns:
@@ -33,15 +33,14 @@ def filter_maps(maps: torch.Tensor, weight: torch.Tensor, grid: tuple[int, int])
 
 def resize_filter(weight: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
-    Give a filter made for a square grid to another one; the official code knows its own grid only.
+    Resize a filter made for a square grid to another grid; the official code has one fixed grid.
 
-    The filter's response to each frequency, in cycles per patch, is kept, and interpolated by sines between the
-    frequencies of its own grid. This is the same as letting its kernel, which says how far and how strongly patches
-    act on each other, reach over zeros on a larger grid, and cutting it on a smaller one.
+    The frequency response, in cycles per patch, is kept: between the frequencies of its own grid it is interpolated
+    trigonometrically. This equals zero-padding the spatial kernel for a larger grid, and cropping it for a smaller.
 
     Args:
         weight: `(side, side // 2 + 1, width, 2)` real and imaginary part.
-        grid: Rows and columns of patches wanted.
+        grid: Rows and columns of patches of the result.
 
     Returns:
         `(rows, columns // 2 + 1, width, 2)` float32; `weight` itself for its own grid.
