@@ -1,5 +1,6 @@
 """Configuration of ZegCLIP-family models."""
 
+import copy
 import difflib
 import math
 from dataclasses import fields
@@ -126,11 +127,11 @@ class ZegClipConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's; wraps the configuration of a plain CLIP, and puts an adapter's on that of its base."""
+        """As the parent's; wraps a plain CLIP's configuration, and that of an adapter alone updates its base's."""
         given = dict(kwargs)
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
-        if adapter is not None and adapter.base != str(args[0]):
+        if adapter is not None and adapter.base != adapter.path:
             config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
             config_dict |= adapter.model_config
         kind = config_dict.get("model_type")
@@ -145,9 +146,18 @@ class ZegClipConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     def describe_head(self) -> dict[str, Any]:
-        """Return all fields of this class but the CLIP's, and the class names: what an adapter brings along."""
+        """Return an adapter's part of the configuration: fields of this class but `clip_config`, and `id2label`."""
         names = [name for name in ZegClipConfig.__annotations__ if name != "clip_config"]
         return {name: getattr(self, name) for name in names} | {"id2label": self.id2label}
+
+    def apply_head(self, described: dict[str, Any]) -> None:
+        """Set what [`describe_head`] has returned, also read from JSON; fields that are left out stay as they are."""
+        described = copy.deepcopy(described)
+        if "id2label" in described:
+            described["id2label"] = {int(index): name for index, name in described["id2label"].items()}
+            described["label2id"] = {name: index for index, name in described["id2label"].items()}
+        for name, value in described.items():
+            setattr(self, name, value)
 
     def validate_architecture(self) -> None:
         """Check that the fields agree with each other; `ModelError` with one sentence."""

@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,23 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .adapters import AdapterMixin
-from .base_fingerprint import OtherBaseWarning, take_fingerprint
+from .adapters import AdapterModel
 from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
 from .head_base import DecodeHead
 from .heads import DECODE_HEADS
 from .losses import compute_loss, count_labels
 from .model_error import ModelError
-from .prompt_tuner import follow, head_fields, remember
-from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter
 
 if TYPE_CHECKING:
     # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
@@ -71,7 +67,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     orientations: torch.Tensor | None = None
 
 
-class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
+class ZegClipPreTrainedModel(AdapterModel):
     """Initialisation and loading shared by the models of this family."""
 
     config_class = ZegClipConfig
@@ -88,86 +84,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     _publish: ClassVar[Callable[..., str] | None] = None
     """What `push_to_hub` calls; registration sets it, and code that came with a model has none."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info=False, **kwargs
-    ):
-        """
-        Load a full model, a base with its adapter, an adapter alone (its base is found by name), or a plain CLIP.
-
-        As `PreTrainedModel.from_pretrained`. An adapter folder describes the decode head it was trained with, so it
-        also loads onto a plain CLIP, and onto a base that has another adapter beside it.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            *model_args: As the parent's.
-            config: As the parent's.
-            output_loading_info: As the parent's.
-            **kwargs: As the parent's; fields of `ZegClipConfig`, which replace the adapter's; and
-                `base_model_name_or_path`, the CLIP to put an adapter on instead of the one that it names, such as a
-                fine-tuned one of the same architecture.
-        """
-        base = kwargs.pop("base_model_name_or_path", None)
-        adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
-        path = adapter_kwargs.get("_adapter_model_path", pretrained_model_name_or_path)
-        adapter = StoredAdapter.find(path, base=base, **kwargs) if path is not None else None
-        if adapter is None:
-            if base is not None:
-                raise ValueError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} holds none.")
-            return super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                config=config,
-                output_loading_info=output_loading_info,
-                adapter_kwargs=adapter_kwargs,
-                **kwargs,
-            )
-        for name in ("revision", "subfolder"):
-            # They are the adapter's; a base elsewhere has revisions and folders of its own.
-            if adapter.base != str(path) and name in kwargs:
-                adapter_kwargs.setdefault(name, kwargs.pop(name))
-        download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
-        base_config = cls.config_class.from_pretrained(adapter.base, **download)
-        own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
-        overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
-        config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
-        verbosity = logging.get_verbosity()
-        plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
-        fields = head_fields(config.decode_head_type)
-        other_head = any(getattr(config, name) != getattr(base_config, name) for name in fields)
-        if other_head and not plain_clip:
-            # The base's decode head is of another kind; the adapter's takes its place.
-            kwargs.setdefault("ignore_mismatched_sizes", True)
-        if plain_clip or other_head:
-            # The load report would list the decode head as missing, which the adapter brings.
-            logging.set_verbosity_error()
-        try:
-            with warnings.catch_warnings():
-                if base is not None:  # A base that is named is meant.
-                    warnings.simplefilter("ignore", OtherBaseWarning)
-                loaded = super().from_pretrained(
-                    adapter.base,
-                    *model_args,
-                    config=config,
-                    output_loading_info=output_loading_info,
-                    adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
-                    **kwargs,
-                )
-        finally:
-            logging.set_verbosity(verbosity)
-        model = loaded[0] if output_loading_info else loaded
-        for peft_config in model.peft_config.values():
-            # What was asked for here goes with the adapter, whose own words loading has brought.
-            remember(config, peft_config)
-            follow(model.config, peft_config)
-            if adapter.base != adapter.path:
-                # Where it was found: saved elsewhere, the adapter must still find it.
-                peft_config.base_model_name_or_path = adapter.base
-                peft_config.clip_model_name_or_path = None
-            if base is not None:
-                peft_config.base_fingerprint = take_fingerprint(model)
-        return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For classes outside of transformers the parent skips modules without parameters of their own, and with them
@@ -188,79 +104,26 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """
-        As `PreTrainedModel.save_pretrained`: with adapters loaded, the active one alone and the configuration.
-
-        An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
-
-        Raises:
-            ValueError: With `push_to_hub=True`, which would leave out processor, code and card.
-        """
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError("save_pretrained saves the model alone: use push_to_hub(repo_id), which sends all of it.")
-        self._remember_active()
-        active = self._active_name()
-        if active is not None and not self.peft_config[active].base_model_name_or_path:
-            self.save_with_base(save_directory, **kwargs)
-        else:
-            super().save_pretrained(save_directory, **kwargs)
-            if kwargs.get("is_main_process", True):
-                # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
-                self.config.save_pretrained(save_directory)
-
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
         """
-        Share the model on the Hub: weights, processor, pipeline, code and card.
+        Upload the model to the Hub: weights, processor, pipeline, code and model card.
 
         Args:
-            repo_id: `owner/name`, made if it is not there.
-            processor: By default the one that lies where the model came from.
+            repo_id: `owner/name`; created if it does not exist.
+            processor: By default the one beside the model's files.
             **kwargs: `whole`, `private`, `token`, `revision`, `commit_message`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
+
+        Raises:
+            ImportError: Without an installed zegclip, in a process that runs the code of a model's repository.
         """
         publish = type(self)._publish
         if publish is None:
             # Code that came with a model knows neither the card nor all of the files.
             raise ImportError("To push a model, install zegclip: the code here came with the model.")
         return publish(self, repo_id, processor=processor, **kwargs)
-
-    def save_with_base(self, save_directory, **kwargs) -> None:
-        """
-        Save base and active adapter side by side in one folder, which loads without looking for the base elsewhere.
-
-        Args:
-            save_directory: The folder.
-            **kwargs: As those of `PreTrainedModel.save_pretrained`.
-
-        Raises:
-            ValueError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
-        """
-        if not self._hf_peft_config_loaded:
-            raise ValueError("There is no adapter to save beside the base: load one with from_pretrained first.")
-        if not kwargs.get("is_main_process", True):
-            return
-        self._remember_active()
-        base = type(self)(self.config)
-        base.load_state_dict(
-            {
-                name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-                for name, tensor in self.state_dict().items()
-                if ".deep_prompt_" not in name and ".modules_to_save." not in name
-            }
-        )
-        base.to(self.dtype).save_pretrained(save_directory, **kwargs)
-        fields = ("base_model_name_or_path", "clip_model_name_or_path")
-        named = [(item, field, getattr(item, field)) for item in self.peft_config.values() for field in fields]
-        try:
-            for item, field, _ in named:
-                setattr(item, field, None)  # it lies beside
-            super().save_pretrained(save_directory)
-        finally:
-            for item, field, place in named:
-                setattr(item, field, place)
 
 
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):

@@ -128,9 +128,9 @@ class ModelArguments:
             spectral_layers=self.spectral_layers,
             spectral_grid_size=grid_size,
             double_class_embedding=self.double_class_embedding,
-            text_prompts=self.text_prompts,
+            text_prompts=self.text_prompts,  # type: ignore[arg-type]  # checked there
             text_prompt_ids=text_prompt_ids,
-            text_prompt_init=self.text_prompt_init,
+            text_prompt_init=self.text_prompt_init,  # type: ignore[arg-type]
         )
 
 
