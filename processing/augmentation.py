@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .input_error import InputError
 from .resizing import nearest_indices
 
 # Data loaders run a process on each core already. It happens here because each of them imports this module or is
@@ -54,7 +55,7 @@ class TrainingAugmentation:
         ignore_index: Label of pixels without a class.
 
     Raises:
-        ValueError: If a field is outside its range.
+        InputError: If a field is outside its range.
     """
 
     crop_size: int = 512
@@ -70,19 +71,19 @@ class TrainingAugmentation:
         for name in ("crop_size", "short_side", "long_side"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of pixels and at least 1, but is {value!r}.")
+                raise InputError(f"{name} must be a whole number of pixels and at least 1, but is {value!r}.")
         if self.short_side > self.long_side:
-            raise ValueError(f"short_side ({self.short_side}) must not exceed long_side ({self.long_side}).")
+            raise InputError(f"short_side ({self.short_side}) must not exceed long_side ({self.long_side}).")
         if self.scale_range is not None and not (
             len(self.scale_range) == 2 and 0 < self.scale_range[0] <= self.scale_range[1] < math.inf
         ):
-            raise ValueError(
+            raise InputError(
                 f"scale_range must be two positive numbers, the smaller one first, or None, but is {self.scale_range}."
             )
         if not 0 < self.max_category_share <= 1:
-            raise ValueError(f"max_category_share must be above 0 and at most 1, but is {self.max_category_share}.")
+            raise InputError(f"max_category_share must be above 0 and at most 1, but is {self.max_category_share}.")
         if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must be in 0..1, but is {self.flip_probability}.")
+            raise InputError(f"flip_probability must be in 0..1, but is {self.flip_probability}.")
 
     def __call__(
         self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -166,7 +167,7 @@ class TrainingAugmentation:
         bins = np.where(ignored, 0, labels.astype(np.int64))
         if bins.min() < -1 or bins.max() > LARGEST_ID:
             wrong = int(bins.min() if bins.min() < -1 else bins.max())
-            raise ValueError(
+            raise InputError(
                 f"Labels are class ids in 0..{LARGEST_ID}, -1 or the ignore index {self.ignore_index}, but one is "
                 f"{wrong}."
             )
@@ -236,11 +237,11 @@ def fill_up(
         `(3, crop_size, crop_size)` float32 and `(crop_size, crop_size)` int64.
 
     Raises:
-        ValueError: If the crop is larger than the square.
+        InputError: If the crop is larger than the square.
     """
     height, width = labels.shape
     if max(height, width) > crop_size:
-        raise ValueError(
+        raise InputError(
             f"A crop of {height}x{width} pixels (height x width) does not fit in {crop_size}x{crop_size}."
         )
     ids = torch.from_numpy(labels.astype(np.int64))
@@ -252,12 +253,12 @@ def fill_up(
 
 def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(
+        raise InputError(
             f"A picture is an array (height, width, 3) of uint8 with at least one pixel, but got {image.dtype} of "
             f"shape {image.shape}."
         )
     if labels.dtype.kind not in "iu" or labels.shape != image.shape[:2]:
-        raise ValueError(
+        raise InputError(
             f"The label map of a picture of {image.shape[0]}x{image.shape[1]} pixels (height x width) is an array of "
             f"integers of the same size, but got {labels.dtype} of shape {labels.shape}."
         )

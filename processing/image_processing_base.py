@@ -23,6 +23,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_reading import TURNED, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
+from .input_error import InputError
 from .resizing import resize_bilinear, resize_nearest, resized_shape
 from .windows import class_chunks, resize_maps, running_max
 
@@ -160,7 +161,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         shapes = [tuple(values.shape[-2:]) for values in pixel_values]
         if return_tensors is not None and len(set(shapes)) > 1:
             sizes = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(shapes))
-            raise ValueError(
+            raise InputError(
                 f"The pictures come out at different sizes ({sizes}) and don't fit into one tensor: set one size "
                 'as size={"height": ..., "width": ...}, or use the pipeline, which takes them one at a time.'
             )
@@ -238,7 +239,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         if target_sizes is None:
             target_sizes = [logits.shape[-2:]] * len(logits)
         elif len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
+            raise InputError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
 
         orientations = getattr(outputs, "orientations", None)
         keeps_format = "shortest_edge" in dict(self.size)
@@ -279,7 +280,7 @@ def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: 
     channels = [np.asarray(numbers, dtype=np.float64).reshape(-1, 1, 1) / factor for numbers in (mean, std)]
     for numbers, given in zip(channels, (mean, std)):
         if len(numbers) != len(image) and isinstance(given, Iterable):
-            raise ValueError(
+            raise InputError(
                 f"image_mean and image_std need a number for each of the {len(image)} channels, not {len(numbers)}."
             )
     centre, spread = (numbers.astype(np.float32) for numbers in channels)
@@ -364,7 +365,7 @@ def _read_segmentation_map(segmentation_map: Any) -> np.ndarray:
         return load_class_ids(segmentation_map)
     class_ids = np.asarray(segmentation_map.cpu() if isinstance(segmentation_map, torch.Tensor) else segmentation_map)
     if class_ids.ndim != 2 or class_ids.dtype.kind not in "iub":
-        raise ValueError(
+        raise InputError(
             f"A segmentation map holds integer class ids (height, width), but got {class_ids.dtype} of shape "
             f"{class_ids.shape}."
         )
@@ -373,10 +374,10 @@ def _read_segmentation_map(segmentation_map: Any) -> np.ndarray:
 
 def _check_segmentation_maps(class_ids: list[np.ndarray], shapes: list[tuple[int, ...]]) -> None:
     if len(class_ids) != len(shapes):
-        raise ValueError(f"Got {len(class_ids)} segmentation maps for {len(shapes)} pictures.")
+        raise InputError(f"Got {len(class_ids)} segmentation maps for {len(shapes)} pictures.")
     for index, (ids, shape) in enumerate(zip(class_ids, shapes)):
         if ids.shape != shape:
-            raise ValueError(
+            raise InputError(
                 f"Segmentation map {index} has {ids.shape[0]}x{ids.shape[1]} pixels (height x width), but its picture "
                 f"has {shape[0]}x{shape[1]}; a picture is turned upright by its EXIF orientation, its map too."
             )

@@ -9,6 +9,8 @@ import numpy as np
 from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from .input_error import InputError
+
 PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -73,7 +75,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         A PIL image of mode `RGB`.
 
     Raises:
-        ValueError: One sentence that names the file, where it is missing, empty, truncated, not a picture, in a mode
+        InputError: One sentence that names the file, where it is missing, empty, truncated, not a picture, in a mode
             that has no RGB form, with values that are no grey values, or has more than `PIL.Image.MAX_IMAGE_PIXELS`
             pixels (known from its header, before anything is decoded).
         MemoryError: One sentence that names the file, where there is no room for it.
@@ -81,7 +83,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     name = on_one_line(name or _name(picture))
     image = _read_upright(_open(picture, name, timeout), name)
     if image.mode == "P" and image.palette is None:
-        raise ValueError(f"{name} has numbers of colours, but lacks its palette.")
+        raise InputError(f"{name} has numbers of colours, but lacks its palette.")
     try:
         if image.mode.startswith("I") or image.mode == "F":
             image = Image.fromarray(_to_grey(image, name))
@@ -112,7 +114,7 @@ def load_class_ids(mask: Source, name: str | None = None, timeout: float | None 
         `(height, width)` int64.
 
     Raises:
-        ValueError: One sentence that names the file, where it cannot be read (see [`load_rgb`]), holds colours, may
+        InputError: One sentence that names the file, where it cannot be read (see [`load_rgb`]), holds colours, may
             be compressed with loss, or where it is not sure which numbers it stores.
     """
     name = on_one_line(name or _name(mask))
@@ -137,7 +139,7 @@ def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[in
         Its EXIF orientation, 1 (upright) to 8, and width and height before that is applied.
 
     Raises:
-        ValueError: One sentence that names the file, where it is missing, empty or not a picture.
+        InputError: One sentence that names the file, where it is missing, empty or not a picture.
     """
     with _open(picture, on_one_line(name or _name(picture)), None) as image:
         orientation, height, width = exif_frame(image)
@@ -175,7 +177,7 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
         uint8 of the same shape.
 
     Raises:
-        ValueError: One sentence, if values are negative, too large or no numbers. Also for fractions of which the
+        InputError: One sentence, if values are negative, too large or no numbers. Also for fractions of which the
             largest lies between 1 and 8: they may be slightly above 0..1, or a black picture of 0..255.
     """
     if values.dtype == np.uint8:
@@ -183,7 +185,7 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"{name} holds {values.dtype}, which are no colours.")
+        raise InputError(f"{name} holds {values.dtype}, which are no colours.")
     lowest, highest = values.min(initial=0), values.max(initial=0)
     if values.dtype.kind == "f":
         full_scale = 1.0 if highest <= 1 else 255.0
@@ -191,7 +193,7 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
         full_scale = 65535.0 if values.dtype == np.uint16 and highest > 255 else 255.0
     fits = lowest >= 0 and highest <= full_scale  # Not for NaN, with which no comparison holds.
     if not fits or (values.dtype.kind == "f" and 1 < highest < 8 and np.any(values % 1)):
-        raise ValueError(
+        raise InputError(
             f"{name} has {values.dtype} values from {lowest} to {highest}, which are neither 0..1 nor 0..255: scale "
             "or clip them first."
         )
@@ -212,7 +214,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
+        raise InputError(f"{name} has colour mode {image.mode}, which cannot be turned into RGB.") from error
 
 
 def _to_grey(image: Image.Image, name: str) -> np.ndarray:
@@ -355,7 +357,7 @@ def _read_upright(image: Image.Image, name: str) -> Image.Image:
     except MemoryError as error:
         raise _no_room(image, name) from error
     except Exception as error:  # Each of PIL's decoders fails in its own way on a damaged file.
-        raise ValueError(f"{name} is truncated or damaged: {error}") from error
+        raise InputError(f"{name} is truncated or damaged: {error}") from error
 
 
 def _has_orientation(image: Image.Image) -> bool:
@@ -375,9 +377,9 @@ def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = _fetch(source, name, timeout)
     if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise ValueError(f"There is no picture file {name}.")
+        raise InputError(f"There is no picture file {name}.")
     if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
-        raise ValueError(f"{name} is empty (0 bytes).")
+        raise InputError(f"{name} is empty (0 bytes).")
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
         # PIL only warns between one and two times its limit.
@@ -385,14 +387,14 @@ def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
             raise Image.DecompressionBombError
         return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(
+        raise InputError(
             f"{name} claims to have more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; "
             "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture in a known format.") from error
+        raise InputError(f"{name} is not a picture in a known format.") from error
     except Exception as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+        raise InputError(f"{name} cannot be read as a picture: {error}") from error
 
 
 def _fetch(address: str, name: str, timeout: float | None) -> bytes:
@@ -401,11 +403,11 @@ def _fetch(address: str, name: str, timeout: float | None) -> bytes:
         response.raise_for_status()
         return response.content
     except Exception as error:
-        raise ValueError(f"The picture at {name} could not be fetched: {on_one_line(str(error))}") from error
+        raise InputError(f"The picture at {name} could not be fetched: {on_one_line(str(error))}") from error
 
 
-def _no_label_map(name: str, reason: str) -> ValueError:
-    return ValueError(f"{name} is not a label map: {reason}.")
+def _no_label_map(name: str, reason: str) -> InputError:
+    return InputError(f"{name} is not a label map: {reason}.")
 
 
 def _no_room(image: Image.Image, name: str) -> MemoryError:

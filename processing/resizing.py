@@ -6,6 +6,8 @@ from PIL import Image
 from torch import nn
 from transformers.image_utils import SizeDict
 
+from .input_error import InputError
+
 # OpenCV's 8-bit interpolation is done in integers with weights of 11 bits.
 WEIGHT_BITS = 11
 
@@ -26,21 +28,21 @@ def resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         `(height, width)`, each at least 1.
 
     Raises:
-        ValueError: If the picture has no pixels, `size` has other keys, or the result exceeds
+        InputError: If the picture has no pixels, `size` has other keys, or the result exceeds
             `PIL.Image.MAX_IMAGE_PIXELS` (a very long and thin picture, without a limit for its long side).
     """
     if height < 1 or width < 1:
-        raise ValueError(f"A picture of {height}x{width} pixels is empty.")
+        raise InputError(f"A picture of {height}x{width} pixels is empty.")
     if size.height and size.width:
         return size.height, size.width
     if not size.shortest_edge:
-        raise ValueError(f"size needs 'height' and 'width', or 'shortest_edge', but got {dict(size)}.")
+        raise InputError(f"size needs 'height' and 'width', or 'shortest_edge', but got {dict(size)}.")
     scale = size.shortest_edge / min(height, width)
     if size.longest_edge:
         scale = min(scale, size.longest_edge / max(height, width))
     new_height, new_width = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
     if Image.MAX_IMAGE_PIXELS is not None and new_height * new_width > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
+        raise InputError(
             f"A picture of {height}x{width} pixels would be resized to {new_height}x{new_width}; limit the long side "
             'with size={"shortest_edge": ..., "longest_edge": ...}.'
         )

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .input_error import InputError
+
 # Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
 # processor's cache, and never less than those of one class.
 SCORES_PER_CHUNK = 2**21
@@ -78,14 +80,14 @@ def window_boxes(height: int, width: int, window_size: int | None, stride: int |
         `(top, left, bottom, right)` of each window, end excluded, row by row.
 
     Raises:
-        ValueError: If a size is not positive, or the stride would leave gaps.
+        InputError: If a size is not positive, or the stride would leave gaps.
     """
     if window_size is None:
         return [(0, 0, height, width)]
     if stride is None:
         stride = window_size
     if not 0 < stride <= window_size:
-        raise ValueError(
+        raise InputError(
             f"window_stride must lie between 1 and window_size, or pixels stay uncovered, but window_stride is "
             f"{stride} and window_size {window_size}."
         )
@@ -140,16 +142,16 @@ def predict_windows(
         The windows' logits and places, for [`merge_scores`] and [`merge_masks`].
 
     Raises:
-        ValueError: If there is more than one picture, or a size is not positive.
+        InputError: If there is more than one picture, or a size is not positive.
         MemoryError: If there is no room for a single window.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
-        raise ValueError(
+        raise InputError(
             f"Windows are cut from one picture (1, channels, height, width), not {tuple(pixel_values.shape)}."
         )
     batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
     if batch.windows < 1:
-        raise ValueError(f"window_batch_size must be at least 1, not {batch.windows}.")
+        raise InputError(f"window_batch_size must be at least 1, not {batch.windows}.")
     height, width = pixel_values.shape[-2:]
     boxes = window_boxes(height, width, window_size, stride)
     logits: list[torch.Tensor] = []

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.input_error import InputError
 from zegclip.processing.metrics import class_counts, class_ious, summarise
 
 DESCRIPTION = """
@@ -106,16 +107,16 @@ def read_maps(
     Turn the rows of a class map and its label map into int64 arrays.
 
     Raises:
-        ValueError: If they are not of one rectangular size, or if an id is not in the class list.
+        InputError: If they are not of one rectangular size, or if an id is not in the class list.
     """
     lengths = {len(row) for row in (*prediction, *reference)}
     if len(lengths) > 1 or len(prediction) != len(reference):
-        raise ValueError(f"Prediction {number} and reference {number} are not two maps of the same height and width.")
+        raise InputError(f"Prediction {number} and reference {number} are not two maps of the same height and width.")
     predicted, labels = np.array(prediction, dtype=np.int64), np.array(reference, dtype=np.int64)
     split.check(labels)
     wrong = (labels != split.ignore_index) & ((predicted < 0) | (predicted >= len(split.names)))
     if wrong.any():
-        raise ValueError(
+        raise InputError(
             f"Prediction {number} holds the id {predicted[wrong][0]}, outside of the class list "
             f"(0 to {len(split.names) - 1})."
         )
