@@ -9,8 +9,9 @@ from transformers import pipeline
 
 from zegclip import DeepPromptConfig
 from zegclip.processing import pipeline as pipeline_module
+from zegclip.processing.input_error import InputError
+from zegclip.processing.names import UnknownWordsWarning
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.processing_zegclip import UnknownWordsWarning
 from zegclip.processing.windows import merge_masks, predict_windows
 
 LABELS = ["cat", "tree", "b"]
@@ -163,9 +164,9 @@ def test_labels_as_a_string_and_as_a_default(pipe, model, processor):
     assert same(with_default(noise()), expected)
 
 
-@pytest.mark.parametrize("labels", [[], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", None])
+@pytest.mark.parametrize("labels", [[], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", "", None])
 def test_bad_labels(pipe, labels):
-    with pytest.raises(ValueError, match=r"[Cc]lass"):
+    with pytest.raises(InputError, match=r"[Cc]lass"):
         pipe(noise(), candidate_labels=labels)
 
 
@@ -195,13 +196,13 @@ def test_window_arguments(pipe, processor):
 def test_unknown_arguments_and_batches_are_refused(pipe):
     with pytest.raises(TypeError, match="'windows'"):
         pipe(noise(), candidate_labels=LABELS, windows=3)
-    with pytest.raises(ValueError, match="window_batch_size"):
+    with pytest.raises(InputError, match="window_batch_size"):
         pipe([noise()] * 2, candidate_labels=LABELS, batch_size=2)
 
 
 def test_a_bad_file_is_named(pipe, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty\.png is empty"):
+    with pytest.raises(InputError, match=r"empty\.png"):
         pipe(tmp_path / "empty.png", candidate_labels=LABELS)
 
 
@@ -220,14 +221,14 @@ def test_half_precision(model, processor, dtype):
 def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
     with torch.no_grad():
         model.clip.visual_projection.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="scores are no numbers"):
+    with pytest.raises(InputError, match="NaN"):
         pipe(noise(), candidate_labels=LABELS)
 
 
 def test_a_tokenizer_of_another_model(pipe, tokenizer):
     tokenizer.add_tokens(["zebra"])
     pipe.processor.tokenizer = tokenizer
-    with pytest.raises(ValueError, match="not the model's: it gives the token 82, but the text tower knows 82 tokens"):
+    with pytest.raises(InputError, match="token id 82"):
         pipe(noise(), candidate_labels=["cat", "zebra"])
 
 
@@ -273,7 +274,7 @@ def test_windows_without_room_are_not_tried_again_in_the_same_call(pipe, monkeyp
     assert calls == [1] * 3
 
 
-def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monkeypatch):
+def test_a_picture_too_large_for_the_memory_is_named_and_the_next_is_segmented(pipe, monkeypatch):
     merge = pipeline_module.merge_masks
 
     def refuse_wide(windows, target_size):
@@ -282,7 +283,7 @@ def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monke
         return merge(windows, target_size=target_size)
 
     monkeypatch.setattr(pipeline_module, "merge_masks", refuse_wide)
-    with pytest.raises(MemoryError, match=r"^There is not enough memory for a picture of 40 x 90 pixels"):
+    with pytest.raises(MemoryError, match="40 x 90"):
         pipe(noise(), candidate_labels=LABELS)
     results = iter(pipe((noise(width=width) for width in (60, 90, 60)), candidate_labels=LABELS))
     first = next(results)
@@ -307,7 +308,7 @@ def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn
 def test_names_are_compared_with_all_others(pipe, monkeypatch):
     """Also where they are not encoded together."""
     monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 1)
-    with pytest.raises(ValueError, match="the same to the tokenizer"):
+    with pytest.raises(InputError, match="'a  b' and 'a b'"):
         pipe(Image.new("RGB", (32, 32)), candidate_labels=["a  b", "a b", "cat"])
 
 
@@ -338,5 +339,5 @@ def test_a_model_in_training_predicts_without_dropout_and_stays_in_training(pipe
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
 def test_a_threshold_is_a_score(pipe, threshold):
-    with pytest.raises(ValueError, match="threshold"):
+    with pytest.raises(InputError, match="threshold"):
         pipe(noise(), candidate_labels=["cat"], threshold=threshold)
