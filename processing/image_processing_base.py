@@ -22,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading import TURNED, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
+from .image_reading import EXIF_WARNING, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
 from .input_error import InputError
 from .resizing import resize_bilinear, resize_nearest, resized_shape
 from .windows import class_chunks, resize_maps, running_max
@@ -170,7 +170,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         if any(orientation != 1 for orientation, *_ in frames):
             data["orientations"] = np.array(frames)
             if any(orientation in (2, 3, 4) or (orientation > 4 and h == w) for orientation, h, w in frames):
-                warnings.warn(TURNED, stacklevel=2)
+                warnings.warn(EXIF_WARNING, stacklevel=2)
         if segmentation_maps is not None:
             class_ids = _read_segmentation_maps(segmentation_maps)
             _check_segmentation_maps(class_ids, [tuple(picture.shape[-2:]) for picture in pictures])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers.pipelines.base import Pipeline
 
-from .image_reading import TURNED, exif_frame, load_rgb
+from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
 from .names import UnknownWordsWarning, check_labels, find_unknown_words, split_labels
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
@@ -154,7 +154,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """Reads and resizes one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
         picture = load_rgb(image, timeout=timeout)
         if isinstance(image, Image.Image) and exif_frame(image)[0] != 1:
-            warnings.warn(TURNED, stacklevel=2)
+            warnings.warn(EXIF_WARNING, stacklevel=2)
         with _name_size_if_out_of_memory(picture.height, picture.width):
             inputs = self.processor(images=picture, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "original_size": (picture.height, picture.width)}
