@@ -1,9 +1,9 @@
 """
-The metric of generalised zero-shot segmentation as a module of `evaluate`.
+The metrics of generalised zero-shot segmentation as a module of the library `evaluate`.
 
     metric = evaluate.load(zegclip.METRIC)
 
-That library copies this file and reads its imports line by line, so each stands on a line of its own.
+`evaluate` copies this file and parses its imports line by line, so each must be on one line.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from zegclip.processing.metrics import class_counts, class_ious, summarise
 
 DESCRIPTION = """
 Generalised zero-shot semantic segmentation: all classes compete for every pixel, and intersection over union (IoU) is
-averaged over the classes whose masks were trained on (seen) and over those whose masks were held out (unseen). Pixels
-are counted over all pictures before anything is divided.
+averaged over the classes with masks in training (seen) and over the held-out classes (unseen). IoU is computed from
+pixel counts summed over all pictures.
 """
 
 INPUTS_DESCRIPTION = """
@@ -28,12 +28,12 @@ Args:
     predictions: Class maps, `(height, width)` integers, ids of `names`; pictures may differ in size.
     references: Label maps of the same sizes, ids of `names` or the ignore index.
     names: All class names; the position is the id.
-    seen_ids: Ids whose masks were trained on.
-    unseen_ids: Ids whose masks were held out. Ids in neither list compete for pixels but enter no mean.
-    ignore_index: Label of pixels that count nowhere; 255 by default.
+    seen_ids: Ids of the classes with masks in training.
+    unseen_ids: Ids of the held-out classes. Ids in neither list compete for pixels but are not part of any mean.
+    ignore_index: Label of pixels that are not counted; 255 by default.
 
-Returns, in per cent (nan where nothing is labelled or predicted):
-    pacc: Share of the labelled pixels that are right.
+Returns, in per cent (NaN if nothing is labelled or predicted):
+    pacc: Pixel accuracy.
     miou: Mean IoU of seen and unseen classes together.
     miou_seen, miou_unseen, hiou: Mean IoU of each, and their harmonic mean; only with unseen classes.
     per_class_iou: IoU of each class, in the order of `names`.
@@ -64,10 +64,10 @@ CITATION = """
 
 class GeneralizedZeroShotIoU(evaluate.Metric):
     """
-    IoU over seen and unseen classes, from maps that `evaluate` collects from all processes in files.
+    IoU over seen and unseen classes, from maps that `evaluate` collects in files, over all processes.
 
-    A labelled pixel takes 8 bytes there and twice as many in memory. For thousands of pictures use `eval.py`, which
-    counts picture by picture and reaches the same figures.
+    A labelled pixel takes 8 bytes on disk and 16 in memory. For thousands of pictures use `eval.py`, which counts
+    picture by picture and returns the same metrics.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -104,10 +104,10 @@ def read_maps(
     prediction: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], number: int, split: ClassSplit
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Turn the rows of a class map and its label map into int64 arrays.
+    Converts a class map and its label map from lists of rows to int64 arrays.
 
     Raises:
-        InputError: If they are not of one rectangular size, or if an id is not in the class list.
+        InputError: If they do not have the same rectangular size, or an id is not in the class list.
     """
     lengths = {len(row) for row in (*prediction, *reference)}
     if len(lengths) > 1 or len(prediction) != len(reference):
@@ -117,7 +117,7 @@ def read_maps(
     wrong = (labels != split.ignore_index) & ((predicted < 0) | (predicted >= len(split.names)))
     if wrong.any():
         raise InputError(
-            f"Prediction {number} holds the id {predicted[wrong][0]}, outside of the class list "
+            f"Prediction {number} contains the id {predicted[wrong][0]}, which is not in the class list "
             f"(0 to {len(split.names) - 1})."
         )
     return predicted, labels
