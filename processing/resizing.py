@@ -1,4 +1,4 @@
-"""Resizing exactly as OpenCV does, which the official ZegCLIP pipeline is built on. Pure tensor functions."""
+"""Resizing that is bit-identical to OpenCV, which the official ZegCLIP pipeline uses."""
 
 import numpy as np
 import torch
@@ -8,20 +8,20 @@ from transformers.image_utils import SizeDict
 
 from .input_error import InputError
 
-# OpenCV's 8-bit interpolation is done in integers with weights of 11 bits.
+# OpenCV interpolates 8-bit pictures in integers, with weights of 11 bits.
 WEIGHT_BITS = 11
 
 
 def resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """
-    The size a picture is resized to.
+    The size that a picture is resized to.
 
-    `height` and `width` are taken as they are. Otherwise the aspect ratio is kept: `shortest_edge` fixes the short
-    side, `longest_edge` (if given) limits the long one, both are rounded half up (as the official ZegCLIP pipeline).
+    With `height` and `width`, that size. Otherwise the aspect ratio is kept: the short side becomes `shortest_edge`,
+    `longest_edge` (if given) limits the long one, and both are rounded half up, as in the official ZegCLIP pipeline.
 
     Args:
-        height: Rows of the picture, at least 1.
-        width: Columns of the picture, at least 1.
+        height: Height of the picture, at least 1.
+        width: Width of the picture, at least 1.
         size: With `height` and `width`, or with `shortest_edge` and optionally `longest_edge`.
 
     Returns:
@@ -53,8 +53,8 @@ def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tenso
     """
     Bilinear resize with half-pixel centres and **without antialiasing**: `cv2.resize(..., cv2.INTER_LINEAR)`.
 
-    8-bit pictures follow OpenCV's integer arithmetic step by step, so the result is the same to the last bit.
-    (Pillow's and torch's own bilinear filters differ from it by up to one grey level, with antialiasing by many.)
+    For 8-bit pictures, OpenCV's integer arithmetic is repeated step by step, so the result is bit-identical. (The
+    bilinear filters of Pillow and torch differ from it by up to one grey level, with antialiasing by more.)
 
     Args:
         image: `(channels, height, width)`, uint8, or any other type for a plain float32 interpolation.
@@ -84,7 +84,7 @@ def _interpolation(
     old_side: int, new_side: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Indices of the two source pixels of every target pixel along one side, int64, and their weights, int32."""
-    # On the CPU: not every device knows float64.
+    # On the CPU: not every device supports float64.
     centres = (torch.arange(new_side, dtype=torch.float64) + 0.5) * (old_side / new_side) - 0.5
     centres = centres.float()
     first = centres.floor()
@@ -100,9 +100,9 @@ def _interpolation(
 
 def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray:
     """
-    Nearest-neighbour resize that takes source pixel `floor(target * old / new)`: `cv2.INTER_NEAREST`.
+    Nearest-neighbour resize of a label map to source pixel `floor(target * old / new)`: `cv2.INTER_NEAREST`.
 
-    Pillow and torch's `nearest-exact` take the pixel at the centre instead, which shifts labels by up to half a pixel.
+    Pillow and torch's `nearest-exact` use the pixel at the centre instead, which shifts labels by up to half a pixel.
 
     Args:
         class_ids: `(height, width)`, any type.
@@ -117,9 +117,9 @@ def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray
 
 def nearest_indices(old_side: int, new_side: int) -> np.ndarray:
     """
-    For each pixel along a resized side, the pixel that OpenCV's nearest resize takes: `(new_side,)` int64.
+    Index of the source pixel of each pixel along a resized side, as in OpenCV: `(new_side,)` int64.
 
-    It is the floor of `target * old / new`, but one less where OpenCV's division is rounded to below a whole number.
+    This is `floor(target * old / new)`, or one less if OpenCV's division is rounded to just below a whole number.
     """
     return np.minimum((np.arange(new_side) * (1 / (new_side / old_side))).astype(np.int64), old_side - 1)
 
