@@ -45,10 +45,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     model: Any
     processor: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.model.eval()
-
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
         Segments one picture or several.
