@@ -14,8 +14,8 @@ from torch.utils.data import Sampler
 
 from zegclip.processing.augmentation import TrainingAugmentation, fill_up
 from zegclip.processing.class_split import ClassSplit, Setting
+from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_processing_base import ZegClipImageProcessorBase
-from zegclip.processing.picture_files import read_sample
 
 SKIPPED_FILE = "skipped_samples.txt"
 """List of the pictures that could not be read, in the output folder of a run with `skip_bad_samples`."""

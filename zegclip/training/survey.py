@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from zegclip.processing.benchmarks import read_class_lists
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.datasets import check_sizes, find_files
 from zegclip.processing.image_reading import load_class_ids, load_rgb, read_frame, read_palette
-from zegclip.processing.picture_files import check_sizes, find_files
 from zegclip.training.arguments import DataArguments
 from zegclip.training.pictures import spread_evenly
 
@@ -153,7 +153,7 @@ class Survey:
         if not known.all():
             self.unnamed.add(index)
             self._first_unnamed = sample.mask if index == min(self.unnamed) else self._first_unnamed
-            self.broken[index] = f"{sample.mask}: {self.split.complain_of(sample.values[~known])}"
+            self.broken[index] = f"{sample.mask}: {self.split.unknown_value_message(sample.values[~known][0])}"
         labels = self.split.labels_of(sample.values[known])
         is_class, counts = labels != self.split.ignore_index, sample.counts[known]
         self.pictures[labels[is_class]] += 1
@@ -170,7 +170,7 @@ class Survey:
         """Say in one sentence which values have no name; `None` if all have one."""
         if not self.unnamed:
             return None
-        shown = self.split.describe_values(self.unknown.keys())
+        shown = self.split.format_values(self.unknown.keys())
         if shown.count(",") >= _MOST_NAMED:
             shown = f"{len(self.unknown)} ones from {min(self.unknown)} to {max(self.unknown)}"
         one = len(self.unknown) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import export_picture_world
-from zegclip.processing.picture_files import read_sample
+from zegclip.processing.datasets import read_sample
 from zegclip.training.arguments import DataArguments, parse_arguments
 from zegclip.training.data import load_data, make_augmentation, picture_world_split
 from zegclip.training.pictures import EvaluationPictures
