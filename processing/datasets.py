@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -317,20 +317,17 @@ def _choose_columns(
     for name in (image_column, mask_column):
         if name is not None and name not in columns:
             raise InputError(f"{source} has no column {name!r} with pictures; {found}.")
-    image = image_column or _only(name for name in columns if name != mask_column and name.lower() in IMAGE_COLUMNS)
-    mask = mask_column or _only(name for name in columns if name != image_column and name.lower() in MASK_COLUMNS)
-    # Of two, the one that is left.
-    image = image or (_only(name for name in columns if name != mask) if mask else None)
-    mask = mask or (_only(name for name in columns if name != image) if image else None)
-    if image is None or mask is None or image == mask:
+    images = [name for name in columns if name != mask_column and name.lower() in IMAGE_COLUMNS]
+    masks = [name for name in columns if name != image_column and name.lower() in MASK_COLUMNS]
+    images, masks = [image_column] if image_column else images, [mask_column] if mask_column else masks
+    # If one of the two is known, the other may have any name, as long as only one column is left.
+    if len(images) != 1 and len(masks) == 1:
+        images = [name for name in columns if name not in masks]
+    elif len(masks) != 1 and len(images) == 1:
+        masks = [name for name in columns if name not in images]
+    if len(images) != 1 or len(masks) != 1 or images == masks:
         raise InputError(f"Set image_column and mask_column for {source}; {found}.")
-    return image, mask
-
-
-def _only(names: Iterable[str]) -> str | None:
-    """Return the only name; `None` if there is none or more than one."""
-    found = list(names)
-    return found[0] if len(found) == 1 else None
+    return images[0], masks[0]
 
 
 def _find_names_file(place: str) -> str | None:
@@ -343,13 +340,13 @@ def _find_names_file(place: str) -> str | None:
                 continue
         return None
     for folders in ([place], [os.path.join(place, name) for name in _list(place)[0]]):
-        for name in NAMES_FILES:
-            paths = [path for folder in folders if os.path.isfile(path := os.path.join(folder, name))]
-            for path in paths[1:]:
-                if read_text(path) != read_text(paths[0]):
-                    raise _input_error(f"{paths[0]} and {path} differ: choose one with classes_file.")
-            if paths:
-                return paths[0]
+        paths = [os.path.join(folder, name) for folder in folders for name in NAMES_FILES]
+        paths = [path for path in paths if os.path.isfile(path)]
+        for path in paths[1:]:
+            if read_class_names(path) != read_class_names(paths[0]):
+                raise _input_error(f"{paths[0]} and {path} differ: choose one with classes_file.")
+        if paths:
+            return paths[0]
     return None
 
 

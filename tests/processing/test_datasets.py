@@ -108,31 +108,28 @@ def context(tmp_path):
     return root
 
 
+COCO_UNSEEN = (19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160)
+CONTEXT_UNSEEN = (1, 7, 8, 15, 20, 25, 32, 34, 49, 55)
+
+
 @pytest.mark.parametrize(
-    ("name", "num_classes", "num_unseen", "values"),
+    ("name", "num_classes", "unseen_ids", "values"),
     [
-        ("voc", 20, 5, {0: 255, 1: 0, 16: 15, 20: 19, 255: 255}),
-        ("coco_stuff", 171, 15, {0: 0, 170: 170, 255: 255}),
-        ("pascal_context_59", 59, 10, {0: 255, 1: 0, 59: 58, 255: 255}),
-        ("pascal_context_60", 60, 10, {0: 0, 1: 1, 59: 59, 255: 255}),
+        ("voc", 20, (15, 16, 17, 18, 19), {0: 255, 1: 0, 16: 15, 20: 19, 255: 255}),
+        ("coco_stuff", 171, COCO_UNSEEN, {0: 0, 170: 170, 255: 255}),
+        ("pascal_context_59", 59, tuple(i - 1 for i in CONTEXT_UNSEEN), {0: 255, 1: 0, 59: 58, 255: 255}),
+        ("pascal_context_60", 60, CONTEXT_UNSEEN, {0: 0, 1: 1, 59: 59, 255: 255}),
     ],
 )
-def test_benchmarks_have_the_papers_classes(name, num_classes, num_unseen, values):
+def test_benchmarks_have_the_papers_classes(name, num_classes, unseen_ids, values):
     split = benchmark_split(name)
-    assert (len(split.names), len(split.unseen_ids)) == (num_classes, num_unseen)
-    assert len(split.seen_ids) + num_unseen == num_classes
+    assert (len(split.names), split.unseen_ids) == (num_classes, unseen_ids)
+    assert len(split.seen_ids) + len(unseen_ids) == num_classes
     assert split.labels_of(np.array(list(values))).tolist() == list(values.values())
-    assert {split.names[index] for index in split.unseen_ids} == set(read_class_lists()[name]["unseen_names"])
+    assert {split.names[index] for index in unseen_ids} == set(read_class_lists()[name]["unseen_names"])
 
 
-def test_unseen_classes_have_the_papers_ids():
-    assert benchmark_split("voc").unseen_ids == (15, 16, 17, 18, 19)
-    # fmt: off
-    assert benchmark_split("coco_stuff").unseen_ids == (
-        19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160
-    )
-    # fmt: on
-    assert benchmark_split("pascal_context_60").unseen_ids == (1, 7, 8, 15, 20, 25, 32, 34, 49, 55)
+def test_the_papers_prompt_templates():
     assert [len(names) for names in read_class_lists()["templates"].values()] == [1, 15]
 
 
@@ -156,6 +153,10 @@ def test_coco_stuff(coco):
     data, split = load_pictures("coco_stuff", data_dir=coco)
     assert stems_of(data) == {"train": COCO_STEMS, "validation": ["000000000139"]}
     assert read_sample(data["validation"][0], split)[1][0, :3].tolist() == [0, 170, 255]
+    for path in (coco / "annotations" / "train2017").glob("*_labelTrainIds.png"):  # not converted
+        path.unlink()
+    with pytest.raises(InputError, match=r"000000000009_labelTrainIds\.png \(6 files .* coco_stuff164k\.py"):
+        load_pictures("coco_stuff", data_dir=coco)
     shutil.rmtree(coco / "images" / "train2017")
     assert load_pictures("coco_stuff", data_dir=coco)[0].keys() == {"validation"}
     with pytest.raises(InputError, match=r"images/train2017"):
@@ -217,13 +218,6 @@ def test_bad_lists_of_a_benchmark_are_refused(voc, name, content, named):
     (voc / "ImageSets" / "Segmentation" / name).write_bytes(content)
     with pytest.raises(InputError, match=named):
         load_pictures("voc", data_dir=voc)
-
-
-def test_masks_of_coco_stuff_must_be_converted(coco):
-    for path in (coco / "annotations" / "train2017").glob("*_labelTrainIds.png"):
-        path.unlink()
-    with pytest.raises(InputError, match=r"000000000009_labelTrainIds\.png \(6 files .* coco_stuff164k\.py"):
-        load_pictures("coco_stuff", data_dir=coco)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +296,8 @@ def test_folder_of_images_and_masks(tmp_path):
     data = load_folder(tmp_path)
     assert stems_of(data) == {"train": ["a", "b"]}
     assert paths_of(data["train"], "mask") == [tmp_path / "masks" / "a.png", tmp_path / "masks" / "b.png"]
+    with pytest.raises(InputError, match="mask_column"):  # Files have no columns.
+        load_folder(tmp_path, mask_column="mask")
 
 
 def test_folders_within_images_and_masks_are_splits(tmp_path):
@@ -469,12 +465,6 @@ def test_columns_that_are_not_clear_are_refused(tmp_path, names, given, named):
         load_folder(tmp_path, **given)
 
 
-def test_columns_of_files_are_refused(tmp_path):
-    draw_pair(tmp_path)
-    with pytest.raises(InputError, match="mask_column"):
-        load_folder(tmp_path, mask_column="mask")
-
-
 def test_tables_that_datasets_leaves_out_are_refused(tmp_path):
     for name in ("disk/b.parquet", "data/a.parquet"):
         (tmp_path / name).parent.mkdir()
@@ -517,6 +507,12 @@ def test_class_names_may_be_in_each_split(tmp_path):
     assert load_pictures(str(tmp_path))[1].names == ("wall", "floor")
     write(tmp_path / "test" / "classes.txt", "floor\nwall\n")
     with pytest.raises(InputError, match=r"test.classes\.txt and .*train.classes\.txt"):
+        load_pictures(str(tmp_path))
+    write(tmp_path / "classes.txt", "wall\nfloor\n")
+    write(tmp_path / "id2label.json", '{"0": "wall", "1": "floor"}')
+    assert load_pictures(str(tmp_path))[1].names == ("wall", "floor")
+    write(tmp_path / "id2label.json", '{"0": "wall", "2": "floor"}')
+    with pytest.raises(InputError, match=r"classes\.txt and .*id2label\.json"):
         load_pictures(str(tmp_path))
 
 
@@ -584,22 +580,18 @@ def row(folder, image="image.jpg", mask="mask.png"):
     return {name: {"path": str(folder / file), "bytes": None} for name, file in {"image": image, "mask": mask}.items()}
 
 
-def test_a_sample_is_rgb_and_ids(tmp_path):
+@pytest.mark.parametrize(
+    ("num_classes", "values", "dtype", "ignore_index"),
+    [(3, (0, 1, 2, 255, 0), np.uint8, 255), (847, (0, 255, 256, 846, 65535), np.uint16, 65535)],
+)
+def test_a_sample_is_rgb_and_ids(tmp_path, num_classes, values, dtype, ignore_index):
     draw_picture(tmp_path / "image.jpg")
-    draw_mask(tmp_path / "mask.png")
-    image, labels = read_sample(row(tmp_path), SPLIT)
+    draw_mask(tmp_path / "mask.png", values, dtype=dtype)
+    split = split_classes([f"class {index}" for index in range(num_classes)])
+    image, labels = read_sample(row(tmp_path), split)
     assert (image.mode, image.size) == ("RGB", SIZE)
     assert (labels.dtype, labels.shape) == (np.int64, SIZE[::-1])
-    assert labels[0, :4].tolist() == [0, 1, 2, 255]
-
-
-def test_16_bit_masks_with_many_classes(tmp_path):
-    draw_picture(tmp_path / "image.jpg")
-    draw_mask(tmp_path / "mask.png", (0, 255, 256, 846, 65535), dtype=np.uint16)
-    split = split_classes([f"class {index}" for index in range(847)])
-    _, labels = read_sample(row(tmp_path), split)
-    assert labels[0, :5].tolist() == [0, 255, 256, 846, 65535]
-    assert split.ignore_index == 65535
+    assert (labels[0, :5].tolist(), split.ignore_index) == (list(values), ignore_index)
 
 
 def test_a_picture_and_its_mask_must_have_the_same_upright_size(tmp_path):
