@@ -13,10 +13,9 @@ from PIL import Image as PILImage
 from PIL import features
 
 from zegclip.processing.class_split import split_classes
-from zegclip.processing.folders import load_folder
+from zegclip.processing.datasets import load_folder, read_sample
 from zegclip.processing.image_reading import load_class_ids, load_rgb
 from zegclip.processing.input_error import InputError
-from zegclip.processing.picture_files import read_sample
 
 _spec = importlib.util.spec_from_file_location("mask_encoders", Path(__file__).with_name("mask_encoders.py"))
 encoders = importlib.util.module_from_spec(_spec)
