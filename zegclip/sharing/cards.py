@@ -100,7 +100,7 @@ _CITATIONS = {
 @dataclass
 class Described:
     """
-    What a card is made of: a model in a folder, or one that a configuration would give.
+    What the card of a model in a folder is made of.
 
     Attributes:
         head: Fields of [`ZegClipConfig`] but the CLIP's, with `seen_class_names` and `id2label`.
@@ -256,23 +256,13 @@ def is_output_of_train(folder: str | os.PathLike) -> bool:
     )
 
 
-def render_card(
-    described: Described,
-    *,
-    repo_id: str | None = None,
-    title: str | None = None,
-    not_run: str | None = None,
-    figures: str | None = None,
-) -> str:
+def render_card(described: Described, *, repo_id: str | None = None) -> str:
     """
     Make a card's text.
 
     Args:
         described: What it is about.
         repo_id: As [`write_card`].
-        title: Instead of one that names method, data set and setting.
-        not_run: The configuration's file, if it has not been run.
-        figures: Instead of those of `described`, as Markdown.
 
     Raises:
         ValueError: If `repo_id` is none.
@@ -285,7 +275,7 @@ def render_card(
     method, run = method_of(described.head, described.prompts), described.run
     dataset = _name_dataset(run.get("dataset"))
     where = f" on {dataset}, {run['setting'].replace('_', ' ')}" if dataset else ""
-    title = title or f"{method[0].upper()}{method[1:]}{where}"
+    title = f"{method[0].upper()}{method[1:]}{where}"
     evaluations = _current_evaluations(described.facts)
     seen, unseen = _classes(described.head)
     plain = [name for name in (*seen[:1], *unseen[:1], *seen[1:2]) if re.fullmatch(r"[\w -]+", name)]
@@ -311,13 +301,12 @@ def render_card(
             template_str=(files("zegclip.model_cards") / "template.md").read_text(encoding="utf-8"),
             title=_text(title),
             summary=_summary(described, method),
-            not_run=not_run and f"`{not_run}`",
             place=repo_id or PLACE,
             labels=json.dumps(labels),
             labels_line=", ".join(labels),
             data_table=_data_table(described, dataset, seen, unseen),
             hyper_parameters=_hyper_parameters(described),
-            figures=figures if figures is not None else _figures(evaluations),
+            figures=_figures(evaluations),
             pictures=[
                 {"path": path, "title": titles.get(path, "Pictures, their true and their predicted classes")}
                 for path in described.pictures
