@@ -17,7 +17,6 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
-from zegclip.drawing.reports import class_table, write_class_table
 from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.processing.metrics import summarise
@@ -36,6 +35,7 @@ from zegclip.training.evaluation import (
 )
 from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.training.survey import remark_on_data
+from zegclip.training.tables import class_table, write_class_table
 
 PAPERS = "papers' protocol"
 FREE = "free protocol"

@@ -22,7 +22,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
-from zegclip.drawing.reports import class_table, write_class_table
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
@@ -47,6 +46,7 @@ from zegclip.training.run_folder import (
     stages_of,
 )
 from zegclip.training.survey import remark_on_data
+from zegclip.training.tables import class_table, write_class_table
 from zegclip.training.trainer import ZegClipTrainer, is_whole
 
 
