@@ -21,7 +21,8 @@ from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.processing.metrics import summarise
 from zegclip.processing.processing_zegclip import find_unknown_words
-from zegclip.sharing.cards import is_output_of_train, record_evaluation, write_card
+from zegclip.sharing.cards import write_card
+from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
 from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.evaluation import (
