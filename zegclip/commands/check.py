@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
-from PIL import ImageDraw
 
 from zegclip import DEFAULT_MODEL, ZegClipConfig
-from zegclip.drawing.overlay import load_font, make_colours, overlay, shorten
+from zegclip.drawing.contact_sheet import draw_contact_sheet
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.benchmarks import BENCHMARKS, read_class_lists
 from zegclip.processing.class_split import ClassSplit
@@ -25,10 +24,6 @@ from zegclip.training.survey import Survey, remark_on_number, survey_pictures
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
 _MOST_PRINTED = 20  # Broken files; the report has all.
-_SIDE = 480  # The longer side of a picture in the contact sheet, for which its legend is made.
-_COLUMNS = 3
-_GAP = 16
-_LETTER = 18
 
 
 def check_pictures(
@@ -91,57 +86,14 @@ def check_pictures(
         "splits": splits,
         "classes": table.to_dict(orient="records"),
     }
-    names = [f"{name} (unseen)" if index in split.unseen_ids else name for index, name in enumerate(split.names)]
     with writing_to(output) as folder:
         table.to_csv(folder / "classes.csv", index=False)
         if shown:
-            draw_contact_sheet(_read_shown(shown, split), names).save(folder / "contact_sheet.png")
+            draw_contact_sheet(_read_shown(shown, split), split).save(folder / "contact_sheet.png")
         text = json.dumps(report, indent=2, ensure_ascii=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     _print_report(table, report, faults, output)
     return report
-
-
-def draw_contact_sheet(
-    pictures: Iterable[tuple[str, PILImage.Image, np.ndarray]], labels: Sequence[str]
-) -> PILImage.Image:
-    """
-    Draw pictures in a grid, each beside itself under its classes in colour with their names.
-
-    Args:
-        pictures: At least one; caption, RGB picture, and `(height, width)` ids, or -1 for no label.
-        labels: Class names.
-
-    Returns:
-        RGB.
-    """
-    colours = make_colours(len(labels))
-    font = load_font(_LETTER)
-    tiles = []
-    for caption, image, ids in pictures:
-        scale = _SIDE / max(image.size)
-        size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-        image = image.resize(size, PILImage.Resampling.BICUBIC)
-        rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], ids.shape))
-        coloured = overlay(image, ids[rows[:, None], columns], labels, colours)
-        top, left = 2 * _LETTER, image.width + _GAP // 4
-        tile = PILImage.new("RGB", (left + coloured.width, top + coloured.height), "white")
-        text = shorten(caption, font, tile.width)
-        ImageDraw.Draw(tile).text((0, top // 2), text, fill="black", font=font, anchor="lm")
-        tile.paste(image, (0, top))
-        tile.paste(coloured, (left, top))
-        tiles.append(tile)
-
-    widths = [
-        max(tile.width for tile in tiles[column::_COLUMNS]) + _GAP for column in range(min(_COLUMNS, len(tiles)))
-    ]
-    lines = [tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)]
-    heights = [max(tile.height for tile in line) + _GAP for line in lines]
-    sheet = PILImage.new("RGB", (sum(widths) + _GAP, sum(heights) + _GAP), "white")
-    for row, line in enumerate(lines):
-        for column, tile in enumerate(line):
-            sheet.paste(tile, (_GAP + sum(widths[:column]), _GAP + sum(heights[:row])))
-    return sheet
 
 
 def run_check(arguments: argparse.Namespace) -> int:

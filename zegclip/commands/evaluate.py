@@ -17,12 +17,12 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
-from zegclip.drawing.reports import class_table, write_class_table
 from zegclip.files import remove_leftovers, replacing
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.processing.metrics import summarise
 from zegclip.processing.processing_zegclip import find_unknown_words
-from zegclip.sharing.cards import is_output_of_train, record_evaluation, write_card
+from zegclip.sharing.cards import write_card
+from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
 from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.evaluation import (
@@ -36,6 +36,7 @@ from zegclip.training.evaluation import (
 )
 from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.training.survey import remark_on_data
+from zegclip.training.tables import class_table, write_class_table
 
 PAPERS = "papers' protocol"
 FREE = "free protocol"

@@ -22,12 +22,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from zegclip import DEFAULT_MODEL
-from zegclip.drawing.reports import class_table, write_class_table
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
 from zegclip.processing.processing_zegclip import find_unknown_words
-from zegclip.sharing.cards import record_evaluation, record_training, write_card
+from zegclip.sharing.cards import write_card
+from zegclip.sharing.model_facts import record_evaluation, record_training
 from zegclip.training.arguments import (
     DEFAULT_CONFIG,
     DataArguments,
@@ -47,6 +47,7 @@ from zegclip.training.run_folder import (
     stages_of,
 )
 from zegclip.training.survey import remark_on_data
+from zegclip.training.tables import class_table, write_class_table
 from zegclip.training.trainer import ZegClipTrainer, is_whole
 
 

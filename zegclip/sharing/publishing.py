@@ -22,7 +22,8 @@ from zegclip.loading import load_processor
 from zegclip.modeling import modeling_zegclip
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.processing import pipeline
-from zegclip.sharing.cards import card_files, write_card
+from zegclip.sharing.cards import write_card
+from zegclip.sharing.model_facts import card_files
 
 # Which class of the copied files stands for what; each file's name is that of the module here.
 MODEL_CLASSES = {

@@ -23,7 +23,8 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 
-from zegclip.drawing.reports import format_evaluation, plot_training, sample_sheet, sample_strip
+from zegclip.drawing.curves import plot_training
+from zegclip.drawing.samples import sample_sheet, sample_strip
 from zegclip.errors import is_worker_death
 from zegclip.files import remove_leftovers, replacing, writing_to
 from zegclip.processing.class_split import ClassSplit, Setting
@@ -31,6 +32,7 @@ from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import BatchSize, is_out_of_memory
 from zegclip.training.evaluation import Protocol, default_offset, predict_map
 from zegclip.training.pictures import EvaluationPictures, PictureSampler, TrainingPictures, spread_evenly
+from zegclip.training.tables import format_evaluation
 
 UNFINISHED_PREFIX = "_unfinished-checkpoint-"
 """Start of the names of checkpoints that are being written, or that an interruption left half written."""
