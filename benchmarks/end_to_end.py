@@ -28,7 +28,7 @@ import zegclip
 from zegclip.commands.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.benchmarks import benchmark_split
-from zegclip.processing.folders import load_folder
+from zegclip.processing.datasets import load_folder
 from zegclip.processing.pipeline import TASK
 from zegclip.training.evaluation import CountStore, Protocol, evaluate_pictures
 from zegclip.training.pictures import EvaluationPictures

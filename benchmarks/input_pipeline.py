@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from zegclip import ZegClipImageProcessorPil
 from zegclip.processing.augmentation import TrainingAugmentation
 from zegclip.processing.benchmarks import benchmark_split
-from zegclip.processing.folders import load_folder
+from zegclip.processing.datasets import load_folder
 from zegclip.training.pictures import TrainingPictures
 from zegclip.training.trainer import collate
 

@@ -1,12 +1,18 @@
-"""Which classes a data set has, which of them training sees, and how label maps follow from that."""
+"""The classes of a data set, which of them training sees, and the labels that follow from that."""
 
 import difflib
+import json
+import os
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from .input_error import InputError
 
 Setting = Literal["inductive", "transductive", "fully_supervised"]
 """What training sees of the unseen classes: nothing, their names and where their pixels are, or everything."""
@@ -27,13 +33,13 @@ class ClassSplit:
         seen_ids: Ids whose masks are trained on.
         unseen_ids: Ids whose masks are held out, and which mIoU(U) is the mean over. Ids in neither list compete for
             pixels but enter neither mean.
-        groups: Further sets of ids to report the same means over, such as objects without grounds.
+        groups: Further sets of ids to report the same means over, such as objects without backgrounds.
         ignore_index: Label of pixels without a class; larger than every id.
         mask_values: The value that mask files use for each class; `None`: the id.
         ignored_values: Values in mask files of pixels without a class.
 
     Raises:
-        ValueError: If any of these contradict each other; one sentence.
+        InputError: If any of these contradict each other.
     """
 
     names: tuple[str, ...]
@@ -47,34 +53,33 @@ class ClassSplit:
     def __post_init__(self) -> None:
         repeated = _first_repeated(self.names)
         if repeated is not None:
-            raise ValueError(f"Class name {repeated!r} comes twice.")
+            raise InputError(f"The class name {repeated!r} occurs twice.")
         outside = [i for i in (*self.seen_ids, *self.unseen_ids) if not 0 <= i < len(self.names)]
         if outside:
-            raise ValueError(f"The split names the id {outside[0]}, but there are {len(self.names)} classes.")
-        both = set(self.seen_ids) & set(self.unseen_ids)
-        if both:
-            raise ValueError(f"Class {self.names[min(both)]!r} is listed as seen and as unseen.")
+            raise InputError(f"The split contains the id {outside[0]}, but there are {len(self.names)} classes.")
+        if both := set(self.seen_ids) & set(self.unseen_ids):
+            raise InputError(f"The class {self.names[min(both)]!r} is listed as seen and as unseen.")
         if self.ignore_index < len(self.names):
-            raise ValueError(
-                f"The ignore index must be larger than every id, but it is {self.ignore_index} and there are "
-                f"{len(self.names)} classes: give ignore_index={255 if len(self.names) <= 255 else 65535}."
+            raise InputError(
+                f"ignore_index={self.ignore_index} must be larger than every id of the {len(self.names)} classes: use "
+                f"ignore_index={255 if len(self.names) <= 255 else 65535}."
             )
         self._check_mask_values()
 
     def _check_mask_values(self) -> None:
         values = self._values
         if len(values) != len(self.names):
-            raise ValueError(f"There are {len(self.names)} classes, but {len(values)} mask values.")
+            raise InputError(f"There are {len(self.names)} classes, but {len(values)} mask values.")
         repeated = _first_repeated(values)
         if repeated is not None:
             first, second = (name for name, value in zip(self.names, values) if value == repeated)
-            raise ValueError(f"The mask value {repeated} belongs to two classes, {first!r} and {second!r}.")
-        for name, value in zip(self.names, values):
-            if value in self.ignored_values:
-                raise ValueError(f"The mask value {value} is that of class {name!r} and is also to be ignored.")
+            raise InputError(f"The mask value {repeated} belongs to two classes, {first!r} and {second!r}.")
+        if both := set(values) & set(self.ignored_values):
+            name = self.names[values.index(min(both))]
+            raise InputError(f"The mask value {min(both)} belongs to the class {name!r} and is also ignored.")
         outside = [value for value in (*values, *self.ignored_values) if not 0 <= value <= 65535]
         if outside:
-            raise ValueError(f"A mask value must lie between 0 and 65535, not be {outside[0]}.")
+            raise InputError(f"A mask value must lie between 0 and 65535, not be {outside[0]}.")
 
     @property
     def seen_names(self) -> list[str]:
@@ -87,12 +92,12 @@ class ClassSplit:
 
     @property
     def known_values(self) -> list[int]:
-        """Values that mask files may have: of classes, and ignored ones."""
+        """Values that mask files may contain: those of the classes and the ignored ones."""
         return [*self._values, *self.ignored_values]
 
     @cached_property
     def _labels_by_value(self) -> np.ndarray:
-        """The label of each mask value, up to the largest one in use."""
+        """The label of each mask value, up to the largest known one."""
         table = np.full(max(0, *self._values, *self.ignored_values) + 1, _UNKNOWN)
         table[list(self.ignored_values)] = self.ignore_index
         table[list(self._values)] = np.arange(len(self.names))
@@ -106,10 +111,10 @@ class ClassSplit:
             mask_values: Integers of any shape.
 
         Returns:
-            int64 ids or the ignore index, the same shape.
+            int64 ids or the ignore index, of the same shape.
 
         Raises:
-            ValueError: If a value is neither a class's nor ignored; one sentence that names it.
+            InputError: If a value neither belongs to a class nor is ignored.
         """
         table = self._labels_by_value
         if mask_values.size == 0:
@@ -118,18 +123,18 @@ class ClassSplit:
             labels = table[mask_values]
             if labels.min() != _UNKNOWN:
                 return labels
-        raise ValueError(self.complain_of(np.setdiff1d(mask_values, self.known_values)))
+        raise InputError(self.unknown_value_message(np.setdiff1d(mask_values, self.known_values)[0]))
 
-    def complain_of(self, unknown: np.ndarray) -> str:
-        """Say that values are neither a class nor ignored."""
+    def unknown_value_message(self, value: int) -> str:
+        """Return the error message for a mask value that neither belongs to a class nor is ignored."""
         return (
-            f"A mask holds the value {unknown[0]}, which is neither a class nor ignored: classes have "
-            f"{self.describe_values(self._values)}, ignored {self.describe_values(self.ignored_values)}."
+            f"The mask contains the value {value}, which neither belongs to a class "
+            f"({self.format_values(self._values)}) nor is ignored ({self.format_values(self.ignored_values)})."
         )
 
     @staticmethod
-    def describe_values(values: Collection[int]) -> str:
-        """Write numbers as in "0 to 4 and 7"."""
+    def format_values(values: Collection[int]) -> str:
+        """Format numbers as in "0 to 4 and 7"."""
         ordered = sorted(values)
         starts = [value for value in ordered if value - 1 not in values]
         ends = [value for value in ordered if value + 1 not in values]
@@ -137,7 +142,7 @@ class ClassSplit:
         return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) or "none"
 
     def training_ids(self, setting: Setting) -> tuple[int, ...]:
-        """Return the ids that training has queries for: the seen ones if inductive, else all (ZegCLIP section 4.1)."""
+        """Return the ids that are queries in training: inductive, the seen ones; else all (ZegCLIP section 4.1)."""
         return self.seen_ids if setting == "inductive" else tuple(range(len(self.names)))
 
     def training_labels(self, labels: np.ndarray, setting: Setting = "inductive") -> np.ndarray:
@@ -153,7 +158,7 @@ class ClassSplit:
             int64, the same shape.
 
         Raises:
-            ValueError: As [`ClassSplit.check`].
+            InputError: As [`ClassSplit.check`].
         """
         self.check(labels)
         if setting == "fully_supervised":
@@ -165,11 +170,11 @@ class ClassSplit:
         return table[labels]
 
     def check(self, labels: np.ndarray) -> None:
-        """Raise `ValueError` if a label is neither an id nor the ignore index."""
+        """Raise `InputError` if a label is neither an id nor the ignore index."""
         unknown = (labels != self.ignore_index) & ((labels < 0) | (labels >= len(self.names)))
         if unknown.any():
-            raise ValueError(
-                f"A label map holds the id {int(labels[unknown][0])}, outside of the class list "
+            raise InputError(
+                f"A label map contains the id {int(labels[unknown][0])}, which is not in the class list "
                 f"(0 to {len(self.names) - 1}, or {self.ignore_index} to ignore)."
             )
 
@@ -188,36 +193,36 @@ def split_classes(
 
     Args:
         names: All class names.
-        seen: Names of the seen ones; `None`: all but the unseen.
-        unseen: Names of the unseen ones; `None`: all but the seen, and none where `seen` is not given either.
-        ignored: Names that are taken out of the list. Pixels of these classes belong to no class.
+        seen: Names of the seen classes; `None`: all except the unseen.
+        unseen: Names of the unseen classes; `None`: all except the seen, or none if `seen` is `None` as well.
+        ignored: Names to remove from the list. Pixels of these classes are ignored.
         mask_values: The value that mask files use for each name; `None`: its position.
-        ignored_values: Values in mask files of pixels without a class; `None`: 255, or 65535 where 255 is a class.
+        ignored_values: Values in mask files of pixels without a class; `None`: 255, or 65535 if 255 is a class.
 
     Returns:
-        The split; ids are positions among the names that remain. The ignore index is 255, or 65535 where more than
-        255 remain.
+        The split; ids are positions among the names that remain. The ignore index is 255, or 65535 if more than 255
+        names remain.
 
     Raises:
-        ValueError: If a name is unknown, is in two of the lists or comes twice, all are ignored, or mask values
-            contradict each other; one sentence.
+        InputError: If a name is unknown, is in two of the lists or occurs twice, all are ignored, or mask values
+            contradict each other.
     """
     values = tuple(range(len(names))) if mask_values is None else tuple(mask_values)
     if ignored_values is None:
         ignored_values = (65535,) if 255 in values else (255,)
-    # Checks names and values as they were given, before some are taken out.
+    # Checks the names and values as given, before some are removed.
     ClassSplit(tuple(names), (), ignore_index=65535, mask_values=values, ignored_values=tuple(ignored_values))
     for role, group in {"seen": seen, "unseen": unseen, "ignored": ignored}.items():
         for name in group or ():
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise ValueError(f"The class {name!r}, listed as {role}, is not among the {len(names)} classes{hint}")
+                raise InputError(f"The class {name!r}, listed as {role}, is not among the {len(names)} classes{hint}")
             if role != "ignored" and name in ignored:
-                raise ValueError(f"Class {name!r} is listed as {role} and as ignored.")
+                raise InputError(f"The class {name!r} is listed as {role} and as ignored.")
     kept = [(name, value) for name, value in zip(names, values) if name not in ignored]
     if not kept:
-        raise ValueError("No class remains: all are ignored." if names else "The list of class names is empty.")
+        raise InputError("All classes are ignored." if names else "The list of class names is empty.")
     if seen is None:
         seen = [name for name, _ in kept if name not in (unseen or ())]
     if unseen is None:
@@ -233,6 +238,71 @@ def split_classes(
     )
 
 
+def read_class_names(path: str | os.PathLike) -> tuple[list[str], list[int]]:
+    """
+    Read the class names of a data set from a file.
+
+    Args:
+        path: A JSON file from mask values to names, such as `{"0": "wall", "1": "floor"}`; or, if its name does not
+            end in `.json`, a text file with one name a line, the first for mask value 0.
+
+    Returns:
+        The names, and the mask value of each.
+
+    Raises:
+        InputError: If the file cannot be read or is in another format, has no name, or a name is blank or occurs
+            twice.
+    """
+    path = os.fspath(path)
+    text = read_text(path)
+    if path.endswith(".json"):
+        pairs = _parse_id2label(path, text)
+    else:
+        lines = text.rstrip().split("\n")
+        # Colour tables, numbered lists and JSON would become names without an error.
+        if lines[0].startswith(("#", "{")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
+            raise InputError(
+                f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
+                'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
+            )
+        pairs = list(enumerate(lines)) if text.strip() else []
+    names = [name.strip() for _, name in pairs]
+    values = [value for value, _ in pairs]
+    if not names:
+        raise InputError(f"{path}: this file contains no class name.")
+    if "" in names:
+        raise InputError(f"{path}: the name of mask value {values[names.index('')]} is blank.")
+    lists: dict[str, Sequence] = {"name": names, "mask value": values}
+    for what, items in lists.items():
+        if (repeated := _first_repeated(items)) is not None:
+            raise InputError(f"{path}: the {what} {repeated!r} occurs twice.")
+    return names, values
+
+
+def _parse_id2label(path: str, text: str) -> list[tuple[int, str]]:
+    try:
+        # Objects as pairs: of two equal keys, a dictionary would keep the second.
+        content = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: this file is not JSON.") from error
+    if not isinstance(content, tuple):
+        raise InputError(f'{path}: expected an object such as {{"0": "wall", "1": "floor"}}.')
+    for key, name in content:
+        if not re.fullmatch("[0-9]{1,9}", key) or not isinstance(name, str):
+            raise InputError(f"{path}: {key!r}: {name!r} is not a mask value with a class name.")
+    return sorted((int(key), name) for key, name in content)
+
+
+def read_text(path: str) -> str:
+    """Read a text file in UTF-8; raise `InputError` if it does not exist or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"There is no file {path}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: this file is not UTF-8 text.") from error
+
+
 def _first_repeated(items: Sequence) -> object | None:
     known = set()
     for item in items:
@@ -242,4 +312,4 @@ def _first_repeated(items: Sequence) -> object | None:
     return None
 
 
-__all__ = ["UNLABELLED", "ClassSplit", "Setting", "split_classes"]
+__all__ = ["UNLABELLED", "ClassSplit", "Setting", "read_class_names", "read_text", "split_classes"]

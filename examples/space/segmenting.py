@@ -12,7 +12,7 @@ import zegclip
 from zegclip.commands.segment import load_segmenter, summarise
 from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
-from zegclip.processing.processing_zegclip import check_labels, find_unknown_words
+from zegclip.processing.names import check_labels, find_unknown_words
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
 """The environment variable that lists models: `name=folder or Hub id`, with commas between them."""

@@ -1,4 +1,4 @@
-"""Data-set folders of every kind: the pictures that are there with their classes, or one sentence."""
+"""Data-set folders of every kind: their pictures and classes, or an error of one line."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from PIL import Image
 from zegclip.processing.datasets import load_pictures
 
 CLASSES = ["cat", "dog", "tree"]
-# Names as a metadata file could spell them, of files that are there, are not, and are none of its business.
+# Names in a metadata file: of files that exist, do not exist, or are outside of its folder.
 NAMES = st.one_of(
     st.sampled_from(["a.png", "b.png", "c.png", "./a.png", "deep/d.png", "deep/../b.png", "deep//d.png"]),
     st.sampled_from(["a.png", "b.png", "c.png", "deep/d.png"]),
@@ -84,7 +84,7 @@ def test_metadata_names_nothing_outside_of_its_folder(fuzz, tmp_path):
         st.fixed_dictionaries({"file_name": NAMES, "mask_file_name": NAMES}).map(
             lambda line: json.dumps(line).encode()
         ),
-        good.map(lambda name: json.dumps({"image_file_name": name, "mask_file_name": name}).encode()),
+        good.map(lambda name: json.dumps({"file_name": name, "mask_file_name": name}).encode()),
         ODD_LINES,
     )
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from zegclip.commands.main import read_labels, split_labels
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.processing_zegclip import check_labels
+from zegclip.processing.names import check_labels
 
 KNOWN_LETTERS = string.ascii_lowercase + string.digits + "{}-"
 # Names of these differ.

@@ -1,4 +1,4 @@
-"""Label maps: the ids that were written, or one sentence."""
+"""Label maps: the ids that were written, or an error of one line."""
 
 import io
 
@@ -8,8 +8,8 @@ from PIL import Image
 
 from zegclip.drawing.overlay import index_mask, make_colours
 from zegclip.processing.class_split import split_classes
+from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.picture_files import read_sample
 
 SIZES = st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.just(1), st.integers(1, 5000)))
 # What keeps ids, as what modes.

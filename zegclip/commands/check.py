@@ -17,8 +17,7 @@ from zegclip.drawing.contact_sheet import draw_contact_sheet
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.benchmarks import BENCHMARKS, read_class_lists
 from zegclip.processing.class_split import ClassSplit
-from zegclip.processing.datasets import load_pictures
-from zegclip.processing.picture_files import read_sample
+from zegclip.processing.datasets import load_pictures, read_sample
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.training.pictures import spread_evenly
 from zegclip.training.survey import Survey, remark_on_number, survey_pictures

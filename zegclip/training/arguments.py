@@ -24,6 +24,7 @@ from transformers.hf_argparser import string_to_bool
 from zegclip.errors import explain_fault, sentence_of
 from zegclip.files import exiting_on_sigterm
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.model_error import sentence_of_config_error
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.class_split import Setting
@@ -127,9 +128,9 @@ class ModelArguments:
             spectral_layers=self.spectral_layers,
             spectral_grid_size=grid_size,
             double_class_embedding=self.double_class_embedding,
-            text_prompts=self.text_prompts,
+            text_prompts=self.text_prompts,  # type: ignore[arg-type]  # checked there
             text_prompt_ids=text_prompt_ids,
-            text_prompt_init=self.text_prompt_init,
+            text_prompt_init=self.text_prompt_init,  # type: ignore[arg-type]
         )
 
 
@@ -398,8 +399,7 @@ def complaints_of(script: str) -> Iterator[None]:
         with exiting_on_sigterm() if alone else nullcontext():
             yield
     except StrictDataclassError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
+        _end(f"{script}: {sentence_of_config_error(error)}")
     except KeyboardInterrupt:
         _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""From data arguments to pictures with masks, their classes, and the augmentation."""
+"""The data sets, classes and augmentation that data arguments describe."""
 
 from dataclasses import replace
 from typing import cast
@@ -7,6 +7,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Image
 from transformers.image_utils import PILImageResampling
 
+from zegclip.errors import UsageError
 from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import Split, load_picture_world
 from zegclip.processing.augmentation import TrainingAugmentation
@@ -22,10 +23,10 @@ NUM_EVAL_SCENES = 300
 
 def picture_world_split(eval_split: str) -> ClassSplit:
     """
-    Return the classes that a split of the picture world is measured on.
+    Return the classes that are evaluated on a split of the picture world.
 
-    On the tuning split the classes kept for the test do not exist: neither as names nor as labels. On the test split
-    all names compete; the tuning classes enter neither mean.
+    On the tuning split the test classes do not exist, neither as names nor as labels. On the test split all names
+    compete, but the tuning classes are in neither mean.
     """
     unseen, ignored = (UNSEEN_TUNING, UNSEEN_TEST) if eval_split == "tuning" else (UNSEEN_TEST, ())
     split = split_classes(CLASS_NAMES, seen=SEEN, unseen=unseen, ignored=ignored)
@@ -39,15 +40,16 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
 
     Args:
         arguments: Which data.
-        training: Whether the training split is needed too.
+        training: Whether the training split is needed as well.
 
     Returns:
-        `validation` and, when training, `train`, whatever the data set calls them, of as many pictures as are asked
-        for, evenly spread; and the classes. In the cross-data-set setting all of them count as seen. Where pictures
-        are left out, one line is printed.
+        The evaluation split as `validation` and, when training, the training split as `train`, each with as many
+        pictures as the arguments say, evenly spread (then one line is printed); and the classes. In the
+        cross-data-set setting all classes are seen. Rows are files, not decoded, as [`read_sample`] takes them.
 
     Raises:
-        ValueError: If a split or class does not exist, or there is nothing unseen where the setting needs it.
+        UsageError: If a split does not exist or is empty, or no class is unseen although the setting requires it.
+        InputError: As [`load_pictures`].
     """
     wanted = {"validation": (str(arguments.eval_split), arguments.num_eval_pictures)}
     if training:
@@ -66,71 +68,72 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
             mask_column=arguments.mask_column,
             splits=[name for name, _ in wanted.values()],
         )
-    missing = [name for name, _ in wanted.values() if name not in data]
-    if missing:
-        raise ValueError(
-            f"{arguments.dataset} has no split {missing[0]!r}; it has {', '.join(map(repr, data))}. Say which with "
-            "train_split and eval_split."
-        )
+    for name, _ in wanted.values():
+        if name not in data:
+            raise UsageError(
+                f"{arguments.dataset} has no split {name!r}, but {', '.join(map(repr, data))}: set train_split and "
+                "eval_split."
+            )
+        if not len(data[name]):
+            raise UsageError(f"{arguments.dataset}: the split {name!r} has no picture.")
     if arguments.setting == "cross_dataset":
         split = replace(split, seen_ids=tuple(range(len(split.names))), unseen_ids=())
     elif arguments.setting != "fully_supervised" and len(split.seen_ids) == len(split.names):
-        raise ValueError(
-            f"The setting {arguments.setting!r} needs classes without masks: name some in unseen_classes, or train on "
-            "all with the setting fully_supervised."
+        raise UsageError(
+            f"The setting {arguments.setting!r} requires unseen_classes; to train on the masks of all classes, use "
+            "fully_supervised."
         )
-    for name, _ in wanted.values():
-        if not len(data[name]):
-            raise ValueError(f"{arguments.dataset}: the split {name!r} has no picture.")
-    return DatasetDict({role: _some_undecoded(data[name], name, size) for role, (name, size) in wanted.items()}), split
+    return DatasetDict({role: _select(data[name], name, size) for role, (name, size) in wanted.items()}), split
 
 
 def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
     for name in ("data_dir", "classes_file", "seen_classes", "unseen_classes", "ignored_classes"):
         if getattr(arguments, name) is not None:
-            raise ValueError(f"{name} is for other data sets: the picture world has its own classes and splits.")
+            raise UsageError(f"{name} is not an argument of the picture world, which has its own classes and splits.")
     eval_split = cast(Split, arguments.eval_split)
-    # Scenes are drawn one by one, each from a seed of its own: the first ones are the data set of that size.
+    # Each scene has its own seed, so the first scenes are the data set of that size.
     sizes = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
     if training:
         sizes["train"] = arguments.num_train_pictures or NUM_TRAIN_SCENES
     data = {name: load_picture_world(name, size, seed=arguments.scene_seed) for name, size in sizes.items()}
-    return DatasetDict(data), picture_world_split(eval_split)
+    undecoded = DatasetDict(data).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+    return undecoded, picture_world_split(eval_split)
 
 
-def _some_undecoded(data: Dataset, name: str, size: int | None) -> Dataset:
-    """Take some rows, with the files themselves: reading them is ours, so that errors can name them."""
-    if size is not None and size < len(data):
-        PartialState().print(f"{name}: {size} of {len(data)} pictures, evenly spread.")
-        data = data.select(spread_evenly(len(data), size))
-    for column in ("image", "mask"):
-        data = data.cast_column(column, Image(decode=False))
-    return data
+def _select(data: Dataset, name: str, size: int | None) -> Dataset:
+    if size is None or size >= len(data):
+        return data
+    PartialState().print(f"{name}: {size} of {len(data)} pictures, evenly spread.")
+    return data.select(spread_evenly(len(data), size))
 
 
 def make_augmentation(
     arguments: DataArguments, processor: ZegClipProcessor, split: ClassSplit
 ) -> TrainingAugmentation:
-    """Build the augmentation that the arguments describe; sizes that they leave open are the processor's."""
+    """
+    Build the augmentation that the arguments describe; sizes that they do not set are the processor's.
+
+    Raises:
+        UsageError: If the processor resizes in another way than training does, or a size is missing or malformed.
+    """
     image_processor = processor.image_processor
     size = dict(image_processor.size)
     bilinear = image_processor.resample == PILImageResampling.BILINEAR
     if not image_processor.do_resize or not bilinear or size.get("shortest_edge") is None:
-        raise ValueError(
-            "A training resizes pictures bilinearly by their short side, as the official code does, but the processor "
-            f"has do_resize={image_processor.do_resize}, resample={image_processor.resample}, size={size}."
+        raise UsageError(
+            "Training resizes the short side of pictures bilinearly, as the official code does, but the processor has "
+            f"do_resize={image_processor.do_resize}, resample={image_processor.resample}, size={size}."
         )
-    short_side = size["shortest_edge"]
     crop_size = arguments.crop_size or image_processor.window_size
     if crop_size is None:
-        raise ValueError("crop_size is missing: the processor has no window size that could take its place.")
-    scale_range = arguments.scale_range or None
-    if scale_range is not None and len(scale_range) != 2:
-        raise ValueError(f"scale_range must have two numbers, or none to keep each picture's size, not {scale_range}.")
+        raise UsageError("Set crop_size: the processor has no window_size to use instead.")
+    scale_range = arguments.scale_range or ()
+    if len(scale_range) not in (0, 2):
+        raise UsageError(f"scale_range must be two numbers, or empty to keep the size of pictures, not {scale_range}.")
     return TrainingAugmentation(
         crop_size=crop_size,
-        scale_range=None if scale_range is None else (scale_range[0], scale_range[1]),
-        short_side=short_side,
+        scale_range=(scale_range[0], scale_range[1]) if scale_range else None,
+        short_side=size["shortest_edge"],
         long_side=arguments.long_side,
         max_category_share=arguments.max_category_share,
         flip_probability=arguments.flip_probability,

@@ -1,4 +1,4 @@
-"""Pictures and masks as the tensors of training and evaluation."""
+"""Pictures and masks as tensors for training and evaluation, and hashes of their content."""
 
 import hashlib
 import os
@@ -14,11 +14,12 @@ from torch.utils.data import Sampler
 
 from zegclip.processing.augmentation import TrainingAugmentation, fill_up
 from zegclip.processing.class_split import ClassSplit, Setting
+from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_processing_base import ZegClipImageProcessorBase
-from zegclip.processing.picture_files import read_sample
+from zegclip.processing.input_error import InputError
 
 SKIPPED_FILE = "skipped_samples.txt"
-"""List of the pictures that could not be read, in the output folder of a run with `skip_bad_samples`."""
+"""File in the output folder that lists the pictures skipped with `skip_bad_samples`."""
 _MOST_SKIPPED_IN_A_ROW = 100
 
 
@@ -26,17 +27,17 @@ class TrainingPictures(torch.utils.data.Dataset):
     """
     Random crops of one size, with the labels of a setting.
 
-    A sample depends on the run's seed, the epoch and the picture alone, so neither workers nor processes nor an
-    interruption change it.
+    A sample depends only on the seed, the epoch and the picture: it is the same with any number of workers or
+    processes, and after resuming.
 
     Args:
         data: Rows with `image` and `mask`, not decoded, from [`load_data`].
         split: The classes.
         setting: Which labels training sees.
-        augmentation: Makes the crops.
-        image_processor: Turns them into pixel values.
-        seed: Of all randomness.
-        skipped_file: Pictures that cannot be read are noted there and replaced by others; `None`: they are errors.
+        augmentation: Crops and distorts pictures.
+        image_processor: Converts crops to pixel values.
+        seed: Seed of the augmentation.
+        skipped_file: Pictures that cannot be read are listed there and replaced by random others; `None`: they raise.
     """
 
     def __init__(
@@ -62,20 +63,20 @@ class TrainingPictures(torch.utils.data.Dataset):
 
     def __getitem__(self, key: int) -> dict[str, torch.Tensor]:
         """
-        Read, cut and normalise one sample.
+        Read, augment and normalise one sample.
 
         Args:
             key: `epoch * len + index`, from [`PictureSampler`].
 
         Returns:
-            `pixel_values` `(3, crop, crop)` float32, `labels` `(crop, crop)` int64 and `row`, the picture's number.
+            `pixel_values` `(3, crop, crop)` float32, `labels` `(crop, crop)` int64, and `row`, the picture's index.
         """
         epoch, index = divmod(key, len(self))
         rng = np.random.default_rng([self.seed, epoch, index])
         image, ids, row = self._read(index, rng)
-        # The crop is chosen by all classes, as in the official pipeline; what training may see of them comes after.
+        # The crop is chosen by the labels of all classes, as in the official pipeline; unseen ones are hidden after.
         image, ids = self.augmentation(image, ids, rng)
-        # What pixel values are is the processor's affair, as in evaluation; sizes are the augmentation's.
+        # The processor normalises as in evaluation; the augmentation has already resized.
         prepared = self.image_processor(image, do_resize=False, input_data_format="channels_last")
         pixel_values, labels = fill_up(
             torch.as_tensor(prepared["pixel_values"][0]),
@@ -86,7 +87,7 @@ class TrainingPictures(torch.utils.data.Dataset):
         return {"pixel_values": pixel_values, "labels": labels, "row": torch.tensor(row)}
 
     def name(self, row: int) -> str:
-        """Return the path of a picture, or its number where it has none."""
+        """Return the path of a picture, or its row if it has none."""
         return self.data[row]["image"]["path"] or f"picture {row}"
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
@@ -97,23 +98,23 @@ class TrainingPictures(torch.utils.data.Dataset):
             except ValueError as error:
                 if self.skipped_file is None:
                     raise
-                note_skipped(self.skipped_file, error)
+                add_skipped(self.skipped_file, error)
                 index = int(rng.integers(len(self)))
-        raise ValueError(f"{_MOST_SKIPPED_IN_A_ROW} pictures in a row could not be read; see {self.skipped_file}.")
+        raise InputError(f"{_MOST_SKIPPED_IN_A_ROW} pictures in a row could not be read; see {self.skipped_file}.")
 
 
 class PictureSampler(Sampler[int]):
     """
     All pictures in random order, as keys `epoch * num_pictures + index`.
 
-    The order depends on seed and epoch alone. (accelerate's own sampler loses its epoch where batches are skipped
-    after an interruption.) An epoch ends with the last whole batch, so that batches are the same for any number of
+    The order depends only on the seed and the epoch. (The sampler of accelerate loses the epoch when batches are
+    skipped after resuming.) An epoch ends with the last whole batch, so that batches are the same for any number of
     processes.
 
     Args:
-        num_pictures: Of the data set.
-        seed: Of the order.
-        batch_size: Pictures of one step over all processes.
+        num_pictures: Size of the data set.
+        seed: Seed of the order.
+        batch_size: Pictures of a step over all processes.
     """
 
     def __init__(self, num_pictures: int, seed: int, batch_size: int = 1) -> None:
@@ -123,7 +124,7 @@ class PictureSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -136,13 +137,14 @@ class PictureSampler(Sampler[int]):
 
 class EvaluationPictures(torch.utils.data.Dataset):
     """
-    Whole pictures as the processor resizes them, with labels of all classes at the pictures' own size.
+    Whole pictures, resized by the processor, with labels of all classes at the original size.
 
     Args:
         data: As for [`TrainingPictures`].
         split: The classes.
         image_processor: Resizes and normalises.
-        skipped_file: As there; a picture that cannot be read becomes one of no pixels, which counts nowhere.
+        skipped_file: Pictures that cannot be read are listed there and returned without pixels, so that they do not
+            count; `None`: they raise.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class EvaluationPictures(torch.utils.data.Dataset):
         return content_of_sample(self.data[index])
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Turn a picture into `pixel_values` `(3, height, width)` float32."""
+        """Convert a picture to `pixel_values` `(3, height, width)` float32."""
         return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -179,18 +181,18 @@ class EvaluationPictures(torch.utils.data.Dataset):
         except ValueError as error:
             if self.skipped_file is None:
                 raise
-            note_skipped(self.skipped_file, error)
+            add_skipped(self.skipped_file, error)
             return {"pixel_values": torch.zeros(3, 0, 0), "labels": torch.zeros(0, 0, dtype=torch.long)}
         return {"pixel_values": self.prepare(image), "labels": torch.from_numpy(ids)}
 
 
-def note_skipped(file: Path, error: ValueError) -> None:
-    """Append one line to a list that several workers and processes write to."""
+def add_skipped(file: Path, error: ValueError) -> None:
+    """Append a line to a list that several workers and processes write to, unless it contains the line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     line = str(error).splitlines()[0] + "\n"
     if line.strip() in read_skipped(file):
         return
-    # A short write to a file opened for appending is never torn.
+    # A short write to a file opened for appending is atomic.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode())
@@ -199,60 +201,59 @@ def note_skipped(file: Path, error: ValueError) -> None:
 
 
 def read_skipped(file: Path) -> list[str]:
-    """Return what has been skipped, each once."""
+    """Return the distinct lines of a list of skipped pictures; none if it does not exist."""
     if not file.is_file():
         return []
     return list(dict.fromkeys(file.read_text(encoding="utf-8").splitlines()))
 
 
 def spread_evenly(length: int, count: int) -> list[int]:
-    """Return so many numbers below `length`, in order and evenly spread; all if there are fewer."""
+    """Return `count` evenly spread indices below `length`, sorted; all indices if there are fewer."""
     count = min(count, length)
     return [(2 * place + 1) * length // (2 * count) for place in range(count)]
 
 
 def content_of_rows(data: Dataset) -> str:
     """
-    Say in few letters which pictures and masks a data set has, in which order.
+    Return a short key of the pictures and masks of a data set, in their order.
 
-    Of pictures it takes names, relative to the folder that all files lie in, and sizes; masks, which are small and get
-    mended, it reads.
+    It depends on the paths relative to the folder that all files are in, on the sizes of picture files, and on the
+    bytes of masks, which are small and often corrected.
 
     Args:
         data: Rows with `image` and `mask`, not decoded.
     """
     folders: dict[str, str] = {}
     files: list[tuple[str, str, str]] = []
-    for column, path, content in _entries(data):
-        folder, name = os.path.split(path or "")
-        if content is None and path is not None:
-            folders.setdefault(folder, os.path.abspath(folder))
-            try:
-                said = str(os.stat(path).st_size) if column == "image" else _hash(Path(path).read_bytes())
-            except OSError:  # Whoever reads it will say so.
-                said = ""
-            files.append((folder, name, said))
-        else:
-            content = content or b""
-            files.append(("", name, str(len(content)) if column == "image" else _hash(content)))
-    root = os.path.commonpath(folders.values()) if folders else ""
-    relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
-    digest = hashlib.blake2b(digest_size=8)
-    for folder, name, said in files:
-        digest.update(os.fsencode(f"{relative.get(folder, '')}/{name} {said}\n"))
-    return f"{len(data)} pictures, {digest.hexdigest()}"
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def _entries(data: Dataset) -> Iterator[tuple[str, str | None, bytes | None]]:
-    """Yield the column, path and bytes of each picture and mask, as far as they are there."""
     for batch in data.with_format("arrow").iter(100):
         for column in ("image", "mask"):
             for file in batch[column].to_pylist():
-                yield column, (file or {}).get("path"), (file or {}).get("bytes")
+                path, content = (file or {}).get("path"), (file or {}).get("bytes")
+                folder, name = os.path.split(path or "")
+                if content is None and path is not None:
+                    folders.setdefault(folder, os.path.abspath(folder))
+                else:
+                    folder = ""
+                files.append((folder, name, _file_key(path, content, hashed=column == "mask")))
+    root = os.path.commonpath(folders.values()) if folders else ""
+    relative = {folder: os.path.relpath(place, root) for folder, place in folders.items()}
+    digest = hashlib.blake2b(digest_size=8)
+    for folder, name, key in files:
+        digest.update(os.fsencode(f"{relative.get(folder, '')}/{name} {key}\n"))
+    return f"{len(data)} pictures, {digest.hexdigest()}"
+
+
+def _file_key(path: str | None, content: bytes | None, hashed: bool) -> str:
+    """Return the hash or the size of a file; empty if it cannot be read, which is reported when it is used."""
+    try:
+        if content is None and path is not None:
+            if not hashed:
+                return str(os.stat(path).st_size)
+            content = Path(path).read_bytes()
+    except OSError:
+        return ""
+    content = content or b""
+    return hashlib.blake2b(content, digest_size=8).hexdigest() if hashed else str(len(content))
 
 
 def content_of_sample(row: Mapping[str, Any]) -> str:

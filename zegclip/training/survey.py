@@ -1,4 +1,4 @@
-"""What the pictures and masks of a data set hold, and what of it is probably a mistake."""
+"""Count the pixels of each class in a data set, and report what is probably a mistake."""
 
 import time
 from collections import Counter
@@ -10,39 +10,38 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from zegclip.processing.benchmarks import read_class_lists
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.datasets import check_sizes, find_files
 from zegclip.processing.image_reading import load_class_ids, load_rgb, read_frame, read_palette
-from zegclip.processing.picture_files import check_sizes, find_files
+from zegclip.processing.input_error import InputError
 from zegclip.training.arguments import DataArguments
 from zegclip.training.pictures import spread_evenly
 
 MOST_LOOKED_AT, MOST_SECONDS = 2000, 60
-"""Masks of a split, and time to look at them, before a training or an evaluation."""
-_MOST_NAMED = 20  # Classes or ranges of values in one sentence.
-# Values that count as no class unless they are named.
-_IGNORED_BY_DEFAULT = (255, 65535)
-# Of the pixels. Borders and what nobody labelled seldom take more.
-_MUCH_IGNORED = 0.25
+"""Limits on the masks of a split that are read before training or evaluation, and on the seconds this takes."""
+_MOST_LISTED = 20  # Classes or ranges of values in one sentence.
+_IGNORED_BY_DEFAULT = (255, 65535)  # Mask values that are ignored unless they have a class name.
+_MUCH_IGNORED = 0.25  # Share of the pixels; borders and unlabelled regions seldom cover more.
 
 
 class Sample(NamedTuple):
     """
-    What is known of one picture and its mask, or why they cannot be used.
+    Statistics of one picture and its mask, or why they cannot be used.
 
     Attributes:
         picture: What errors call the picture.
-        mask: What they call the mask.
-        size: Width and height of both.
-        values: Values of the mask, `(n,)`, each once, in order.
-        counts: How many pixels have each.
-        colours: Their colours in the mask's palette, of those that have one there.
-        turned: Whether one of the two is turned by its EXIF orientation and the other is not, although they fit as
-            they are stored, so that sizes do not tell which was meant.
+        mask: What errors call the mask.
+        size: Width and height of both, in pixels.
+        values: Distinct values of the mask, `(n,)` int64, sorted.
+        counts: Number of pixels with each value, `(n,)` int64.
+        colours: RGB colour of each value that is in the mask's palette.
+        turned: Whether only one of the two has an EXIF orientation although their stored sizes are the same, so that
+            sizes do not tell whether the mask was drawn over the upright picture.
         fault: Why they cannot be used; empty if they can.
     """
 
@@ -61,13 +60,11 @@ class Samples(torch.utils.data.Dataset):
     Reads masks and counts their values.
 
     Args:
-        data: Rows with `image` and `mask`, of which the files are read here.
-        decode: Whether to read pictures whole too, and not only their headers.
+        data: Rows with `image` and `mask`, not decoded.
+        decode: Whether to decode pictures too, or only read their headers.
     """
 
     def __init__(self, data: Dataset, decode: bool) -> None:
-        for column in ("image", "mask"):
-            data = data.cast_column(column, Image(decode=False))
         self.data = data
         self.decode = decode
 
@@ -88,9 +85,7 @@ class Samples(torch.utils.data.Dataset):
             mask_orientation, mask_stored = read_frame(mask, name=mask_name)
         except (ValueError, OSError) as error:
             return Sample(fault=str(error))
-        colours = (
-            [] if palette is None else [tuple(colour) for colour in palette[values[values < len(palette)]].tolist()]
-        )
+        colours = [] if palette is None else palette[values[values < len(palette)]].tolist()
         turned = orientation != mask_orientation and stored == mask_stored
         return Sample(picture_name, mask_name, size, values, counts, colours, turned)
 
@@ -98,21 +93,21 @@ class Samples(torch.utils.data.Dataset):
 @dataclass
 class Survey:
     """
-    What was found in a split.
+    Statistics of a split.
 
     Args:
-        name: Of the split.
+        name: Name of the split.
         split: The classes.
-        total: How many pictures the split has.
+        total: Number of pictures in the split.
 
     Attributes:
-        broken: For each picture that training could not use, by its number, a sentence.
-        unnamed: Numbers of those among them whose masks are whole, but hold values without a class.
+        broken: A sentence for each picture that training could not use, by the number of its row.
+        unnamed: The rows among them whose masks can be read, but contain values without a class.
         sizes: Width and height of each picture that could be read.
-        pictures: In how many of these each class occurs, `(classes,)` int64.
-        pixels: On how many pixels, `(classes,)` int64.
-        unknown: Pixels of each value that is neither a class nor ignored.
-        ignored: Pixels of each value that is ignored.
+        pictures: Number of these pictures in which each class occurs, `(classes,)` int64.
+        pixels: Number of their pixels of each class, `(classes,)` int64.
+        unknown: Number of pixels of each value that neither belongs to a class nor is ignored.
+        ignored: Number of pixels of each value that is ignored.
     """
 
     name: str
@@ -125,11 +120,11 @@ class Survey:
     pixels: np.ndarray = field(init=False)
     unknown: Counter[int] = field(default_factory=Counter)
     ignored: Counter[int] = field(default_factory=Counter)
-    _looked_at: int = 0
+    _num_read: int = 0
     _masks_with: Counter[int] = field(default_factory=Counter)
     _turned: list[str] = field(default_factory=list)
     _first_unnamed: str = ""
-    # For each index in a palette the colours that it has: in how many masks, and in which first.
+    # For each value and each of its colours: the number of masks, and the name of the first.
     _palettes: dict[int, dict[tuple[int, ...], tuple[int, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,12 +132,12 @@ class Survey:
 
     @property
     def num_pixels(self) -> int:
-        """All pixels of the pictures that could be read."""
+        """Number of pixels of the pictures that could be read."""
         return sum(width * height for width, height in self.sizes)
 
     def add(self, index: int, sample: Sample) -> None:
-        """Count one picture."""
-        self._looked_at += 1
+        """Add the picture of a row."""
+        self._num_read += 1
         if sample.fault:
             self.broken[index] = sample.fault
             return
@@ -153,7 +148,7 @@ class Survey:
         if not known.all():
             self.unnamed.add(index)
             self._first_unnamed = sample.mask if index == min(self.unnamed) else self._first_unnamed
-            self.broken[index] = f"{sample.mask}: {self.split.complain_of(sample.values[~known])}"
+            self.broken[index] = f"{sample.mask}: {self.split.unknown_value_message(sample.values[~known][0])}"
         labels = self.split.labels_of(sample.values[known])
         is_class, counts = labels != self.split.ignore_index, sample.counts[known]
         self.pictures[labels[is_class]] += 1
@@ -167,23 +162,22 @@ class Survey:
             colours[tuple(colour)] = (count + 1, first)
 
     def describe_unnamed(self) -> str | None:
-        """Say in one sentence which values have no name; `None` if all have one."""
+        """Return a sentence about the values without a class; `None` if there are none."""
         if not self.unnamed:
             return None
-        shown = self.split.describe_values(self.unknown.keys())
-        if shown.count(",") >= _MOST_NAMED:
-            shown = f"{len(self.unknown)} ones from {min(self.unknown)} to {max(self.unknown)}"
-        one = len(self.unknown) == 1
-        value, occurs, it = ("value", "occurs", "it") if one else ("values", "occur", "them")
+        shown = self.split.format_values(self.unknown.keys())
+        if shown.count(",") >= _MOST_LISTED:
+            shown = f"{len(self.unknown)} between {min(self.unknown)} and {max(self.unknown)}"
+        value, occurs, it = ("value", "occurs", "it") if len(self.unknown) == 1 else ("values", "occur", "them")
         return (
             f"{self.name}: {value} {shown} {occurs} in {self._of_masks(len(self.unnamed))}, "
-            f"{self._share(sum(self.unknown.values()))} of the pixels: name {it} in classes.txt or id2label.json, or "
-            f"ignore {it} (by a name that is listed in ignored_classes); the first is {self._first_unnamed}."
+            f"{self._share(sum(self.unknown.values()))} of the pixels: name {it} in classes.txt or id2label.json (and "
+            f"in ignored_classes, to ignore {it}); the first mask is {self._first_unnamed}."
         )
 
     def find_remarks(self, ids: Collection[int]) -> list[str]:
         """
-        Say in one sentence each what can be used but is probably a mistake.
+        Return a sentence for each thing that can be used but is probably a mistake.
 
         Args:
             ids: Classes that should have pixels.
@@ -193,17 +187,17 @@ class Survey:
 
     def _remark_on_classes(self, ids: Collection[int]) -> str | None:
         absent = [self.split.names[index] for index in sorted(ids) if self.sizes and not self.pixels[index]]
-        names = ", ".join(absent[:_MOST_NAMED])
-        if len(absent) > _MOST_NAMED:
-            names += f" and {len(absent) - _MOST_NAMED} more"
+        names = ", ".join(absent[:_MOST_LISTED])
+        if len(absent) > _MOST_LISTED:
+            names += f" and {len(absent) - _MOST_LISTED} more"
         value = max(_IGNORED_BY_DEFAULT, key=lambda value: self.ignored[value])
         pixels = self.ignored[value]
         if not pixels or not (absent or pixels > _MUCH_IGNORED * self.num_pixels):
-            return f"{self.name} has no pixel of {names}{self._looked()}." if absent else None
+            return f"{self.name} has no pixel of {names}{self._read_so_far()}." if absent else None
         start = f"{self.name} has no pixel of {names}, and" if absent else f"{self.name}:"
         return (
             f"{start} value {value}, which is read as ignored, covers {self._share(pixels)} of the pixels, in "
-            f"{self._of_masks(self._masks_with[value])}: if it stands for a class, name it in id2label.json as "
+            f"{self._of_masks(self._masks_with[value])}: if it is a class, name it in id2label.json as "
             f'"{value}", or write the masks with another value (0 and 1 instead of 0 and 255).'
         )
 
@@ -213,29 +207,29 @@ class Survey:
             return None
         value = min(differing)
         (usual, (count, _)), (other, (_, mask)), *_ = sorted(differing[value].items(), key=lambda item: -item[1][0])
-        more = f" ({len(differing) - 1} more indices differ, too)" if len(differing) > 1 else ""
+        more = f" ({len(differing)} indices differ)" if len(differing) > 1 else ""
         return (
             f"{self.name}: palettes differ: index {value} has the colour {usual} in {self._of_masks(count)}, but "
-            f"{other} in {mask}{more}: if it was colours that stood for classes, these indices do not."
+            f"{other} in {mask}{more}: if the classes were colours, these indices do not identify them."
         )
 
     def _remark_on_turns(self) -> str | None:
         if not self._turned:
             return None
         return (
-            f"{self.name}: {len(self._turned)} of {len(self.sizes)} pictures{self._looked()} are turned by their EXIF "
-            "orientation and their masks are not: if masks were drawn over the stored pixels, they lie on the wrong "
-            f"side, and the pictures need to be stored upright; the first: {self._turned[0]}."
+            f"{self.name}: {len(self._turned)} of {len(self.sizes)} pictures{self._read_so_far()} are turned by their "
+            "EXIF orientation, but their masks are not: if masks were drawn over the stored pixels, they do not lie "
+            f"over the pictures, which must then be stored upright; the first is {self._turned[0]}."
         )
 
     def _of_masks(self, count: int) -> str:
-        return f"{count} of {len(self.sizes)} masks{self._looked()}"
+        return f"{count} of {len(self.sizes)} masks{self._read_so_far()}"
 
     def _share(self, pixels: int) -> str:
         return f"{100 * pixels / max(self.num_pixels, 1):.1f} %"
 
-    def _looked(self) -> str:
-        return "" if self._looked_at == self.total else f" ({self._looked_at} of {self.total} looked at)"
+    def _read_so_far(self) -> str:
+        return "" if self._num_read == self.total else f" ({self._num_read} of {self.total} read)"
 
 
 def survey_pictures(
@@ -253,25 +247,25 @@ def survey_pictures(
     Read the masks of a split.
 
     Args:
-        name: Of the split.
-        data: Rows with `image` and `mask`.
+        name: Name of the split.
+        data: Rows with `image` and `mask`, not decoded.
         split: The classes.
-        decode: Whether to read pictures whole, too; else the header tells their size and orientation.
-        num_workers: Processes that read; 0: this one.
-        most: How many to look at, evenly spread; `None`: all.
-        seconds: Fewer are looked at where that takes longer; `None`: however long it takes.
-        description: Of the progress bar; it then appears after some seconds and does not stay.
+        decode: Whether to decode pictures too; otherwise their size and orientation are read from the header.
+        num_workers: Number of worker processes; 0: read in this one.
+        most: How many rows to read, evenly spread; `None`: all.
+        seconds: Stop after this time; `None`: no limit.
+        description: Text of the progress bar, which then appears after some seconds and disappears at the end.
     """
     survey = Survey(name, split, len(data))
     indices = spread_evenly(len(data), len(data) if most is None else most)
-    if seconds is not None:  # In an order of which any beginning is spread out, too.
+    if seconds is not None:  # In an order of which every beginning is spread over the split.
         indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
         Subset(Samples(data, decode), indices),
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),  # The global one is the training's.
+        collate_fn=_identity,  # The default would convert arrays to tensors.
+        generator=torch.Generator(),  # The loader must not draw from the global one, which training uses.
     )
     start = time.monotonic()
     bar = {"desc": name} if description is None else {"desc": description, "delay": 2, "leave": False}
@@ -283,35 +277,35 @@ def survey_pictures(
 
 
 def remark_on_number(name: str, found: int, expected: int | None) -> list[str]:
-    """Say where a split of a benchmark has not as many pictures as in the papers; `None`: it is no benchmark."""
+    """Return a sentence if a split has another number of pictures than in the papers (`None`: not a benchmark)."""
     return [] if expected in (None, found) else [f"{name} has {found} pictures, but {expected} in the papers."]
 
 
 def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int = 0) -> None:
     """
-    Print what is probably a mistake in the data of a training or an evaluation, in the main process alone.
+    Print what is probably a mistake in the data of training or evaluation, in the main process only.
 
     Args:
         data: From [`load_data`].
         split: The classes.
-        arguments: What the data were loaded with.
-        num_workers: Processes that read.
+        arguments: The arguments of [`load_data`].
+        num_workers: Number of worker processes.
 
     Raises:
-        ValueError: One sentence, if masks hold values without a class, or something else is broken, and bad samples
-            are not to be skipped.
+        InputError: In all processes, if masks contain values without a class or a file is broken, and
+            `skip_bad_samples` is not set.
     """
-    if arguments.dataset == "picture_world":  # Its scenes are exact by construction.
+    if arguments.dataset == "picture_world":  # Its masks are exact by construction.
         return
     faults = [_find_fault(data, split, arguments, num_workers)] if PartialState().is_main_process else []
     for fault in gather_object(faults):
-        if fault is not None:  # in every process, so that none waits for the others
-            raise ValueError(fault)
+        if fault is not None:
+            raise InputError(fault)
 
 
 def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int) -> str | None:
-    """Print the remarks, and return what no training can go on with, if there is something."""
-    for role, rows in sorted(data.items()):  # training first
+    """Print the remarks, and return the first fault that stops training."""
+    for role, rows in sorted(data.items()):  # train before validation
         name = arguments.train_split if role == "train" else str(arguments.eval_split)
         survey = survey_pictures(
             name,
@@ -321,7 +315,7 @@ def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, 
             num_workers=num_workers,
             most=MOST_LOOKED_AT,
             seconds=MOST_SECONDS,
-            description=f"{name}: looking at masks",
+            description=f"{name}: reading masks",
         )
         ids: Collection[int] = (*split.seen_ids, *split.unseen_ids)
         if role == "train":
@@ -339,12 +333,12 @@ def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, 
             return unnamed
         elif survey.broken:
             first, *others = (survey.broken[index] for index in sorted(survey.broken))
-            return f"{first} ({len(others)} more of {name} are broken, too.)" if others else first
+            return f"{first} ({len(others)} more pictures of {name} are broken.)" if others else first
     return None
 
 
 def _count_values(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of a mask in order, and how often each occurs."""
+    """Return the sorted distinct values of a mask, and how often each occurs; np.bincount is faster than np.unique."""
     if ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
         return np.unique(ids, return_counts=True)
     counts = np.bincount(ids.ravel())
@@ -352,6 +346,5 @@ def _count_values(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, counts[values]
 
 
-def _unchanged(sample: Any) -> Any:
-    """Keep the loader from making tensors."""
+def _identity(sample: Any) -> Any:
     return sample

@@ -1,4 +1,4 @@
-"""From arguments to pictures and classes: the picture world, a folder, and what is wrong with a wrong choice."""
+"""Data sets and classes from arguments: the picture world and folders, and arguments that are refused."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zegclip.errors import UsageError
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
 from zegclip.picture_world.dataset import export_picture_world
-from zegclip.processing.picture_files import read_sample
+from zegclip.processing.datasets import read_sample
 from zegclip.training.arguments import DataArguments, parse_arguments
 from zegclip.training.data import load_data, make_augmentation, picture_world_split
 from zegclip.training.pictures import EvaluationPictures
@@ -68,23 +69,24 @@ def test_a_folder_export_is_the_picture_world(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "named"),
     [
-        ({"eval_split": "nowhere"}, "has no split 'nowhere'; it has 'train'"),
-        ({}, "'inductive' needs classes without masks: name some in unseen_classes"),
-        ({"setting": "transductive"}, "'transductive' needs classes without masks"),
+        ({"eval_split": "nowhere"}, "'nowhere', but 'train'"),
+        ({}, "'inductive' requires unseen_classes"),
+        ({"setting": "transductive"}, "'transductive' requires unseen_classes"),
         ({"unseen_classes": ["cat"], "seen_classes": ["cat", "tree"]}, "cat"),
         ({"unseen_classes": ["cot"]}, "cot"),
+        ({"dataset": "picture_world", "eval_split": "tuning", "unseen_classes": ["cat"]}, "unseen_classes"),
     ],
 )
-def test_wrong_choices(tmp_path, fields, message):
+def test_wrong_choices_are_refused(tmp_path, fields, named):
     export_picture_world(tmp_path / "world", "train", 2)
     arguments = DataArguments(**{"dataset": str(tmp_path / "world"), "eval_split": "train"} | fields)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         load_data(arguments, training=True)
 
 
-def test_elsewhere_all_classes_count_as_seen(tmp_path):
+def test_all_classes_of_another_data_set_are_seen(tmp_path):
     export_picture_world(tmp_path, "train", 2)
     for setting in ("cross_dataset", "fully_supervised"):
         arguments = DataArguments(dataset=str(tmp_path), setting=setting, eval_split="train")
@@ -99,29 +101,29 @@ def test_fully_supervised_training_still_measures_unseen_classes_apart():
     assert split.training_ids("fully_supervised") == tuple(range(len(split.names)))
 
 
-def test_the_augmentation_fills_in_the_processors_sizes(processor):
+def test_the_augmentation_has_the_processors_sizes_by_default(processor):
     split = picture_world_split("tuning")
     augmentation = make_augmentation(DataArguments(), processor, split)
     assert (augmentation.crop_size, augmentation.short_side, augmentation.long_side) == (32, 32, 2048)
     own = make_augmentation(DataArguments(crop_size=48, scale_range=[], flip_probability=0.0), processor, split)
     assert (own.crop_size, own.scale_range, own.flip_probability) == (48, None, 0.0)
-    processor.image_processor.window_size = None
-    with pytest.raises(ValueError, match="crop_size is missing"):
-        make_augmentation(DataArguments(), processor, split)
+    with pytest.raises(UsageError, match="scale_range"):
+        make_augmentation(DataArguments(scale_range=[1.0]), processor, split)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("do_resize", False), ("resample", 3), ("size", {"height": 32, "width": 32})]
+    ("name", "value", "named"),
+    [
+        ("do_resize", False, "do_resize"),
+        ("resample", 3, "resample"),
+        ("size", {"height": 32, "width": 32}, "size"),
+        ("window_size", None, "crop_size"),
+    ],
 )
-def test_sizes_that_a_training_would_not_follow_are_refused(processor, name, value):
+def test_processors_that_do_not_fit_training_are_refused(processor, name, value, named):
     setattr(processor.image_processor, name, value)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UsageError, match=named):
         make_augmentation(DataArguments(), processor, picture_world_split("tuning"))
-
-
-def test_the_picture_world_has_its_own_classes():
-    with pytest.raises(ValueError, match="unseen_classes is for other data sets"):
-        load_data(DataArguments(unseen_classes=["cat"]), training=False)
 
 
 def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
@@ -132,7 +134,7 @@ def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
 
 
 def test_a_limit_takes_pictures_from_all_over_the_data_set(tmp_path, capsys):
-    """A folder is often sorted by class or place: its first pictures stand for nothing."""
+    """A folder is often sorted by class or place: its first pictures are not representative."""
     export_picture_world(tmp_path, "train", 9)
     fields = {"dataset": str(tmp_path), "setting": "fully_supervised", "eval_split": "train"}
     data, _ = load_data(DataArguments(**fields, num_train_pictures=3, num_eval_pictures=1), training=True)
@@ -145,7 +147,7 @@ def test_a_limit_takes_pictures_from_all_over_the_data_set(tmp_path, capsys):
 
 
 def test_a_limit_on_the_picture_world_is_its_size(capsys):
-    """Its scenes have seeds of their own: the first ones are the data set of that size."""
+    """Each scene has its own seed, so the first scenes are the data set of that size."""
     few, many = (load_data(DataArguments(num_eval_pictures=size), training=False)[0]["validation"] for size in (2, 4))
     for left, right in zip(few, many):
         assert left["image"]["bytes"] == right["image"]["bytes"]

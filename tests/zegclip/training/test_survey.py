@@ -1,4 +1,4 @@
-"""What is said of a data set before a training: mistakes that reading alone does not show."""
+"""What is printed about a data set before training: mistakes that reading alone does not show."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def draw(folder, index, mask, palette=None, orientation=None, size=None, suffix=
 
 
 def look(folder, capsys, classes="sky\ngrass", **fields):
-    """Return what is said of the pictures of a folder, without the paths."""
+    """Return what is printed about the pictures of a folder, with paths relative to it."""
     (folder / "classes.txt").write_text(classes)
     arguments = DataArguments(
         **{"dataset": str(folder), "eval_split": "train", "setting": "fully_supervised"} | fields
@@ -50,7 +50,7 @@ def look(folder, capsys, classes="sky\ngrass", **fields):
     return capsys.readouterr().out.replace(str(folder), "").splitlines()
 
 
-def test_nothing_is_said_of_a_whole_data_set(tmp_path, capsys):
+def test_nothing_is_printed_about_a_good_data_set(tmp_path, capsys):
     for index in range(3):
         mask = np.zeros((8, 8))
         mask[4:] = 1
@@ -68,7 +68,7 @@ def test_masks_of_0_and_255(tmp_path, capsys):
     assert '"255"' in line
 
 
-def test_much_that_is_ignored_is_said_little_is_not(tmp_path, capsys):
+def test_many_ignored_pixels_are_reported_few_are_not(tmp_path, capsys):
     draw(tmp_path, 0, [[0, 1, 255, 255]])
     draw(tmp_path, 1, [[0, 1, 0, 1]])
     assert look(tmp_path, capsys) == []
@@ -109,7 +109,7 @@ def test_many_values_without_a_name_stay_one_line(tmp_path, capsys):
     assert "values 7 to 9 and 20 occur in 1 of 1 masks" in line
     draw(tmp_path, 0, [[0, 1, *range(2, 250, 2)]])
     (line,) = look(tmp_path, capsys)
-    assert "124 ones from 2 to 248" in line
+    assert "124 between 2 and 248" in line
 
 
 def test_what_else_is_broken_is_an_error_before_the_first_step(tmp_path, capsys):
@@ -117,23 +117,23 @@ def test_what_else_is_broken_is_an_error_before_the_first_step(tmp_path, capsys)
         draw(tmp_path, index, [[0, 1]], size=(3, 3) if index else None)
     (line,) = look(tmp_path, capsys)
     assert line.startswith("error: /masks/001.png has 2x1 pixels, but")
-    assert "1 more of train are broken, too" in line
+    assert "1 more pictures of train" in line
     assert look(tmp_path, capsys, skip_bad_samples=True) == []
 
 
 def test_palettes_that_differ(tmp_path, capsys):
-    """A mask of colours that was quantised for each file has other indices in each."""
+    """Masks of colours that were quantised file by file have different indices for a colour."""
     for index in range(4):
         colours = [RED, BLUE] if index else [BLUE, RED]
         draw(tmp_path, index, [[0, 1]], palette=colours)
     (line,) = look(tmp_path, capsys)
     assert re.match(r"note: train: palettes differ: index 0 has the colour \(255, 0, 0\) in 3 of 4 masks", line)
-    assert "(0, 0, 255) in /masks/000.png (1 more indices differ, too)" in line
+    assert "(0, 0, 255) in /masks/000.png (2 indices differ)" in line
 
 
 @pytest.mark.parametrize("other", [None, [(0, 0, 0), (1, 1, 1)], [RED, BLUE, (9, 9, 9)]])
 def test_palettes_that_agree(tmp_path, capsys, other):
-    """No palette beside one, grey as numbers, and colours of indices that no pixel has."""
+    """Masks with and without a palette, grey palettes, and colours of unused indices."""
     draw(tmp_path, 0, [[0, 1]], palette=[RED, BLUE])
     draw(tmp_path, 1, [[0, 1]], palette=other)
     assert look(tmp_path, capsys) == []
@@ -146,12 +146,12 @@ def test_turns_that_sizes_do_not_show(tmp_path, capsys, orientation, suffix):
     lines = look(tmp_path / "square", capsys)
     assert len(lines) == (orientation > 1)
     for line in lines:
-        assert line.startswith("note: train: 1 of 1 pictures are turned by their EXIF orientation and their masks are")
+        assert line.startswith("note: train: 1 of 1 pictures are turned by their EXIF orientation")
         assert line.endswith(f"/images/000{suffix}.")
     # Both are turned.
     draw(tmp_path / "both", 0, [[0, 1]] * 2, orientation=orientation, suffix=suffix, mask_orientation=orientation)
     assert look(tmp_path / "both", capsys) == []
-    # Drawn over the picture as people see it, or over the stored one: sizes tell.
+    # Drawn over the upright or over the stored picture: sizes tell.
     stored = (2, 3) if orientation >= 5 else (3, 2)
     draw(tmp_path / "upright", 0, [[0, 1, 1]] * 2, orientation=orientation, suffix=suffix, size=stored)
     assert len(look(tmp_path / "upright", capsys)) == (1 < orientation < 5)
@@ -162,11 +162,11 @@ def test_turns_that_sizes_do_not_show(tmp_path, capsys, orientation, suffix):
         assert "EXIF orientation" in line
 
 
-def test_of_a_large_data_set_a_spread_is_looked_at(tmp_path, capsys, monkeypatch):
+def test_of_a_large_data_set_some_masks_are_read_evenly_spread(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("zegclip.training.survey.MOST_LOOKED_AT", 4)
     for index in range(9):
         draw(tmp_path, index, [[0, 1 if index == 8 else 0]])
-    assert look(tmp_path, capsys) == ["note: train has no pixel of grass (4 of 9 looked at)."]
+    assert look(tmp_path, capsys) == ["note: train has no pixel of grass (4 of 9 read)."]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -186,7 +186,7 @@ def test_the_picture_world_is_exact(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_one_picture_of_the_evaluation_split_is_looked_at_too(tmp_path, capsys):
+def test_the_evaluation_split_is_read_too(tmp_path, capsys):
     draw(tmp_path / "train", 0, [[0, 1]])
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     draw(tmp_path / "val", 0, [[0, 9]])
