@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from picture_world import BASELINE, MODEL, ROOT, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
+from zegclip.errors import reporting_errors
 from zegclip.loading import base_of, check_model_path, load_processor
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.arguments import parse_arguments
 
 _SHAPES = {"runs": "`config` to a file in configs/, and fields to values", "tables": "row titles to names of runs"}
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     arguments = parser.parse_args()
 
-    with complaints_of("ablations.py"):
+    with reporting_errors("ablations.py"):
         model = check_model_path(arguments.model or DEFAULT_MODEL)
         described = read_ablations(arguments.file)
         configs = write_configs(described, arguments.output / "configs", model)
@@ -118,7 +119,7 @@ def main() -> None:
         log = arguments.output / name / f"seed{seed}" / "log.txt"
         return figures(configs[name], seed, arguments, baseline=item == first, log=log)
 
-    with complaints_of("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
+    with reporting_errors("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
         for (name, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
             results[name].append(result)
 

@@ -10,9 +10,10 @@ with the others dropped afterwards. Where class queries never meet, both are the
 import torch
 from tqdm import tqdm
 
+from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.pictures import EvaluationPictures
 
@@ -50,5 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with complaints_of("name_sets.py"):
+    with reporting_errors("name_sets.py"):
         main()

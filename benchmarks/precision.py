@@ -18,9 +18,10 @@ from measuring import RESULTS, print_table, quantize_vision_tower, write_report
 from tqdm import tqdm
 
 from zegclip import DEFAULT_MODEL
+from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.windows import merge_masks, predict_windows
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.pictures import EvaluationPictures
 
@@ -104,5 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with complaints_of("precision.py"):
+    with reporting_errors("precision.py"):
         main()

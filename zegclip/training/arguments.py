@@ -1,32 +1,19 @@
-"""What a YAML configuration or the command line of `train.py` and `eval.py` can say."""
+"""The fields of a training or evaluation, from a YAML configuration and the command line."""
 
-import argparse
-import difflib
 import os
-import re
-import reprlib
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from importlib.resources import files
-from pathlib import Path
-from types import NoneType
-from typing import Any, ClassVar, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from tqdm import tqdm
 from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
 
-from zegclip.errors import explain_fault, sentence_of
-from zegclip.files import exiting_on_sigterm
+from zegclip.errors import UsageError, sentence_of
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.class_split import Setting
+from zegclip.training.config_file import find_config, read_config, suggest
 from zegclip.training.trainer import ZegClipTrainingArguments
 
 
@@ -133,8 +120,7 @@ class ModelArguments:
         )
 
 
-CONFIGS = Path(str(files("zegclip.configs")))
-DEFAULT_CONFIG = CONFIGS / "zegclip_picture_world_inductive.yaml"
+DEFAULT_CONFIG = "zegclip_picture_world_inductive"
 NAMED_DATASETS = ("picture_world", *BENCHMARKS)
 SETTINGS = (*get_args(Setting), "cross_dataset")
 
@@ -246,177 +232,54 @@ class DataArguments:
 
 
 class _Parser(HfArgumentParser):
-    """A parser whose complaints are exceptions, so that they come out as one sentence."""
+    """Raises errors instead of exiting, so that they are reported like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 def parse_arguments(
-    argv: Sequence[str] | None = None, default_config: Path | None = None
+    argv: Sequence[str] | None = None, default_config: str | None = None, program: str = "train.py"
 ) -> tuple[ModelArguments, DataArguments, ZegClipTrainingArguments]:
     """
-    Read `[CONFIG.yaml] [--field value ...]`; the command line wins over the file, the file over the defaults.
+    Parse `[NAME_OR_YAML] [--field value ...]`; the command line overrides the file, the file the defaults.
 
     Args:
-        argv: The words; `sys.argv[1:]` if not given.
-        default_config: Read when no file is named; this is said in one line.
+        argv: The words, by default `sys.argv[1:]`.
+        default_config: Name of the configuration if `argv` begins with none; one line announces it.
+        program: Start of the usage line that `--help` prints.
 
     Raises:
-        ValueError: One sentence that names the file or field, for a missing file, YAML that is no mapping, an unknown
-            field, a value of a wrong type, or values that contradict each other.
+        UsageError: For a missing file, YAML that is not a mapping, an unknown field, a value of a wrong type, or
+            values that contradict each other; it names the file or field.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser([ModelArguments, DataArguments, ZegClipTrainingArguments])
+    parser = _Parser(
+        [ModelArguments, DataArguments, ZegClipTrainingArguments],
+        usage=f"{program} [NAME_OR_YAML] [--field value ...]",
+        description="The configuration is a YAML file, or the name of one that comes with the package.",
+    )
     actions = {action.dest: action for action in parser._actions}
-    path = default_config
+    config = default_config
     if words and not words[0].startswith("-"):
-        path = Path(words.pop(0))
-    elif path is not None and not {"-h", "--help"} & set(words):
-        print(f"No configuration given: using {path.name} (the generated picture world, offline).")
-    if path is not None:
-        parser.set_defaults(**_read_yaml(path, actions))
+        config = words.pop(0)
+    elif config is not None and not {"-h", "--help"} & set(words):
+        print(f"No configuration given: using {config} (the generated picture world, offline).")
+    if config is not None:
+        parser.set_defaults(**read_config(find_config(config), actions))
     for word in words:
         known = word.split("=")[0] in parser._option_string_actions
         if word.startswith("--") and not known and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
-            raise ValueError(f"The command line names the unknown field {name!r}.{_suggest(name, actions)}")
-    parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+            raise UsageError(f"The command line names the unknown field {name!r}.{suggest(name, actions)}")
+    try:
+        parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except (ValueError, TypeError) as error:  # transformers' own checks raise both
+        raise UsageError(sentence_of(error)) from error
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if parsed[-1].world_size != launched:
         # Without this, each would train on its own, into the same folder.
-        raise ValueError(
-            f"{launched} processes were launched, but they don't see each other, as there is no GPU for them: add "
+        raise UsageError(
+            f"{launched} processes were launched, but they cannot see each other, as there is no GPU for them: add "
             "--use_cpu, or launch one."
         )
     return parsed
-
-
-def _read_yaml(path: Path, actions: Mapping[str, argparse.Action]) -> dict[str, Any]:
-    """Read the fields of a file, with scalars as they are written, which argparse turns into each field's type."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such configuration file.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (it is a SafeLoader)
-    except Exception as error:  # Tags have constructors of their own: there is no 30th of February.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not valid YAML ({reason}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a configuration is a mapping of fields to values.")
-    for name, value in content.items():
-        if name not in actions:
-            raise ValueError(f"{path}: unknown field {name!r}.{_suggest(str(name), actions)}")
-        takes_list = actions[name].nargs in ("+", "*")
-        if takes_list != isinstance(value, list) and not (takes_list and value is None):
-            raise ValueError(f"{path}: {name} must {'' if takes_list else 'not '}be a list, as it is {_brief(value)}.")
-        if value is None and actions[name].default is not None:
-            raise ValueError(f"{path}: {name} has no value.")
-        if isinstance(value, dict) and name in ZegClipTrainingArguments._VALID_DICT_FIELDS:
-            continue
-        if actions[name].type is string_to_bool and value in ("on", "On", "ON", "off", "Off", "OFF"):
-            content[name] = str(value.lower() == "on")  # which YAML 1.1 has too, and argparse has not
-        if isinstance(value, list):
-            content[name] = _convert_items(path, name, value, actions[name].type)
-        elif not isinstance(value, (str, NoneType)):  # argparse would take it as it is
-            raise ValueError(f"{path}: {name} must be text or a number, as it is {_brief(value)}.")
-    return content
-
-
-def _convert_items(path: Path, name: str, items: list, wanted: Any) -> list:
-    """Do for a list what argparse does for text alone."""
-    if any(isinstance(item, (list, dict)) for item in items):
-        raise ValueError(f"{path}: {name} must be a list of text or numbers, not {_brief(items)}.")
-    if None in items:
-        raise ValueError(f"{path}: {name} has an item without a value; a name such as null needs quotes.")
-    if wanted not in (int, float):
-        return [str(item) for item in items]
-    try:
-        return [wanted(str(item)) for item in items]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {name} must be a list of numbers, not {_brief(items)}.") from error
-
-
-def _brief(value: Any) -> str:
-    """Show a value, of which anchors in a few lines can make a long one."""
-    shown = reprlib.Repr()
-    shown.maxlevel = 2
-    shown.maxstring = shown.maxother = 80
-    return shown.repr(value)
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """
-    Safe, and keeps the scalars of fields and lists as they are written.
-
-    YAML 1.1, which PyYAML follows, would read the class names `no` and `on` as truth values, `12:30` as 750 and `010`
-    as 8, and call a folder `2026_01` 202601. What a value is, its field says; in mappings, whose parts no field
-    declares, numbers are decimal (`010` is 10) and truth values come in any form.
-    """
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
-        first: [(tag, written) for tag, written in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_document(self, node: yaml.Node) -> Any:
-        """Build the whole from its nodes."""
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key in keys:
-                if keys.count(key) > 1:  # The last one would win without a word.
-                    raise yaml.YAMLError(f"{_brief(key)} comes twice")
-            self.flatten_mapping(node)
-            for key, value in node.value:
-                for item in (key, *value.value) if isinstance(value, yaml.SequenceNode) else (key, value):
-                    if item.tag in _TYPES_OF_TEXT:
-                        item.tag = self.DEFAULT_SCALAR_TAG
-        return super().construct_document(node)
-
-
-_TYPES_OF_TEXT = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "timestamp")}
-_DIGITS = list("-+.0123456789")
-_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*)$"), _DIGITS)
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"), _DIGITS
-)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-@contextmanager
-def complaints_of(script: str) -> Iterator[None]:
-    """
-    End the program with one sentence instead of a traceback where the user can mend what is wrong.
-
-    SIGTERM is an exit like any other, without leftovers. Not among several processes: where one waits for the others
-    it would not notice, so SIGTERM ends it as it is, and the next run clears up.
-    """
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    try:
-        with exiting_on_sigterm() if alone else nullcontext():
-            yield
-    except StrictDataclassError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        _end(f"{script}: {reason.removeprefix('ValueError: ').removeprefix('TypeError: ')}")
-    except KeyboardInterrupt:
-        _end(f"{script}: interrupted; the same command goes on from what has been saved.", 130)
-    except Exception as error:
-        if (fault := explain_fault(error)) is not None:
-            _end(f"{script}: {fault} The same command goes on from what has been saved.")
-        # Such as `report_to: wandb` without it.
-        lacks_package = isinstance(error, RuntimeError) and "to be installed" in str(error)
-        if not lacks_package and not isinstance(error, (ValueError, OSError, FloatingPointError)):
-            raise
-        _end(f"{script}: {sentence_of(error).removeprefix('ValueError: ').removeprefix('OSError: ')}")
-
-
-def _end(sentence: str, status: int = 1) -> NoReturn:
-    """Leave with a sentence on a line of its own, below all progress bars."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or a data loader could complain of a dead worker once more
-    for bar in list(tqdm._instances):
-        bar.close()
-    print(sentence, file=sys.stderr)
-    sys.exit(status)

@@ -187,7 +187,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
+def lock_output_dir(output_dir: str | os.PathLike) -> Iterator[None]:
     """
     Keep every other training out of an output folder, which is made if it is missing.
 
