@@ -29,7 +29,7 @@ import zegclip
 from zegclip.commands.main import build_parser
 from zegclip.modeling.convert_official_checkpoint import convert
 from zegclip.training.arguments import DataArguments, ModelArguments
-from zegclip.training.trainer import ZegClipTrainingArguments
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = zegclip.ZeroShotImageSegmentationPipeline

@@ -312,7 +312,7 @@ def test_a_run_without_optimiser_states_starts_anew_and_ends_alike(clip_folder, 
         (tmp_path / "killed" / name).unlink()
     capsys.readouterr()
     train(clip_folder, tmp_path / "killed", *words)
-    assert "checkpoint-1 has no optimizer state (save_only_model): the training starts anew" in capsys.readouterr().out
+    assert "checkpoint-1 lacks part of the training's state (save_only_model)" in capsys.readouterr().out
     ended = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
     assert ended[0] == ended[1]
 
@@ -466,7 +466,7 @@ def test_other_preprocessing_is_another_evaluation(clip_folder, tmp_path):
     described = json.loads(path.read_text())
     described["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
     path.write_text(json.dumps(described))
-    with pytest.raises(ValueError, match=r"holds another evaluation \(image_processor differs"):
+    with pytest.raises(ValueError, match=r"has another evaluation \(image_processor differs"):
         evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
 
 

@@ -14,18 +14,18 @@ from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.class_split import Setting
 from zegclip.training.config_file import find_config, read_config, suggest
-from zegclip.training.trainer import ZegClipTrainingArguments
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
 @dataclass
 class ModelArguments:
-    """Which CLIP, which decode head, which prompts."""
+    """CLIP, decode head and prompts."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a CLIP or a zegclip model; none: the embedded one."}
+        default=None, metadata={"help": "Folder or Hub id of a CLIP or a zegclip model. Default: the embedded one."}
     )
     init_adapter: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an adapter to go on from; none: fresh prompts and head."}
+        default=None, metadata={"help": "Folder or Hub id of an adapter to start from. Default: new prompts and head."}
     )
     decode_head_type: str | None = field(
         default=None, metadata={"help": "zegclip, spectral, consensus or similarity."}
@@ -35,74 +35,79 @@ class ModelArguments:
     )
     num_decoder_layers: int | None = field(default=None, metadata={"help": "Layers of the decode head."})
     decoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the decode head."})
-    decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of its feed-forward layers."})
+    decoder_ffn_dim: int | None = field(
+        default=None, metadata={"help": "Width of the decode head's feed-forward layers."}
+    )
     decoder_dropout: float | None = field(default=None, metadata={"help": "Dropout of the decode head."})
     decoder_window_size: int | None = field(default=None, metadata={"help": "Spectral, consensus: side of windows."})
     decoder_low_frequency_heads: int | None = field(
-        default=None, metadata={"help": "Spectral: how many of the heads look at low frequencies."}
+        default=None, metadata={"help": "Spectral: number of heads for low frequencies."}
     )
     decoder_top_k: int | None = field(
-        default=None, metadata={"help": "Consensus: at how many windows a window looks; 0: no self-attention."}
+        default=None, metadata={"help": "Consensus: number of windows that a window attends to; 0: no self-attention."}
     )
     out_indices: list[int] | None = field(
-        default=None, metadata={"help": "Consensus: layers of the vision tower that enter it, counted from 0."}
+        default=None, metadata={"help": "Consensus: layers of the vision tower that it uses, counted from 0."}
     )
     decode_head_init: str | None = field(default=None, metadata={"help": "default or identity."})
     focal_weight: float | None = field(default=None, metadata={"help": "Weight of the focal loss."})
     dice_weight: float | None = field(default=None, metadata={"help": "Weight of the dice loss."})
     ssim_weight: float | None = field(default=None, metadata={"help": "Weight of the structural similarity loss."})
     ssim_of_probabilities: bool | None = field(
-        default=None, metadata={"help": "Whether that loss looks at probabilities instead of logits."}
+        default=None, metadata={"help": "Whether that loss compares probabilities instead of logits."}
     )
     cross_entropy_weight: float | None = field(default=None, metadata={"help": "Weight of a cross-entropy."})
     ignored_pixels_as_negatives: bool | None = field(
-        default=None, metadata={"help": "Whether ignored pixels count as outside of every mask."}
+        default=None, metadata={"help": "Whether ignored pixels count as negatives of every class."}
     )
-    prompt_templates: list[str] | None = field(default=None, metadata={"help": "Text templates, each with one {}."})
-    num_prompt_tokens: int = field(default=10, metadata={"help": "Visual prompt tokens per layer; 0: none."})
+    prompt_templates: list[str] | None = field(default=None, metadata={"help": "Prompt templates, each with one {}."})
+    num_prompt_tokens: int = field(
+        default=10, metadata={"help": "Visual prompt tokens per layer; 0: no visual prompts."}
+    )
     num_deep_layers: int | None = field(
-        default=None, metadata={"help": "Layers after the first with own prompts; none: all, 0: shallow, -n: last n."}
+        default=None,
+        metadata={"help": "Number of layers after the first with prompts; 0: shallow, -n: the last n. Default: all."},
     )
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the prompt tokens."})
-    spectral_prompt: bool = field(default=False, metadata={"help": "Whether patches get a spectral prompt."})
+    spectral_prompt: bool = field(default=False, metadata={"help": "Whether to add a spectral prompt to the patches."})
     spectral_layers: list[int] = field(
-        default_factory=lambda: [0, 1], metadata={"help": "Layers whose incoming patches get the spectral prompt."}
+        default_factory=lambda: [0, 1], metadata={"help": "Layers with a spectral prompt at their input."}
     )
     spectral_grid_size: int | None = field(
-        default=None, metadata={"help": "Side of the patch grid that its filter is for; none: that of training crops."}
+        default=None, metadata={"help": "Side of its filter in patches. Default: that of training crops."}
     )
 
     double_class_embedding: bool = field(
-        default=False, metadata={"help": "Whether the class embedding is added twice, as in the official code."}
+        default=False, metadata={"help": "Whether to add the class embedding twice, as the official code does."}
     )
     text_prompts: str | None = field(
         default=None,
         metadata={
-            "help": "whole: a text prompt for each token of the template, start and end included; words: for its "
-            "words alone; none: the text tower is frozen."
+            "help": "whole: a text prompt for each token of the template, including start and end; words: for its "
+            "words only; none: the text tower is frozen."
         },
     )
     text_prompt_init: str = field(
-        default="template", metadata={"help": "template or random: what text prompts start from."}
+        default="template", metadata={"help": "template or random: initialization of text prompts."}
     )
 
     def __post_init__(self) -> None:
-        if self.text_prompts == "none":  # the only way to take them out of a file on the command line
+        if self.text_prompts == "none":  # the only way to override a file on the command line
             self.text_prompts = None
 
     def config_overrides(self) -> dict[str, Any]:
-        """The given fields of [`ZegClipConfig`]."""
+        """Return the given fields of [`ZegClipConfig`]."""
         known = {item.name for item in fields(ZegClipConfig)}
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in given.items() if name in known and value is not None}
 
     def prompt_config(self, grid_size: int | None, text_prompt_ids: list[int] | None = None) -> DeepPromptConfig:
         """
-        The adapter's configuration.
+        Return the adapter's configuration.
 
         Args:
             grid_size: Side of the training crops in patches.
-            text_prompt_ids: Of the template that text prompts stand for, see [`DeepPromptConfig`].
+            text_prompt_ids: Of the template that text prompts replace, see [`DeepPromptConfig`].
         """
         if self.spectral_grid_size is not None or not self.spectral_prompt:
             grid_size = self.spectral_grid_size
@@ -127,80 +132,91 @@ SETTINGS = (*get_args(Setting), "cross_dataset")
 
 @dataclass
 class DataArguments:
-    """Which pictures, how they are cut, and what evaluation looks at."""
+    """Data set, classes, crops and evaluation."""
 
     dataset: str = field(
         default="picture_world",
         metadata={"help": f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id."},
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Where VOC, COCO-Stuff or PASCAL Context lie, in their standard layout."}
+        default=None, metadata={"help": "Folder of VOC, COCO-Stuff or PASCAL Context, in its standard layout."}
     )
     classes_file: str | None = field(
         default=None,
-        metadata={"help": "Class names: a text file, one a line by mask value, or id2label as JSON."},
+        metadata={"help": "Class names: a text file, one per line by mask value, or id2label as JSON."},
     )
-    seen_classes: list[str] | None = field(default=None, metadata={"help": "Names trained on; none: all but unseen."})
+    seen_classes: list[str] | None = field(
+        default=None, metadata={"help": "Names of seen classes. Default: all but the unseen."}
+    )
     unseen_classes: list[str] | None = field(
-        default=None, metadata={"help": "Names held out; none: the data set's own, and for a folder or Hub id no one."}
+        default=None, metadata={"help": "Names of unseen classes. Default: the papers'; for a folder or Hub id none."}
     )
     ignored_classes: list[str] | None = field(
-        default=None, metadata={"help": "Names taken out of the list; their pixels belong to no class."}
+        default=None, metadata={"help": "Names of classes whose pixels are ignored."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Of a Hub id, where it is not clear."})
-    mask_column: str | None = field(default=None, metadata={"help": "Of a Hub id, where it is not clear."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the pictures, if it is ambiguous."})
+    mask_column: str | None = field(default=None, metadata={"help": "Column of the masks, if it is ambiguous."})
     setting: str = field(
         default="inductive",
         metadata={
             "help": "inductive: masks of seen classes only; transductive: then self-training on unseen ones; "
-            "fully_supervised: masks of all; cross_dataset (eval.py): other classes than those trained on."
+            "fully_supervised: masks of all; cross_dataset (evaluation only): other classes than in training."
         },
     )
     self_training_steps: int | None = field(
-        default=None, metadata={"help": "Transductive: steps of max_steps for the second stage; none: half of them."}
+        default=None,
+        metadata={"help": "Transductive: steps of the second stage, out of max_steps. Default: half of them."},
     )
     train_split: str = field(default="train", metadata={"help": "Name of the training split."})
     eval_split: str | None = field(
         default=None,
-        metadata={"help": "Name of the evaluation split; none: validation, and tuning in the picture world."},
+        metadata={"help": "Name of the evaluation split. Default: validation, and tuning in the picture world."},
     )
     num_train_pictures: int | None = field(
-        default=None, metadata={"help": "As many, evenly spread; none: all, and 4000 scenes of the picture world."}
+        default=None,
+        metadata={"help": "Number of pictures, evenly spread. Default: all, and 4000 scenes of the picture world."},
     )
     num_eval_pictures: int | None = field(
-        default=None, metadata={"help": "As many, evenly spread; none: all, and 300 scenes of the picture world."}
+        default=None,
+        metadata={"help": "Number of pictures, evenly spread. Default: all, and 300 scenes of the picture world."},
     )
     scene_seed: int = field(default=0, metadata={"help": "Seed of the picture world's scenes."})
     skip_bad_samples: bool = field(
         default=False,
-        metadata={"help": "List pictures that cannot be read and go on, instead of stopping."},
+        metadata={"help": "Skip and list pictures that cannot be read, instead of stopping."},
     )
-    crop_size: int | None = field(default=None, metadata={"help": "Side of training crops; none: the window size."})
+    crop_size: int | None = field(default=None, metadata={"help": "Side of training crops. Default: the window size."})
     scale_range: list[float] | None = field(
         default_factory=lambda: [0.5, 2.0],
-        metadata={"help": "Bounds of the random factor on image_size in training; empty: the picture's own size."},
+        metadata={"help": "Bounds of the random factor on image_size in training; empty: no resizing."},
     )
-    long_side: int = field(default=2048, metadata={"help": "Times that factor: the longest that a side may become."})
+    long_side: int = field(default=2048, metadata={"help": "Largest length of the long side, times that factor."})
     max_category_share: float = field(
         default=0.75, metadata={"help": "A crop with a larger share of one class is drawn again; 1: never."}
     )
-    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring a training crop."})
-    photometric_distortion: bool = field(default=True, metadata={"help": "Random brightness, contrast, colours."})
-    image_size: int | None = field(default=None, metadata={"help": "Short side of pictures; none: the processor's."})
-    window_size: int | None = field(default=None, metadata={"help": "Side of sliding windows; none: the processor's."})
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    photometric_distortion: bool = field(default=True, metadata={"help": "Random brightness, contrast and colours."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Short side of pictures. Default: the processor's."}
+    )
+    window_size: int | None = field(
+        default=None, metadata={"help": "Side of sliding windows. Default: the processor's."}
+    )
     window_stride: int | None = field(
-        default=None, metadata={"help": "Step of sliding windows; none: the processor's."}
+        default=None, metadata={"help": "Stride of sliding windows. Default: the processor's."}
     )
     baseline: bool = field(
-        default=False, metadata={"help": "eval.py: also evaluate the training-free baseline in the same windows."}
+        default=False, metadata={"help": "Evaluation: also evaluate the training-free baseline in the same windows."}
     )
     results_dir: str | None = field(
-        default=None, metadata={"help": "eval.py: folder for figures; none: eval_DATASET_SPLIT in output_dir."}
+        default=None, metadata={"help": "Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."}
     )
-    save_predictions: bool = field(default=False, metadata={"help": "eval.py: also save the predicted masks there."})
+    save_predictions: bool = field(
+        default=False, metadata={"help": "Evaluation: also save the predicted masks there."}
+    )
 
     def image_processor_fields(self) -> dict[str, Any]:
-        """The given fields of the image processor."""
+        """Return the given fields of the image processor."""
         fields = {
             "size": None if self.image_size is None else {"shortest_edge": self.image_size},
             "window_size": self.window_size,
@@ -210,13 +226,13 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.setting not in SETTINGS:
-            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, not {self.setting!r}.")
+            raise UsageError(f"setting must be one of {', '.join(SETTINGS)}, not {self.setting!r}.")
         if self.eval_split is None:
             self.eval_split = "tuning" if self.dataset == "picture_world" else "validation"
         if self.dataset == "picture_world" and self.eval_split not in ("tuning", "test"):
-            raise ValueError(f"eval_split of the picture world must be tuning or test, not {self.eval_split!r}.")
+            raise UsageError(f"eval_split of the picture world must be tuning or test, not {self.eval_split!r}.")
         if self.dataset in BENCHMARKS and self.data_dir is None:
-            raise ValueError(f"data_dir is missing: say where {self.dataset} lies, for example --data_dir data/voc.")
+            raise UsageError(f"data_dir is missing: say where {self.dataset} lies, for example --data_dir data/voc.")
         for name in (
             "num_train_pictures",
             "num_eval_pictures",
@@ -228,7 +244,7 @@ class DataArguments:
             "window_stride",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
 class _Parser(HfArgumentParser):

@@ -25,7 +25,7 @@ from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import summarise
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.sharing.cards import is_output_of_train, record_evaluation, write_card
-from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ZegClipTrainingArguments, parse_arguments
+from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.evaluation import (
     CountStore,
@@ -38,6 +38,7 @@ from zegclip.training.evaluation import (
 )
 from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.training.survey import remark_on_data
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 PAPERS = "papers' protocol"
 FREE = "free protocol"

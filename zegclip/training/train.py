@@ -25,13 +25,8 @@ from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
 from zegclip.processing.processing_zegclip import find_unknown_words
 from zegclip.sharing.cards import record_evaluation, record_training, write_card
-from zegclip.training.arguments import (
-    DEFAULT_CONFIG,
-    DataArguments,
-    ModelArguments,
-    ZegClipTrainingArguments,
-    parse_arguments,
-)
+from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments
+from zegclip.training.checkpoints import is_whole
 from zegclip.training.data import load_data, make_augmentation
 from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
 from zegclip.training.run_folder import (
@@ -44,7 +39,8 @@ from zegclip.training.run_folder import (
     stages_of,
 )
 from zegclip.training.survey import remark_on_data
-from zegclip.training.trainer import ZegClipTrainer, is_whole
+from zegclip.training.trainer import ZegClipTrainer
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
 def train(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -241,7 +237,7 @@ def load_finished(trainer: ZegClipTrainer, folder: str | Path) -> None:
 def train_from(trainer: ZegClipTrainer, checkpoint: str | None) -> None:
     """Train, from a checkpoint or from the start."""
     if checkpoint is not None and not trainer.args.resume_from_checkpoint and not is_whole(checkpoint):
-        PartialState().print(f"{checkpoint} has no optimizer state (save_only_model): the training starts anew.")
+        PartialState().print(f"{checkpoint} lacks part of the training's state (save_only_model): it starts anew.")
         checkpoint = None
     model: Any = trainer.model
     trained, total = model.get_nb_trainable_parameters()
