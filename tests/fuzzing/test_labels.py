@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.commands.main import read_labels, split_labels
+from zegclip.commands.options import read_labels, split_labels
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.names import check_labels
 
