@@ -76,7 +76,7 @@ def check_refusal(error, *names):
     ours = place.is_relative_to(ROOT) and place.relative_to(ROOT).parts[0] in OWN_CODE
     assert ours, f"not an error of ours:\n{said}"
     assert str(frame.line).startswith("raise"), f"an error by chance:\n{said}"
-    assert type(error) in (ValueError, TypeError, OSError), said
+    assert isinstance(error, (ValueError, TypeError, OSError)), said
     check_sentence(str(error), *names)
 
 
