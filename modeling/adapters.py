@@ -225,12 +225,11 @@ class AdapterModel(PreTrainedModel):
             ModelError: If there is no adapter of this name, or several are named; nothing is switched then.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if not self._hf_peft_config_loaded:
-            raise ModelError("No adapter loaded. Please load an adapter first.")
         if len(names) != 1:
             raise ModelError(f"Deep prompts cannot be mixed: activate one adapter, not {names}.")
-        if names[0] not in self.peft_config:
-            raise ModelError(f"There is no adapter {names[0]!r}; loaded are {', '.join(map(repr, self.peft_config))}.")
+        loaded = list(getattr(self, "peft_config", {}))
+        if names[0] not in loaded:
+            raise ModelError(f"There is no adapter {names[0]!r}; loaded are {loaded}.")
         self._activate(names[0])
 
     def enable_adapters(self) -> None:
@@ -291,11 +290,9 @@ class AdapterModel(PreTrainedModel):
 
     def _check_name(self, name: str) -> None:
         """Refuse names that are parts of tensor names, by which PEFT and transformers tell adapters apart."""
-        if self._hf_peft_config_loaded and name in self.peft_config:
-            raise ModelError(f"There is an adapter {name!r} already: choose another name, or delete that one.")
         parts = {part for key, _ in self.named_parameters() for part in key.split(".")} | TAKEN_NAMES
         if "." in name or name in parts:
-            raise ModelError(f"An adapter cannot be called {name!r}: parts of the model are. Choose another name.")
+            raise ModelError(f"Choose another name than {name!r}: an adapter or a part of the model is called so.")
 
     @contextmanager
     def _all_or_nothing(self, name: str) -> Iterator[None]:

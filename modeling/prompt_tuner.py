@@ -174,7 +174,7 @@ def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -
     PEFT's copy of the base's decode head has a copy of the configuration, which `set_attn_implementation` would not
     reach, and the base's dropout.
     """
-    if not _is_zegclip(model):
+    if not _is_zegclip(model) or not hasattr(peft_config, "active_in"):
         return
     described = peft_config.to_dict()["model_config"]
     decode_head: Any = model.decode_head

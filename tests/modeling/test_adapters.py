@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZeroShotImageSegmentationPipeline
-from zegclip.loading import load_base
 from zegclip.modeling.model_error import ModelError
 
 NAMES = ["cat", "tree", "b"]
@@ -412,15 +411,40 @@ def test_what_is_asked_for_at_loading_stays_with_the_adapter(folders):
     assert model.config.focal_weight == 7.0
 
 
-def test_fields_that_an_old_adapter_lacks_are_at_their_defaults(base_folder, folders, own):
+# Fields of the first version of an adapter's configuration.
+OLD_FIELDS = [
+    "num_tokens",
+    "num_deep_layers",
+    "dropout",
+    "target_modules",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+]
+OLD_HEAD_FIELDS = [
+    "decode_head_type",
+    "descriptor",
+    "num_decoder_layers",
+    "decoder_attention_heads",
+    "decoder_ffn_dim",
+]
+
+
+def test_adapters_of_earlier_versions_load(base_folder, folders, own, inputs, alone):
+    """Fields that their version did not have are at their defaults, whichever adapter was active before."""
     path = own / "adapter_config.json"
-    described = json.loads(path.read_text())
-    del described["model_config"]["focal_weight"]
+    stored = json.loads(path.read_text())
+    described = {name: stored[name] for name in (*OLD_FIELDS, "base_model_name_or_path")}
+    described["model_config"] = {name: stored["model_config"][name] for name in (*OLD_HEAD_FIELDS, "id2label")}
     path.write_text(json.dumps(described))
-    model = load(base_folder)
-    model.load_adapter(folders["many"], "many")
-    model.load_adapter(own, "few")
-    assert model.config.focal_weight == ZegClipConfig().focal_weight
+    (own / "config.json").unlink()
+    injected = load(base_folder)
+    injected.load_adapter(folders["many"], "many")
+    injected.load_adapter(own, "few")
+    for model in (injected, PeftModel.from_pretrained(load(base_folder), own).eval(), load(own)):
+        assert torch.equal(logits(model, inputs), alone["few"][0])
+        assert model.config.id2label == alone["few"][1]["id2label"]
+        assert (model.config.focal_weight, model.config.ssim_weight) == (ZegClipConfig().focal_weight, 0)
 
 
 def break_weights(folder, change):
@@ -496,25 +520,25 @@ def test_what_cannot_be_loaded_leaves_the_model_as_it_was(
 @pytest.mark.parametrize("name", ["decode_head", "layers", "weight", "0", "modules_to_save", "a.b", "few"])
 def test_names_that_cannot_be_used(together, folders, processor, name):
     before = snapshot(together)
-    with pytest.raises(ValueError, match=r"cannot be called|There is an adapter 'few' already"):
+    with pytest.raises(ValueError, match=repr(name)):
         together.add_adapter(prompts("few", processor), name)
-    with pytest.raises(ValueError, match=r"cannot be called|There is an adapter 'few' already"):
+    with pytest.raises(ValueError, match=repr(name)):
         together.load_adapter(folders["few"], name)
     assert_unchanged(together, before)
 
 
 def test_one_adapter_is_active_and_it_is_there(model, together, inputs, alone, tmp_path):
     for wrong, message in (
-        (["few", "many"], r"cannot be mixed: activate one adapter, not \['few', 'many'\]"),
+        (["few", "many"], "activate one adapter"),
         ([], "activate one adapter"),
-        ("fewer", "There is no adapter 'fewer'; loaded are 'few', 'many'"),
+        ("fewer", "fewer"),
     ):
         with pytest.raises(ValueError, match=message):
             together.set_adapter(wrong)
     assert_is(together, inputs, alone["worded"])
     with pytest.raises(ValueError, match="nowhere: there is no such adapter folder"):
         together.load_adapter(tmp_path / "nowhere", "new")
-    with pytest.raises(ValueError, match="No adapter loaded"):
+    with pytest.raises(ValueError, match="few"):
         model.set_adapter("few")
 
 
@@ -534,6 +558,20 @@ def test_only_the_active_adapter_is_saved_and_its_base_is_not(together, tmp_path
         names = {path.name for path in (tmp_path / "again" / kind).iterdir()}
         assert names == {"adapter_config.json", "adapter_model.safetensors", "config.json"}
         assert_is(load(tmp_path / "again" / kind), inputs, alone[kind])
+
+
+@pytest.mark.parametrize("kind", ["few", "worded"])
+def test_base_and_adapter_in_one_folder(base_folder, folders, alone, inputs, tmp_path, kind):
+    model = load(folders[kind])
+    model.save_with_base(tmp_path / "both")
+    for name in ("config.json", "adapter_config.json"):
+        assert str(base_folder) not in (tmp_path / "both" / name).read_text()
+    both = load(tmp_path / "both")
+    both.save_pretrained(tmp_path / "again")  # what came from one folder is saved to one folder
+    for other in (model, both, load(tmp_path / "again")):
+        assert_is(other, inputs, alone[kind])
+    both.disable_adapters()
+    assert torch.equal(logits(both, inputs), logits(load(base_folder), inputs))
 
 
 def test_a_further_adapter_does_not_bring_the_base_along(folders, processor, tmp_path):
@@ -610,17 +648,6 @@ def test_adapters_apply_to_a_bf16_base(base_folder, folders, alone, inputs, way)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
     assert model.config.id2label == dict(enumerate(TRAINED_ON["worded"]))
-
-
-def test_a_base_with_another_head_is_named(model, folders):
-    config = copy.deepcopy(model.config)
-    config.num_decoder_layers = 1
-    other = ZegClipForSemanticSegmentation(config)
-    before = snapshot(other)
-    with pytest.raises(ValueError, match="trained with num_decoder_layers=3, but this model has 1"):
-        other.load_adapter(folders["few"])
-    assert_unchanged(other, before)
-    assert load_base(folders["few"], {}).config.num_decoder_layers == 3
 
 
 def test_an_adapter_is_no_base(folders):

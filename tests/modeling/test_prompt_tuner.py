@@ -257,28 +257,6 @@ def test_the_filter_keeps_its_grid_on_a_clip_of_another_size(model, tmp_path, si
         assert loaded.peft_config["default"].spectral_grid_size == side
 
 
-def test_adapters_from_before_spectral_prompts_load(base_folder, inputs, tmp_path):
-    tuned = trained(base_folder)
-    tuned.save_pretrained(tmp_path / "adapter")
-    path = tmp_path / "adapter" / "adapter_config.json"
-    described = json.loads(path.read_text())
-    for name in ("spectral_prompt", "spectral_layers", "spectral_grid_size"):
-        del described[name]
-    for name in ("decoder_window_size", "decoder_low_frequency_heads", "ssim_weight", "ssim_of_probabilities"):
-        del described["model_config"][name]
-    path.write_text(json.dumps(described))
-    injected = load_base(base_folder)
-    injected.load_adapter(tmp_path / "adapter")
-    loaded = (
-        PeftModel.from_pretrained(load_base(base_folder), tmp_path / "adapter"),
-        injected,
-        ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter"),
-    )
-    for other in loaded:
-        assert torch.equal(logits(other.eval(), inputs), logits(tuned, inputs))
-        assert not other.peft_config["default"].spectral_prompt
-
-
 def test_the_default_model_has_no_filter():
     default = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL)
     assert not any("deep_prompt_filter" in name for name in default.state_dict())
@@ -437,16 +415,6 @@ def test_adapter_alone_brings_its_decode_head(model, inputs, tmp_path):
     assert torch.equal(logits(again, inputs), logits(tuned, inputs))
 
 
-def test_base_and_adapter_in_one_folder(base_folder, inputs, tmp_path):
-    trained(base_folder).save_pretrained(tmp_path / "adapter")
-    injected = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
-    injected.save_with_base(tmp_path / "both")
-    for name in ("config.json", "adapter_config.json"):
-        assert str(tmp_path) not in (tmp_path / "both" / name).read_text()
-    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "both").eval()
-    assert torch.equal(logits(again, inputs), logits(injected, inputs))
-
-
 @pytest.mark.parametrize("kind", ["full", "both", "adapter", "adapter of both"])
 def test_every_kind_of_folder_opens_everywhere(model, processor, inputs, tmp_path, kind):
     """Full model, base and adapter, adapter alone, and an adapter whose base has another adapter beside it."""
@@ -535,17 +503,6 @@ def test_a_base_with_other_sizes_is_refused(model, base_folder, tmp_path):
         ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter")
 
 
-def test_what_came_from_one_folder_is_saved_to_one_folder(base_folder, inputs, tmp_path):
-    trained(base_folder).save_pretrained(tmp_path / "adapter")
-    load_base(tmp_path / "adapter").save_with_base(tmp_path / "both")
-    both = load_base(tmp_path / "both")
-    both.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(load_base(tmp_path / "again"), inputs), logits(both, inputs))
-    # An adapter whose base is elsewhere stays an adapter.
-    load_base(tmp_path / "adapter").save_pretrained(tmp_path / "alone")
-    assert not (tmp_path / "alone" / "model.safetensors").exists()
-
-
 def test_a_peft_model_does_not_save_half_of_itself(base_folder, tmp_path):
     with pytest.raises(ValueError, match="There is no adapter to save beside the base"):
         trained(base_folder).save_with_base(tmp_path / "both")
@@ -558,16 +515,6 @@ def test_disabled_adapter_is_the_base(base_folder, inputs, spectral):
     assert not torch.equal(logits(tuned, inputs), expected)
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, inputs), expected)
-
-
-def test_enable_adapters_restores_the_decode_head(base_folder, inputs, tmp_path):
-    trained(base_folder).save_pretrained(tmp_path / "adapter")
-    model = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
-    expected = logits(model, inputs)
-    model.disable_adapters()
-    assert torch.equal(logits(model, inputs), logits(load_base(base_folder), inputs))
-    model.enable_adapters()
-    assert torch.equal(logits(model, inputs), expected)
 
 
 @pytest.mark.parametrize(
@@ -591,20 +538,6 @@ def test_two_adapters_on_one_clip(base_folder, inputs, tmp_path, first_fields, s
     both.delete_adapter("second")
     assert torch.equal(logits(both, inputs), logits(first, inputs))
     assert not any(".second" in name for name in both.state_dict())
-
-
-def test_an_injected_filter_is_switched_and_deleted(base_folder, inputs, tmp_path):
-    adapters = {"plain": trained(base_folder), "spectral": trained(base_folder, spectral_prompt=True)}
-    injected = load_base(base_folder)
-    for name, tuned in adapters.items():
-        tuned.save_pretrained(tmp_path / name)
-        injected.load_adapter(tmp_path / name, adapter_name=name)
-    for name in ("plain", "spectral", "plain"):
-        injected.set_adapter(name)
-        assert torch.equal(logits(injected.eval(), inputs), logits(adapters[name], inputs)), name
-    injected.delete_adapter("spectral")
-    assert torch.equal(logits(injected, inputs), logits(adapters["plain"], inputs))
-    assert not any("deep_prompt_filter" in name for name in injected.state_dict())
 
 
 def test_adapters_are_not_mixed(base_folder, inputs):

@@ -458,22 +458,6 @@ def test_an_adapter_loads_everywhere(base_folder, processor, text, tmp_path, kin
         assert_alike(results(other.eval(), text), expected)
 
 
-def test_an_adapter_from_before_text_prompts_loads(base_folder, text, tmp_path):
-    tuned = trained(base_folder, DeepPromptConfig(num_tokens=2))
-    tuned.save_pretrained(tmp_path / "adapter")
-    path = tmp_path / "adapter" / "adapter_config.json"
-    described = json.loads(path.read_text())
-    for name in ("text_prompts", "text_prompt_ids", "text_prompt_init"):
-        del described[name]
-    for name in ("decoder_top_k", "out_indices", "cross_entropy_weight"):
-        del described["model_config"][name]
-    path.write_text(json.dumps(described))
-    injected = ZegClipForSemanticSegmentation.from_pretrained(base_folder)
-    injected.load_adapter(tmp_path / "adapter")
-    for other in (ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter"), injected):
-        assert_alike(results(other.eval(), text), results(tuned, text))
-
-
 @pytest.mark.parametrize("first", ["zegclip", "ldvc"])
 @pytest.mark.parametrize("kind", ["whole", "words"])
 def test_adapters_with_and_without_text_prompts_side_by_side(base_folder, processor, text, tmp_path, first, kind):
@@ -552,31 +536,6 @@ def test_unloading_removes_the_prompts(base_folder, processor, text, num_tokens)
     with torch.no_grad():
         torch.testing.assert_close(plain.get_class_embeds(**text), frozen.get_class_embeds(**text), atol=1e-6, rtol=0)
         plain.clip.get_text_features(text["input_ids"])
-
-
-@pytest.mark.parametrize("num_tokens", [3, 0])
-def test_base_and_adapter_in_one_folder(base_folder, processor, text, tmp_path, num_tokens):
-    tuned = trained(base_folder, prompt_config(processor, num_tokens=num_tokens))
-    expected = results(tuned, text)
-    tuned.save_pretrained(tmp_path / "adapter")
-    injected = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
-    injected.save_with_base(tmp_path / "both")
-    both = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "both").eval()
-    assert_alike(results(both, text), expected)
-    both.save_pretrained(tmp_path / "again")
-    assert_alike(results(ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "again").eval(), text), expected)
-    both.disable_adapters()
-    frozen = ZegClipForSemanticSegmentation.from_pretrained(base_folder).eval()
-    assert_alike(results(both, text), results(frozen, text))
-
-
-def test_an_adapter_opens_on_a_plain_clip(model, processor, text, tmp_path):
-    model.clip.save_pretrained(tmp_path / "clip")
-    base = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "clip", config=model.config)
-    tuned = move(get_peft_model(base, prompt_config(processor)))
-    tuned.save_pretrained(tmp_path / "adapter")
-    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter").eval()
-    assert_alike(results(again, text), results(tuned, text))
 
 
 def test_a_pipeline_puts_the_prompts_before_the_names(base_folder, processor, text, tmp_path):
