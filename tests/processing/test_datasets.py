@@ -255,6 +255,9 @@ def test_folder_with_metadata(tmp_path):
     assert stems_of(data) == {"train": ["b", "a"]}
     assert data["train"].features == FEATURES
     assert read_sample(data["train"][1], SPLIT)[1][0, :4].tolist() == [0, 1, 2, 255]
+    write(tmp_path / "metadata.jsonl", " \n")
+    with pytest.raises(InputError, match=r"metadata\.jsonl"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
