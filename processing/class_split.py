@@ -260,7 +260,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str], list[int]]:
     else:
         lines = text.rstrip().split("\n")
         # Colour tables, numbered lists and JSON would become names without an error.
-        if lines[0].startswith(("#", "{")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
+        if lines[0].lstrip().startswith(("#", "{", "[")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'

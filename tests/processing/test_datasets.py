@@ -555,6 +555,7 @@ def test_class_names_of_a_file(tmp_path, name, text, expected):
         ("classes.txt", "1: wall\n2: floor\n", "'1: wall'"),
         ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "'# label"),
         ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', r"\.json"),
+        ("classes.txt", ' ["wall", "floor"]', r"\.json"),
         ("id2label.json", "{}", None),
         ("id2label.json", '{"a": "wall"}', "'a': 'wall'"),
         ("id2label.json", '{"1": 2}', "'1': 2"),
