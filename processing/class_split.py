@@ -174,7 +174,7 @@ class ClassSplit:
         unknown = (labels != self.ignore_index) & ((labels < 0) | (labels >= len(self.names)))
         if unknown.any():
             raise InputError(
-                f"A label map contains the id {int(labels[unknown][0])}, which is not in the class list "
+                f"A label map holds the id {int(labels[unknown][0])}, which is not in the class list "
                 f"(0 to {len(self.names) - 1}, or {self.ignore_index} to ignore)."
             )
 
