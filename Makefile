@@ -5,6 +5,7 @@ VENV   = .venv
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.installed
 TYPES  = $(VENV)/types
+CONSTRAINTS = constraints.txt
 
 .PHONY: help demo test test-slow lint format default-model clean
 
@@ -54,12 +55,12 @@ clean:
 
 # Redone only when one of these files changes. The mark is written last, so an interrupted
 # installation is taken up again.
-$(READY): setup.cfg pyproject.toml constraints.txt
+$(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "zegclip needs Python 3.11 or newer as '$(PYTHON)'; another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "'$(PYTHON)' comes without venv; install it first (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install 'pip>=23.1'
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e '.[test,lint]'
 	@touch $@

@@ -8,7 +8,6 @@ interruption. Figures are mean and standard deviation over seeds of the papers' 
 with hardware, date and versions. A field that is `null` in a run is left at its default.
 """
 
-import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,39 +15,16 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from measuring import write_report
+from measuring import ArgumentParser, write_report
 from tqdm import tqdm
 
-from picture_world import BASELINE, MODEL, ROOT, figures, mean_and_deviation
+from picture_world import BASELINE, MODEL, ROOT, add_options, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
+from zegclip.errors import reporting_errors
 from zegclip.loading import base_of, check_model_path, load_processor
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.arguments import parse_arguments
 
-_SHAPES = {"runs": "`config` to a file in configs/, and fields to values", "tables": "row titles to names of runs"}
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
-
-
-def read_ablations(path: Path) -> dict[str, Any]:
-    """
-    Read the runs and tables of an ablation file.
-
-    Raises:
-        ValueError: One sentence, if it is not there, or says something else.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
-    try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from error
-    parts = {"fields": {}} | described if isinstance(described, dict) else {}
-    if parts.keys() != {"fields", *_SHAPES} or not all(isinstance(part, dict) for part in parts.values()):
-        raise ValueError(f"{path}: an ablation file maps `fields` (which may be left out), `runs` and `tables`.")
-    for kind, shape in _SHAPES.items():
-        for name, item in parts[kind].items():
-            if not isinstance(item, dict) or (kind == "runs" and "config" not in item):
-                raise ValueError(f"{path}: {name!r} in `{kind}` must map {shape}.")
-    return parts
 
 
 def write_configs(described: dict[str, Any], folder: Path, model: str) -> dict[str, Path]:
@@ -73,7 +49,7 @@ def write_configs(described: dict[str, Any], folder: Path, model: str) -> dict[s
     paths = {}
     for name, run in described["runs"].items():
         base = yaml.safe_load((ROOT / "configs" / run["config"]).read_text(encoding="utf-8"))
-        changed = described["fields"] | {key: value for key, value in run.items() if key != "config"}
+        changed = described.get("fields", {}) | {key: value for key, value in run.items() if key != "config"}
         fields = {key: value for key, value in (base | changed).items() if value is not None}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
@@ -92,20 +68,15 @@ def format_row(runs: list[dict[str, float]]) -> dict[str, str]:
 
 def main() -> None:
     """Parse the command line, run what is missing, print and save the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("file", type=Path, help="runs and tables, see configs/ablations/picture_world.yaml")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
-    parser.add_argument("--num_pictures", type=int, default=200, help="scenes of the evaluation")
-    parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
-    parser.add_argument("--output", type=Path, default=Path("outputs/ablations"))
-    parser.add_argument("--use_cpu", action="store_true")
+    add_options(parser, 200, "outputs/ablations")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     arguments = parser.parse_args()
 
-    with complaints_of("ablations.py"):
+    with reporting_errors("ablations.py"):
         model = check_model_path(arguments.model or DEFAULT_MODEL)
-        described = read_ablations(arguments.file)
+        described = yaml.safe_load(arguments.file.read_text(encoding="utf-8"))
         configs = write_configs(described, arguments.output / "configs", model)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in configs}
@@ -118,21 +89,15 @@ def main() -> None:
         log = arguments.output / name / f"seed{seed}" / "log.txt"
         return figures(configs[name], seed, arguments, baseline=item == first, log=log)
 
-    with complaints_of("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
+    with reporting_errors("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
         for (name, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
             results[name].append(result)
 
-    report: dict[str, Any] = {
-        "eval_split": arguments.eval_split,
-        "num_pictures": arguments.num_pictures,
-        "seeds": arguments.seeds,
-        "figures": {
-            name: [{column: run[MODEL][column] for column in COLUMNS} for run in runs]
-            for name, runs in results.items()
-        },
+    report = {name: getattr(arguments, name) for name in ("eval_split", "num_pictures", "seeds")}
+    report["figures"] = {
+        name: [{column: run[MODEL][column] for column in COLUMNS} for run in runs] for name, runs in results.items()
     }
-    seeds = "_".join(map(str, arguments.seeds))
-    path = arguments.output / f"{arguments.eval_split}_seeds_{seeds}.json"
+    path = arguments.output / f"{arguments.eval_split}_seeds_{'_'.join(map(str, arguments.seeds))}.json"
     write_report(path, report)
     free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
     print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))

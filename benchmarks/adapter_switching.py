@@ -10,15 +10,15 @@ one adapter alone. Memory is that of tensors, as they are counted; the time to l
 operating system has just seen.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, print_table, spread, write_report
+from measuring import TIMES, ArgumentParser, alternate, print_table, spread, write_report
 from transformers.utils import logging
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
@@ -35,13 +35,6 @@ def tensor_bytes(model: torch.nn.Module) -> int:
     """Return the bytes of a model's parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def timed(step: Callable[[], Any]) -> float:
-    """Return the seconds that one call takes."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -76,82 +69,61 @@ def make_adapters(model: str | None, folder: Path) -> tuple[Path, dict[str, Path
     return folder / "base", places
 
 
-def measure(model: str | None, repeats: int) -> dict[str, Any]:
-    """Return all figures."""
+def measure(model: str | None, repeats: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+    """Return figures of the steps and of what is held, and how far outputs are from those of an adapter alone."""
+    held, logits, second, loading = [], {}, [], []
     with tempfile.TemporaryDirectory() as text:
         base_folder, places = make_adapters(model, Path(text))
-        alone, second = {}, []
         for name, place in places.items():
             start = time.perf_counter()
-            one = ZegClipForSemanticSegmentation.from_pretrained(place).eval()
+            alone = ZegClipForSemanticSegmentation.from_pretrained(place).eval()
             second.append(time.perf_counter() - start)
-            alone[name] = see(one)
-            second_mb = tensor_bytes(one) / 1e6
-            del one
+            logits[name] = see(alone)
+        second_mb = tensor_bytes(alone) / 1e6
+        del alone
 
         together = ZegClipForSemanticSegmentation.from_pretrained(base_folder).eval()
-        adapters = {}
         for name, place in places.items():
-            before = tensor_bytes(together)
-            loading = timed(lambda place=place, name=name: together.load_adapter(place, name))  # type: ignore[misc]
-            adapters[name] = {
-                "memory_mb": (tensor_bytes(together) - before) / 1e6,
-                "file_mb": (place / "adapter_model.safetensors").stat().st_size / 1e6,
-                "load_ms": loading * 1000,
-            }
-        switching: dict[str, list[float]] = {"set_adapter": [], "disable_adapters": [], "enable_adapters": []}
-        for turn in range(repeats + 1):
-            for name in places:
-                switching["set_adapter"].append(timed(lambda name=name: together.set_adapter(name)))  # type: ignore[misc]
-            switching["disable_adapters"].append(timed(together.disable_adapters))
-            switching["enable_adapters"].append(timed(together.enable_adapters))
-            if turn == 0:  # warms up
-                for times in switching.values():
-                    times.clear()
-        difference = 0.0
-        for name in (*places, *reversed(places)):
-            together.set_adapter(name)
-            difference = max(difference, float((see(together) - alone[name]).abs().max()))
-    return {
-        "model": model or "ViT-B/16, random weights",
-        "switching": {name: spread(times) for name, times in switching.items()},
-        "second_model": spread(second) | {"memory_mb": second_mb},
-        "adapters": adapters,
-        "largest_difference_from_alone": difference,
+            before, start = tensor_bytes(together), time.perf_counter()
+            together.load_adapter(place, name)
+            loading.append(time.perf_counter() - start)
+            megabytes = (place / "adapter_model.safetensors").stat().st_size / 1e6
+            held.append({"held": name, "memory_mb": (tensor_bytes(together) - before) / 1e6, "file_mb": megabytes})
+    held.append({"held": "a second model", "memory_mb": second_mb})
+    switches: dict[Any, Callable[[], Any]] = {name: partial(together.set_adapter, name) for name in places}
+    times = alternate(
+        switches | {"disable": together.disable_adapters, "enable": together.enable_adapters},
+        repeats,
+        title="switching",
+    )
+    steps = {
+        "set_adapter": [seconds for name in places for seconds in times[name]],
+        "disable_adapters": times["disable"],
+        "enable_adapters": times["enable"],
+        "load_adapter": loading,
+        "loading a second model instead": second,
     }
+    difference = 0.0
+    for name in (*places, *reversed(places)):
+        together.set_adapter(name)
+        difference = max(difference, float((see(together) - logits[name]).abs().max()))
+    return [{"step": name, **spread(seconds)} for name, seconds in steps.items()], held, difference
 
 
 def main() -> None:
     """Parse the command line, measure, print the tables and save them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, "adapter_switching.json", repeats=50)
     parser.add_argument("--model", help="CLIP or model to take the base from; none: ViT-B/16 with random weights")
-    parser.add_argument("--repeats", type=int, default=50, help="rounds of switching")
-    parser.add_argument("--output", type=Path, default=RESULTS / "adapter_switching.json")
     arguments = parser.parse_args()
 
     logging.disable_progress_bar()
-    figures = measure(arguments.model, arguments.repeats)
-    steps = figures["switching"] | {"loading a second model instead": figures["second_model"]}
-    rows = [
-        {
-            "step": name,
-            "median, ms": f"{step['median_ms']:.1f}",
-            "min to max, ms": "{min_ms:.1f} to {max_ms:.1f}".format(**step),
-        }
-        for name, step in steps.items()
-    ]
-    print_table(rows)
-    rows = [
-        {"held": f"adapter: {name}", "memory, MB": f"{one['memory_mb']:.1f}", "file, MB": f"{one['file_mb']:.1f}"}
-        for name, one in figures["adapters"].items()
-    ]
-    rows.append(
-        {"held": "a second model", "memory, MB": f"{figures['second_model']['memory_mb']:.1f}", "file, MB": ""}
-    )
+    steps, held, difference = measure(arguments.model, arguments.repeats)
+    print_table(steps, {"step": "{step}", **TIMES})
     print()
-    print_table(rows)
-    print(f"\nLargest difference from a model with one adapter: {figures['largest_difference_from_alone']:.1e}")
-    write_report(arguments.output, figures)
+    print_table(held, {"held": "{held}", "memory, MB": "{memory_mb:.1f}", "file, MB": "{file_mb:.1f}"})
+    print(f"\nLargest difference from a model with one adapter: {difference:.1e}")
+    name = arguments.model or "ViT-B/16, random weights"
+    write_report(arguments.output, {"model": name, "steps": steps, "held": held, "largest_difference": difference})
 
 
 if __name__ == "__main__":

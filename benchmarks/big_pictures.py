@@ -9,14 +9,13 @@ of its full resolution. "direct" keeps the scores of all names for all pixels, a
 a process of its own; memory is what it needs at its peak, above model and picture.
 """
 
-import argparse
 import statistics
 import time
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
-from measuring import RESULTS, added_memory, in_own_process, print_table, write_report
+from measuring import ArgumentParser, added_memory, in_own_process, print_table, write_report
 from real_size import build, name_embeds, pictures
 
 from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows, resize_maps
@@ -62,48 +61,40 @@ def run(size: tuple[int, int], names: int, full_resolution: bool, way: str, batc
     return figures
 
 
+COLUMNS = {
+    "picture": "{picture}",
+    "windows of": "{windows of}",
+    "windows": "{windows:.0f}",
+    "way": "{way}",
+    "in the model, s": "{model_s:.1f}",
+    "after it, s": "{merge_s:.1f}",
+    "peak above the model, MB": "{peak_mb:,.0f}",
+}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, "big_pictures.json", repeats=1)
     parser.add_argument("--names", type=int, default=171)
     parser.add_argument("--window_batch_size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS / "big_pictures.json")
     arguments = parser.parse_args()
 
     rows: list[dict[str, Any]] = []
-    for size in SIZES:
-        for full_resolution in (False, True):
-            found: dict[str, list[dict[str, float]]] = {"ours": [], "direct": []}
-            for _ in range(arguments.repeats):
-                for way, runs in found.items():
-                    words = (size, arguments.names, full_resolution, way, arguments.window_batch_size)
-                    runs.append(in_own_process(run, *words))
-            for way, runs in found.items():
-                median = {name: statistics.median(one[name] for one in runs) for name in runs[0]}
-                rows.append(
-                    {
-                        "picture": f"{size[1]}x{size[0]}",
-                        "windows of": "the picture itself" if full_resolution else "the resized picture",
-                        "way": way,
-                        **median,
-                        "runs": runs,
-                    }
-                )
-    print_table(
-        [
-            {
-                "picture": row["picture"],
-                "windows of": row["windows of"],
-                "windows": f"{row['windows']:.0f}",
-                "way": row["way"],
-                "in the model, s": f"{row['model_s']:.1f}",
-                "after it, s": f"{row['merge_s']:.1f}",
-                "peak above the model, MB": f"{row['peak_mb']:,.0f}",
+    for size, full_resolution in product(SIZES, (False, True)):
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "direct": []}
+        for _, way in product(range(arguments.repeats), found):
+            words = (size, arguments.names, full_resolution, way, arguments.window_batch_size)
+            found[way].append(in_own_process(run, *words))
+        for way, runs in found.items():
+            case = {
+                "picture": f"{size[1]}x{size[0]}",
+                "windows of": "the picture itself" if full_resolution else "the resized picture",
+                "way": way,
             }
-            for row in rows
-        ]
-    )
+            rows.append(
+                case | {name: statistics.median(run[name] for run in runs) for name in runs[0]} | {"runs": runs}
+            )
+    print_table(rows, COLUMNS)
     write_report(arguments.output, {"names": arguments.names, "rows": rows})
 
 

@@ -10,7 +10,6 @@ forward pass; what is done after it to find the best name of each pixel counts a
 encoding the names, which are done once however many pictures there are, are in start_up.py and inference.py.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,11 +21,11 @@ from typing import Any
 import torch
 from datasets import Image as ImageFeature
 from input_pipeline import draw_pictures
-from measuring import RESULTS, alternate, in_own_process, print_table, spread, times_text, write_report
+from measuring import TIMES, ArgumentParser, alternate, in_own_process, print_table, spread, write_report
 from real_size import build
 
 import zegclip
-from zegclip.commands.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
+from zegclip.commands.segmentation import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.datasets import load_folder
@@ -39,17 +38,12 @@ PICTURE_SIZE = (375, 500)
 
 @contextmanager
 def model_time(model: torch.nn.Module) -> Iterator[list[float]]:
-    """Collect the seconds of each forward pass inside."""
+    """Collect the seconds of each forward pass inside: negative at its start, positive at its end."""
     seconds: list[float] = []
-    started: list[float] = []
-
-    def begin(*_: Any) -> None:
-        started.append(time.perf_counter())
-
-    def end(*_: Any) -> None:
-        seconds.append(time.perf_counter() - started.pop())
-
-    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: seconds.append(-time.perf_counter())),
+        model.register_forward_hook(lambda *_: seconds.append(time.perf_counter())),
+    ]
     try:
         yield seconds
     finally:
@@ -99,42 +93,33 @@ def measure(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for command, seconds in times.items():
         shares = [sum(inside) / whole for inside, whole in zip(passes[command][1:], seconds, strict=True)]
-        row = {"model": kind, "command": command, **spread(seconds)}
+        row = {"model": kind, "command": command, **spread(seconds), "pictures": count}
         rows.append(
-            row
-            | {
-                "pictures": count,
-                "pictures_per_s": count / (row["median_ms"] / 1000),
-                "share_of_model": statistics.median(shares),
-            }
+            row | {"pictures_per_s": 1000 * count / row["median_ms"], "share_of_model": statistics.median(shares)}
         )
     return rows
 
 
+COLUMNS = {
+    "model": "{model}",
+    "command": "{command}",
+    "pictures": "{pictures}",
+    **TIMES,
+    "pictures/s": "{pictures_per_s:.2f}",
+    "share of the model": "{share_of_model:.0%}",
+}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, "end_to_end.json", repeats=5)
     parser.add_argument("--pictures", nargs=2, type=int, default=[60, 4], help="for the embedded model, for ViT-B/16")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS / "end_to_end.json")
     arguments = parser.parse_args()
 
     rows = []
     for kind, count in zip(("embedded model", "ViT-B/16"), arguments.pictures, strict=True):
         rows += in_own_process(measure, kind, count, arguments.repeats)
-    print_table(
-        [
-            {
-                "model": row["model"],
-                "command": row["command"],
-                "pictures": str(row["pictures"]),
-                "ms, median (lowest to highest)": times_text(row),
-                "pictures/s": f"{row['pictures_per_s']:.2f}",
-                "share of the model": f"{row['share_of_model']:.0%}",
-            }
-            for row in rows
-        ]
-    )
+    print_table(rows, COLUMNS)
     write_report(arguments.output, {"rows": rows})
 
 

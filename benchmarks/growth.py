@@ -8,22 +8,20 @@ take turns; each one's memory is measured in a process of its own, above the mod
 exponent: the slope of a line through the logarithms, 1 where twice the size takes twice the time.
 """
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import (
-    RESULTS,
+    TIMES,
+    ArgumentParser,
     added_memory,
     alternate,
     exponent,
     in_own_process,
     print_table,
     spread,
-    times_text,
     write_report,
 )
 from real_size import SIDE, build, name_embeds, pictures
@@ -66,56 +64,32 @@ def memory_of_first_step(kind: str, size: int) -> float:
     return added_memory(step)
 
 
+COLUMNS = {"of": "{of}", "size": "{size:,}", **TIMES, "peak, MB": "{peak_mb:.0f}"}
+EXPONENTS = {
+    "of": "{of}",
+    "from": "{from:,}",
+    "to": "{to:,}",
+    "exponent of time": "{time:.2f}",
+    "of memory": "{memory:.2f}",
+}
+
+
 @torch.inference_mode()
 def main() -> None:
-    """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS / "growth.json")
-    arguments = parser.parse_args()
-
+    """Parse the command line, measure, print the tables and save them as JSON."""
+    arguments = ArgumentParser(__doc__, "growth.json", repeats=3).parse_args()
     model = build("ZegCLIP").eval()
     rows, exponents = [], []
     for kind, sizes in SIZES.items():
         memory = [in_own_process(memory_of_first_step, kind, size) for size in sizes]
         times = alternate({size: prepare(model, kind, size) for size in sizes}, arguments.repeats, title=kind)
-        found = [
-            {"of": kind, "size": size, **spread(times[size]), "peak_mb": peak}
-            for size, peak in zip(sizes, memory, strict=True)
-        ]
-        rows += found
-        exponents.append(
-            {
-                "of": kind,
-                "from": sizes[0],
-                "to": sizes[-1],
-                "time": exponent(sizes, [row["median_ms"] for row in found]),
-                "memory": exponent(sizes, memory),
-            }
-        )
-    print_table(
-        [
-            {
-                "of": row["of"],
-                "size": f"{row['size']:,}",
-                "ms, median (lowest to highest)": times_text(row),
-                "peak, MB": f"{row['peak_mb']:.0f}",
-            }
-            for row in rows
-        ]
-    )
-    print_table(
-        [
-            {
-                "of": row["of"],
-                "from": f"{row['from']:,}",
-                "to": f"{row['to']:,}",
-                "exponent of time": f"{row['time']:.2f}",
-                "of memory": f"{row['memory']:.2f}",
-            }
-            for row in exponents
-        ]
-    )
+        medians = [spread(times[size])["median_ms"] for size in sizes]
+        for size, peak in zip(sizes, memory, strict=True):
+            rows.append({"of": kind, "size": size, **spread(times[size]), "peak_mb": peak})
+        growth = {"time": exponent(sizes, medians), "memory": exponent(sizes, memory)}
+        exponents.append({"of": kind, "from": sizes[0], "to": sizes[-1], **growth})
+    print_table(rows, COLUMNS)
+    print_table(exponents, EXPONENTS)
     write_report(arguments.output, {"rows": rows, "exponents": exponents})
 
 

@@ -17,7 +17,7 @@ The best name of each pixel and the encoding of names are steps of their own. "c
 one picture and the first number of names.
 """
 
-import argparse
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ import torch
 from measuring import (
     COPIED_MB,
     RESULTS,
+    TIMES,
+    ArgumentParser,
     alternate,
     count_flops,
     matrix_product,
@@ -35,7 +37,6 @@ from measuring import (
     quantize_vision_tower,
     ratio,
     spread,
-    times_text,
     write_report,
 )
 from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures
@@ -97,7 +98,7 @@ def clipseg_step(model: CLIPSegForImageSegmentation, count: int, side: int, shar
 Key = tuple[str, str, str, str]  # step, precision, pictures, names
 
 
-def method_steps(arguments: argparse.Namespace) -> tuple[dict[Key, Callable[[], Any]], dict[Key, int]]:
+def method_steps(arguments: Namespace) -> tuple[dict[Key, Callable[[], Any]], dict[Key, int]]:
     """Return the steps of all methods, of the bare tower and of the machine, and their operations."""
     device = arguments.device
     steps: dict[Key, Callable[[], Any]] = {}
@@ -149,7 +150,7 @@ def method_steps(arguments: argparse.Namespace) -> tuple[dict[Key, Callable[[], 
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(arguments: Namespace) -> list[dict[str, Any]]:
     """Return a row of figures for each step."""
     device = arguments.device
     steps, flops = method_steps(arguments)
@@ -198,42 +199,37 @@ def describe(key: Key, seconds: list[float], flops: int) -> dict[str, Any]:
     return row
 
 
+COLUMNS = {
+    "step": "{step}",
+    "precision": "{dtype}",
+    "batch": "{batch}",
+    "names": "{names}",
+    **TIMES,
+    "GFLOP": "{gflop:.0f}",
+    "GFLOP/s": "{gflop_per_s:.0f}",
+    "share of the matrix rate": "{share_of_limit:.0%}",
+    "to the bare tower": "{relative_to_tower:.2f}",
+    "to float32": "{relative_to_float32:.2f}",
+    "to ZegCLIP": "{relative_to_zegclip:.1f}",
+    "GB/s": "{gb_per_s:.1f}",
+}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, repeats=5)
     parser.add_argument("--names", nargs="+", type=int, default=[20, 171, 1000])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure CLIPSeg too")
+    parser.add_argument("--peers", action=BooleanOptionalAction, default=True, help="measure CLIPSeg too")
     parser.add_argument("--peer_repeats", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/inference_DEVICE.json)")
     arguments = parser.parse_args()
 
     torch._dynamo.config.recompile_limit = 64  # all methods are one class, so one function to the compiler
     rows = measure(arguments)
-    print_table(
-        [
-            {
-                "step": row["step"],
-                "precision": row["dtype"],
-                "batch": row["batch"],
-                "names": row["names"],
-                "ms, median (lowest to highest)": times_text(row),
-                "GFLOP": f"{row['gflop']:.0f}" if "gflop" in row else "",
-                "GFLOP/s": f"{row['gflop_per_s']:.0f}" if "gflop_per_s" in row else "",
-                "share of the matrix rate": f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else "",
-                "to the bare tower": f"{row['relative_to_tower']:.2f}" if "relative_to_tower" in row else "",
-                "to float32": f"{row['relative_to_float32']:.2f}" if "relative_to_float32" in row else "",
-                "to ZegCLIP": f"{row['relative_to_zegclip']:.1f}" if "relative_to_zegclip" in row else "",
-            }
-            for row in rows
-        ]
-    )
-    for row in rows:
-        if "gb_per_s" in row:
-            print(f"\nCopy bandwidth: {row['gb_per_s']:.1f} GB/s.")
+    print_table(rows, COLUMNS)
     write_report(arguments.output or RESULTS / f"inference_{arguments.device}.json", {"rows": rows})
 
 

@@ -9,20 +9,20 @@ Markdown tables: samples a second, the median over repeats, and milliseconds of 
 Both are also written as JSON with hardware, date and versions. Other work on the machine shows: look at the spread.
 """
 
-import argparse
 import cProfile
 import pstats
 import statistics
 import tempfile
-import time
+from collections import deque
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 import PIL
 from datasets import Image as ImageFeature
-from measuring import RESULTS, write_report
+from measuring import ArgumentParser, alternate, print_table, write_report
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -104,22 +104,14 @@ def training_pictures(folder: Path, benchmark: str) -> TrainingPictures:
     )
 
 
-def samples_per_second(data: TrainingPictures, repeats: int) -> dict[str, list[float]]:
-    """Measure passes over the data with each number of workers in turn, after one of each that warms up."""
-    loaders = {
-        f"{workers} worker{'s' * (workers != 1)}": DataLoader(
-            data, BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate
-        )
-        for workers in WORKERS
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in loaders}
-    for _ in range(repeats + 1):
-        for name, loader in loaders.items():
-            start = time.perf_counter()
-            for _ in loader:
-                pass
-            speeds[name].append(len(data) / (time.perf_counter() - start))
-    return {name: values[1:] for name, values in speeds.items()}
+def samples_per_second(data: TrainingPictures, repeats: int) -> dict[int, list[float]]:
+    """Measure passes over the data with each number of workers, in turns."""
+    passes = {}
+    for workers in WORKERS:
+        loader = DataLoader(data, BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate)
+        passes[workers] = partial(deque, loader, maxlen=0)
+    times = alternate(passes, repeats, title="passes")
+    return {workers: [len(data) / seconds for seconds in passed] for workers, passed in times.items()}
 
 
 def stage_times(data: TrainingPictures) -> dict[str, float]:
@@ -137,56 +129,39 @@ def stage_times(data: TrainingPictures) -> dict[str, float]:
     return times
 
 
-def at_least_one(word: str) -> int:
-    """Read a positive number from the command line."""
-    if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {word!r}")
-    return int(word)
-
-
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=at_least_one, default=192, help="of each size (default 192)")
-    parser.add_argument("--repeats", type=at_least_one, default=5, help="passes that are measured (default 5)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "input_pipeline.json", help="JSON file to write")
+    """Parse the command line, measure, print the tables and save them as JSON."""
+    parser = ArgumentParser(__doc__, "input_pipeline.json", repeats=5)
+    parser.add_argument("--pictures", type=int, default=192, help="of each size (default 192)")
     arguments = parser.parse_args()
 
-    speeds: dict[str, dict[str, list[float]]] = {}
-    stages: dict[str, dict[str, float]] = {}
-    kilobytes: dict[str, float] = {}
+    speeds: list[dict[str, Any]] = []
+    stages: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, (height, width) in SIZES.items():
             like_voc = name.startswith("VOC")
             folder = Path(scratch) / name
             draw_pictures(folder, arguments.pictures, height, width, objects=like_voc)
             data = training_pictures(folder, "voc" if like_voc else "coco_stuff")
-            kilobytes[name] = statistics.mean(path.stat().st_size for path in folder.glob("images/*")) / 1000
-            speeds[name] = samples_per_second(data, arguments.repeats)
+            kilobytes = statistics.mean(path.stat().st_size for path in folder.glob("images/*")) / 1000
+            for workers, runs in samples_per_second(data, arguments.repeats).items():
+                figures = {"median": statistics.median(runs), "min": min(runs), "max": max(runs)}
+                speeds.append({"pictures": name, "kilobytes": kilobytes, "workers": workers, **figures})
             profiles = [stage_times(data) for _ in range(arguments.repeats)]
-            stages[name] = {stage: statistics.median(times[stage] for times in profiles) for stage in profiles[0]}
-
-    spread = {
-        name: {key: f"{statistics.median(runs):.0f} ({min(runs):.0f} to {max(runs):.0f})" for key, runs in row.items()}
-        for name, row in speeds.items()
-    }
-    shares = {
-        name: {stage: f"{value:.2f} ({100 * value / sum(row.values()):.0f} %)" for stage, value in row.items()}
-        for name, row in stages.items()
-    }
-    print("Samples a second: median (lowest to highest)\n")
-    print(pd.DataFrame(spread).T.to_markdown(stralign="right"))
-    print("\nMilliseconds a sample (share)\n")
-    print(pd.DataFrame(shares).to_markdown(stralign="right"))
-
-    figures = {
-        "pictures": arguments.pictures,
-        "batch_size": BATCH_SIZE,
-        "kilobytes_per_picture": kilobytes,
-        "samples_per_second": speeds,
-        "milliseconds_per_sample": stages,
-    }
-    write_report(arguments.output, figures, np, cv2, PIL)
+            medians = {stage: statistics.median(times[stage] for times in profiles) for stage in profiles[0]}
+            total = sum(medians.values())
+            stages += [
+                {"pictures": name, "stage": stage, "ms": median, "share": median / total}
+                for stage, median in medians.items()
+            ]
+    speed = "{median:.0f} ({min:.0f} to {max:.0f})"
+    print_table(speeds, {"pictures": "{pictures}", "workers": "{workers}", "samples a second": speed})
+    print()
+    print_table(
+        stages, {"pictures": "{pictures}", "stage": "{stage}", "ms a sample": "{ms:.2f}", "share": "{share:.0%}"}
+    )
+    settings = {"pictures": arguments.pictures, "batch_size": BATCH_SIZE}
+    write_report(arguments.output, settings | {"speeds": speeds, "stages": stages}, np, cv2, PIL)
 
 
 if __name__ == "__main__":

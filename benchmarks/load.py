@@ -10,7 +10,6 @@ fifth of the pictures compares with the first, and how memory grows after the fi
 pictures.
 """
 
-import argparse
 import hashlib
 import itertools
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 from matplotlib.figure import Figure
-from measuring import RESULTS, in_own_process, print_table, write_report
+from measuring import ArgumentParser, in_own_process, print_table, write_report
 from PIL import Image
 from tqdm import tqdm
 from transformers import pipeline
@@ -64,18 +63,6 @@ def save_model(folder: Path) -> None:
     load_processor(zegclip.DEFAULT_MODEL, **geometry).save_pretrained(folder)
 
 
-class Memory:
-    """What a process holds, in MB, by the number of pictures that are done."""
-
-    def __init__(self) -> None:
-        self.process = psutil.Process()
-        self.samples: list[tuple[int, float]] = []
-
-    def sample(self, done: int) -> None:
-        """Remember what the process holds now."""
-        self.samples.append((done, self.process.memory_info().rss / 1e6))
-
-
 def digest(result: list[dict[str, Any]]) -> str:
     """Return a hash of all masks of one picture."""
     hashed = hashlib.blake2b(digest_size=8)
@@ -89,7 +76,7 @@ def run_pipeline(folder: Path, model: Path, threads: int) -> dict[str, Any]:
     paths = sorted(map(str, folder.iterdir()))
     segmenter = pipeline(TASK, model=str(model))
     segmenter(paths[0], candidate_labels=NAMES)
-    memory, done = Memory(), itertools.count(1)
+    process, memory, done = psutil.Process(), [], itertools.count(1)
     seconds = [0.0] * len(paths)
     digests = [""] * len(paths)
     lock = threading.Lock()
@@ -102,7 +89,7 @@ def run_pipeline(folder: Path, model: Path, threads: int) -> dict[str, Any]:
         with lock:
             finished = next(done)
             if finished % SAMPLE_EVERY == 0:
-                memory.sample(finished)
+                memory.append((finished, process.memory_info().rss / 1e6))
 
     start = time.perf_counter()
     if threads == 1:
@@ -112,30 +99,30 @@ def run_pipeline(folder: Path, model: Path, threads: int) -> dict[str, Any]:
         with ThreadPoolExecutor(threads) as pool:
             list(tqdm(pool.map(segment, range(len(paths))), total=len(paths), desc="pipeline, threads"))
     whole = time.perf_counter() - start
-    return {"seconds": seconds, "whole": whole, "memory": memory.samples, "digests": digests}
+    return {"seconds": seconds, "whole": whole, "memory": memory, "digests": digests}
 
 
 def run_command(folder: Path, model: Path, output: Path) -> dict[str, Any]:
     """Run `zegclip segment` on all pictures; seconds between one result and the next, and memory meanwhile."""
     words = ["-m", "zegclip", "segment", str(folder), "--labels", ", ".join(NAMES), "--output", str(output)]
     words += ["--model", str(model)]
-    memory = Memory()
+    memory = []
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL) as process:
-        memory.process = psutil.Process(process.pid)
+        held = psutil.Process(process.pid)
         total = sum(1 for _ in folder.iterdir())
         with tqdm(total=total, desc="zegclip segment", unit="picture") as progress:
             while process.poll() is None:
                 done = sum(1 for _ in output.glob("*.json")) if output.is_dir() else 0
                 if done:
-                    memory.sample(done)
+                    memory.append((done, held.memory_info().rss / 1e6))
                 progress.update(done - progress.n)
                 time.sleep(1)
     if process.returncode:
         raise RuntimeError(f"zegclip segment has ended with status {process.returncode}.")
     whole = time.perf_counter() - start
     written = sorted(path.stat().st_mtime for path in output.glob("*.json"))
-    return {"seconds": np.diff(written).tolist(), "whole": whole, "memory": memory.samples[:-1]}
+    return {"seconds": np.diff(written).tolist(), "whole": whole, "memory": memory[:-1]}
 
 
 def describe(name: str, result: dict[str, Any], count: int) -> dict[str, Any]:
@@ -172,12 +159,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
+COLUMNS = {
+    "": "{step}",
+    "pictures": "{pictures:,}",
+    "pictures/s": "{pictures_per_s:.1f}",
+    "ms: median, 90 %, 99 %, longest": "{p50_ms:,.0f}, {p90_ms:,.0f}, {p99_ms:,.0f}, {max_ms:,.0f}",
+    "last fifth to first": "{last_fifth_to_first:.2f}",
+    "MB after 10 %, 50 %, 100 %": lambda row: ", ".join(f"{held:.0f}" for held in row["memory_mb"].values()),
+    "MB more for 1,000 pictures, second half": "{mb_per_1000_pictures_after_half:+.1f}",
+}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table, draw the curve and save all as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, "load.json")
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=RESULTS / "load.json")
     parser.add_argument("--figure", type=Path, default=FIGURE)
     arguments = parser.parse_args()
 
@@ -185,31 +182,15 @@ def main() -> None:
         folder, model = Path(text) / "pictures", Path(text) / "model"
         draw_pictures(folder, arguments.pictures)
         save_model(model)
-        alone = in_own_process(run_pipeline, folder, model, 1)
-        shared = in_own_process(run_pipeline, folder, model, arguments.threads)
-        command = run_command(folder, model, Path(text) / "output")
+        ways = {
+            "pipeline": in_own_process(run_pipeline, folder, model, 1),
+            f"pipeline, {arguments.threads} threads": in_own_process(run_pipeline, folder, model, arguments.threads),
+            "zegclip segment": run_command(folder, model, Path(text) / "output"),
+        }
+    alone, shared, _ = ways.values()
     differing = sum(one != other for one, other in zip(alone["digests"], shared["digests"], strict=True))
-    rows = [
-        describe("pipeline", alone, arguments.pictures),
-        describe(f"pipeline, {arguments.threads} threads", shared, arguments.pictures),
-        describe("zegclip segment", command, arguments.pictures),
-    ]
-    print_table(
-        [
-            {
-                "": row["step"],
-                "pictures": f"{row['pictures']:,}",
-                "pictures/s": f"{row['pictures_per_s']:.1f}",
-                "ms: median, 90 %, 99 %, longest": ", ".join(
-                    f"{row[key]:,.0f}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms")
-                ),
-                "last fifth to first": f"{row['last_fifth_to_first']:.2f}",
-                "MB after 10 %, 50 %, 100 %": ", ".join(f"{held:.0f}" for held in row["memory_mb"].values()),
-                "MB more for 1,000 pictures, second half": f"{row['mb_per_1000_pictures_after_half']:+.1f}",
-            }
-            for row in rows
-        ]
-    )
+    rows = [describe(name, way, arguments.pictures) for name, way in ways.items()]
+    print_table(rows, COLUMNS)
     print(f"\nPictures whose masks differ between one thread and {arguments.threads}: {differing}.")
     plot(rows, arguments.figure)
     write_report(arguments.output, {"rows": rows, "differing_between_threads": differing})

@@ -1,10 +1,12 @@
-"""What the benchmarks share: the machine and its limits, paired timing, memory, operations, and reports."""
+"""What the benchmarks share: options, paired timing, memory, operations, the machine and its limits, and reports."""
 
+import argparse
 import copy
 import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,24 +30,32 @@ MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_MB = 512
 
 
-def cpu_model() -> str:
-    """Name the processor, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser with the options that all benchmarks have."""
+
+    def __init__(self, description: str | None, output: str | None = None, repeats: int | None = None):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if output is not None:
+            self.add_argument("--output", type=Path, default=RESULTS / output, help="JSON file to write")
+        if repeats is not None:
+            self.add_argument("--repeats", type=int, default=repeats, help="measurements of each figure")
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what figures depend on beside the code of this repository."""
+    cpu_info = Path("/proc/cpuinfo")  # of Linux
+    found = re.search(r"model name\s*: (.*)", cpu_info.read_text(encoding="utf-8")) if cpu_info.is_file() else None
+    parts = [
+        f"{os.cpu_count()} cores",
+        found[1] if found else platform.processor(),
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+    ]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
     return {
         "date": datetime.date.today().isoformat(),
-        "hardware": ", ".join(
-            [f"{os.cpu_count()} cores", cpu_model(), platform.machine(), torch.backends.cpu.get_cpu_capability()]
-            + ([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])
-        ),
+        "hardware": ", ".join(parts),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {module.__name__: module.__version__ for module in (torch, transformers, peft)},
@@ -187,21 +197,39 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float((x * y).sum() / (x * x).sum())
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of ready texts as Markdown."""
-    print(pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True))
-
-
 def times_text(row: Mapping[str, float]) -> str:
     """Write a spread as `median (lowest to highest)`."""
     digits = 0 if row["median_ms"] >= 100 else 1 if row["median_ms"] >= 1 else 3
     return f"{row['median_ms']:,.{digits}f} ({row['min_ms']:,.{digits}f} to {row['max_ms']:,.{digits}f})"
 
 
+TIMES = {"ms, median (lowest to highest)": times_text}
+"""The column of a table that shows a spread."""
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Any], str]]) -> None:
+    """
+    Print rows as Markdown.
+
+    Args:
+        rows: Figures by name.
+        columns: For each title a format string with names of figures, or a function of the row. A row without those
+            figures has an empty cell.
+    """
+
+    def cell(row: Mapping[str, Any], form: str | Callable[[Any], str]) -> str:
+        try:
+            return form.format_map(row) if isinstance(form, str) else form(row)
+        except KeyError:
+            return ""
+
+    table = pd.DataFrame([{title: cell(row, form) for title, form in columns.items()} for row in rows])
+    print(table.to_markdown(index=False, disable_numparse=True))
+
+
 def write_report(path: Path, figures: Mapping[str, Any], *libraries: Any) -> None:
     """Write figures as JSON, with the machine, date and versions, those of further libraries included."""
     machine = describe_machine()
     machine["versions"] |= {library.__name__: library.__version__ for library in libraries}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(json.dumps(machine | dict(figures), indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ Each model is exported once and run in onnxruntime on random pictures of several
 which are not those that it was traced with. Prints a table as Markdown and writes it as JSON.
 """
 
-import argparse
 import string
 import tempfile
 from pathlib import Path
@@ -18,9 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxscript
-import pandas as pd
 import torch
-from measuring import RESULTS, write_report
+from measuring import ArgumentParser, print_table, write_report
 from peft import get_peft_model
 from transformers import CLIPConfig
 
@@ -102,11 +100,23 @@ def measure(
     return rows
 
 
+COLUMNS = {
+    "model": "{model}",
+    "size": "{size}",
+    "names": "{names}",
+    "class_embeds": "{class_embeds:.1e}",
+    "logits": "{logits:.1e}",
+    "largest_logit": "{largest_logit:.2f}",
+    "same_argmax": "{same_argmax:.2%}",
+    "vision_mb": "{vision_mb:.2f}",
+    "text_mb": "{text_mb:.2f}",
+}
+
+
 def main() -> None:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description="Compare ONNX files with PyTorch.")
+    """Parse the command line, compare, print the table and save it as JSON."""
+    parser = ArgumentParser(__doc__, "onnx_parity.json")
     parser.add_argument("--real_size", action="store_true", help="also ViT-B/16 at 512x512")
-    parser.add_argument("--output", type=Path, default=RESULTS / "onnx_parity.json")
     arguments = parser.parse_args()
     processor = load_processor(zegclip.DEFAULT_MODEL)
     rows: list[dict[str, Any]] = []
@@ -115,17 +125,11 @@ def main() -> None:
         rows += [{"model": f"{method}, tiny", **row} for row in found]
     found = measure(load_model(zegclip.DEFAULT_MODEL), processor, [(48, 48), (96, 130), (200, 60)])
     rows += [{"model": "embedded default model", **row} for row in found]
-    if arguments.real_size:
-        for method in METHODS:
-            found = measure(build(method, processor, real_size=True), processor, [(512, 512), (512, 680)])
-            rows += [{"model": f"{method}, ViT-B/16", **row} for row in found]
+    for method in METHODS if arguments.real_size else ():
+        found = measure(build(method, processor, real_size=True), processor, [(512, 512), (512, 680)])
+        rows += [{"model": f"{method}, ViT-B/16", **row} for row in found]
+    print_table(rows, COLUMNS)
     write_report(arguments.output, {"dtype": "float32", "rows": rows}, onnx, onnxruntime, onnxscript)
-    table = pd.DataFrame(rows)
-    for name in ("class_embeds", "logits"):
-        table[name] = table[name].map("{:.1e}".format)
-    table["same_argmax"] = table["same_argmax"].map("{:.2%}".format)
-    table[["largest_logit", "vision_mb", "text_mb"]] = table[["largest_logit", "vision_mb", "text_mb"]].round(2)
-    print(table.to_markdown(index=False, disable_numparse=True))
 
 
 if __name__ == "__main__":

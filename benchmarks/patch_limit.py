@@ -9,29 +9,21 @@ same upsampling as a model's scores.
 
 import torch
 import torch.nn.functional as F
+from evaluated import load_evaluated
 
-from zegclip import DEFAULT_MODEL
-from zegclip.loading import load_model, load_processor
 from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import WindowLogits, merge_masks, window_boxes
-from zegclip.training.arguments import parse_arguments
-from zegclip.training.data import load_data
-from zegclip.training.pictures import EvaluationPictures
 
 
 def main() -> None:
     """Print the figures of perfect patch labels."""
-    model_args, data_args, _ = parse_arguments()
-    source = model_args.model or DEFAULT_MODEL
-    processor = load_processor(source, **data_args.image_processor_fields())
-    patch_size = load_model(source).config.clip_config.vision_config.patch_size
-    data, split = load_data(data_args, training=False)
-    num_classes = len(split.names)
-    windows = processor.image_processor
+    evaluated = load_evaluated()
+    patch_size = evaluated.model.config.clip_config.vision_config.patch_size
+    split, num_classes = evaluated.split, len(evaluated.split.names)
     counts = torch.zeros(3, num_classes)
-    for sample in EvaluationPictures(data["validation"], split, processor.image_processor):
+    for sample in evaluated.pictures:
         labels = sample["labels"]
-        boxes = window_boxes(*labels.shape, windows.window_size, windows.window_stride)
+        boxes = window_boxes(*labels.shape, *evaluated.windows)
         one_hot = F.one_hot(labels.where(labels != split.ignore_index, num_classes), num_classes + 1)
         areas = one_hot[..., :num_classes].permute(2, 0, 1).float()
         logits = []

@@ -8,15 +8,15 @@ evaluated scenes are the same for all. Figures are mean and standard deviation o
 JSON with hardware, date and versions.
 """
 
-import argparse
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
-from measuring import write_report
+from measuring import ArgumentParser, write_report
 
 from zegclip import DEFAULT_MODEL
 from zegclip.identity import content_of_clip
@@ -47,7 +47,7 @@ def check_settings(folder: Path, settings: dict[str, str]) -> None:
 
 
 def figures(
-    config: Path, seed: int, arguments: argparse.Namespace, *, baseline: bool, log: Path | None = None
+    config: Path, seed: int, arguments: Namespace, *, baseline: bool, log: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Train unless done, evaluate unless done, and return the figures of the model and, if asked, of the baseline."""
     folder = arguments.output / config.stem / f"seed{seed}"
@@ -76,16 +76,21 @@ def mean_and_deviation(runs: list[dict[str, float]]) -> dict[str, str]:
     return {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations)}
 
 
-def main() -> None:
-    """Parse the command line, run what is missing, print and save the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path, help="YAML configurations")
+def add_options(parser: ArgumentParser, num_pictures: int, output: str) -> None:
+    """Add the options that say what to train on, and what to evaluate."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
-    parser.add_argument("--num_pictures", type=int, default=500, help="scenes of the evaluation")
+    parser.add_argument("--num_pictures", type=int, default=num_pictures, help="scenes of the evaluation")
     parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
-    parser.add_argument("--output", type=Path, default=Path("outputs/picture_world"))
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--use_cpu", action="store_true")
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, print and save the table."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("configs", nargs="+", type=Path, help="YAML configurations")
+    add_options(parser, 500, "outputs/picture_world")
     arguments = parser.parse_args()
 
     rows, record = {}, {}
@@ -98,13 +103,8 @@ def main() -> None:
         if BASELINE in runs[0]:
             rows[BASELINE] = mean_and_deviation([runs[0][BASELINE]])
         rows[config.stem] = mean_and_deviation([seed_figures[MODEL] for seed_figures in runs])
-    report = {
-        "eval_split": arguments.eval_split,
-        "num_pictures": arguments.num_pictures,
-        "figures": record,
-    }
-    path = arguments.output / f"{arguments.eval_split}.json"
-    write_report(path, report)
+    report = {"eval_split": arguments.eval_split, "num_pictures": arguments.num_pictures, "figures": record}
+    write_report(arguments.output / f"{arguments.eval_split}.json", report)
     print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
 
 

@@ -9,100 +9,67 @@ layers, and is left out where torchao is not installed.
 """
 
 import copy
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from evaluated import load_evaluated
 from measuring import RESULTS, print_table, quantize_vision_tower, write_report
 from tqdm import tqdm
 
-from zegclip import DEFAULT_MODEL
-from zegclip.loading import load_model, load_processor
+from zegclip.errors import reporting_errors
 from zegclip.processing.windows import merge_masks, predict_windows
-from zegclip.training.arguments import complaints_of, parse_arguments
-from zegclip.training.data import load_data
-from zegclip.training.pictures import EvaluationPictures
+
+AUTOCAST = "float32 under autocast to bfloat16"
+COLUMNS = {
+    "precision": "{precision}",
+    "same pixels as float32": "{same_as_float32:.3%}",
+    "right pixels": "{right:.2%}",
+}
 
 
 @torch.no_grad()
 def main() -> None:
     """Segment every scene in each precision and compare with float32."""
-    model_args, data_args, training_args = parse_arguments()
-    source = model_args.model or DEFAULT_MODEL
-    device = training_args.device
-    model = load_model(source).to(device)
-    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
-    data, split = load_data(data_args, training=False)
-    pictures = EvaluationPictures(data["validation"], split, processor.image_processor)
-    names = processor(text=list(split.names), return_tensors="pt").to(device)
-    geometry = (processor.image_processor.window_size, processor.image_processor.window_stride)
-
-    lower: dict[str, Any] = {
+    evaluated = load_evaluated()
+    model, device = evaluated.model, evaluated.model.device
+    models: dict[str, Any] = {
+        "float32": model,
         "bfloat16": copy.deepcopy(model).to(torch.bfloat16),
         "float16": copy.deepcopy(model).to(torch.float16),
-        "float32 under autocast to bfloat16": model,
+        AUTOCAST: model,
     }
     if find_spec("torchao"):
-        lower["int8"] = quantize_vision_tower(model)
+        models["int8"] = quantize_vision_tower(model)
+    embeds = {}
+    for title, one in models.items():
+        with torch.autocast(device.type, torch.bfloat16, enabled=title == AUTOCAST):
+            embeds[title] = evaluated.class_embeds(one)
 
-    def segmenter(title: str, one: Any) -> Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled="autocast" in title):
-            embeds = one.get_class_embeds(**names, num_templates=len(processor.prompt_templates))
-
-        def segment(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled="autocast" in title):
-                windows = predict_windows(one, pixel_values.to(one.dtype), embeds, *geometry)
-            return merge_masks(windows, size)[0]
-
-        return segment
-
-    exact = segmenter("float32", model)
-    segmenters = {title: segmenter(title, one) for title, one in lower.items()}
-    same = dict.fromkeys(lower, 0)
-    right = dict.fromkeys(["float32", *lower], 0)
+    same, right = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
     pixels = counted = 0
-    for sample in tqdm(pictures, unit="picture"):
-        pixel_values, labels = sample["pixel_values"][None].to(device), sample["labels"].to(device)
-        size = (labels.shape[0], labels.shape[1])
-        valid = labels != split.ignore_index
-        expected = exact(pixel_values, size)
-        right["float32"] += int((expected == labels)[valid].sum())
-        for title, segment in segmenters.items():
-            found = segment(pixel_values, size)
-            same[title] += int((found == expected).sum())
-            right[title] += int((found == labels)[valid].sum())
+    for sample in tqdm(evaluated.pictures, unit="picture"):
+        labels = sample["labels"].to(device)
+        valid = labels != evaluated.split.ignore_index
+        maps = {}
+        for title, one in models.items():
+            pixel_values = sample["pixel_values"][None].to(device, one.dtype)
+            with torch.autocast(device.type, torch.bfloat16, enabled=title == AUTOCAST):
+                windows = predict_windows(one, pixel_values, embeds[title], *evaluated.windows)
+            maps[title] = merge_masks(windows, tuple(labels.shape))[0]
+            same[title] += int((maps[title] == maps["float32"]).sum())
+            right[title] += int((maps[title] == labels)[valid].sum())
         pixels += labels.numel()
         counted += int(valid.sum())
     rows = [
-        {
-            "precision": title,
-            "same_as_float32": same[title] / pixels if title in same else 1.0,
-            "right": right[title] / counted,
-        }
-        for title in right
+        {"precision": title, "same_as_float32": same[title] / pixels, "right": right[title] / counted}
+        for title in models
     ]
-    print_table(
-        [
-            {
-                "precision": row["precision"],
-                "same pixels as float32": f"{row['same_as_float32']:.3%}",
-                "right pixels": f"{row['right']:.2%}",
-            }
-            for row in rows
-        ]
-    )
-    write_report(
-        RESULTS / "precision.json",
-        {
-            "model": str(model_args.model or "embedded default model"),
-            "split": data_args.eval_split,
-            "pictures": len(pictures),
-            "rows": rows,
-        },
-    )
+    print_table(rows, COLUMNS)
+    described = {"model": evaluated.source, "split": evaluated.split_name, "pictures": len(evaluated.pictures)}
+    write_report(RESULTS / "precision.json", described | {"rows": rows})
 
 
 if __name__ == "__main__":
-    with complaints_of("precision.py"):
+    with reporting_errors("precision.py"):
         main()

@@ -7,16 +7,14 @@ Each step is a process of its own; they take turns, so files come from the opera
 `zegclip segment` segments one picture with the embedded model into three names.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
-from measuring import RESULTS, alternate, print_table, spread, times_text, write_report
+from measuring import TIMES, ArgumentParser, alternate, print_table, spread, write_report
 from PIL import Image
 
 IMPORTS = {
@@ -49,13 +47,12 @@ def at_rest(code: str) -> float:
     return held
 
 
+COLUMNS = {"step": "{step}", **TIMES, "memory at rest, MB": "{at_rest_mb:.0f}"}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULTS / "start_up.json")
-    arguments = parser.parse_args()
-
+    arguments = ArgumentParser(__doc__, "start_up.json", repeats=7).parse_args()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         Image.effect_noise((640, 480), 60).convert("RGB").save(folder / "picture.png")
@@ -63,26 +60,14 @@ def main() -> None:
         commands = {name: python(code) for name, code in IMPORTS.items()}
         commands["zegclip --help"] = [sys.executable, "-m", "zegclip", "--help"]
         commands["zegclip segment"] = [sys.executable, *segment, "--overwrite", "--output", str(folder / "masks")]
-        steps: dict[str, Callable[[], Any]] = {
-            name: lambda words=words: subprocess.run(words, check=True, capture_output=True)  # type: ignore[misc]
-            for name, words in commands.items()
+        steps = {
+            name: partial(subprocess.run, words, check=True, capture_output=True) for name, words in commands.items()
         }
         times = alternate(steps, arguments.repeats, title="start-up")
-    memory = {name: at_rest(code) for name, code in IMPORTS.items()}
-    rows = [
-        {"step": name, **spread(seconds)} | ({"at_rest_mb": memory[name]} if name in memory else {})
-        for name, seconds in times.items()
-    ]
-    print_table(
-        [
-            {
-                "step": row["step"],
-                "ms, median (lowest to highest)": times_text(row),
-                "memory at rest, MB": f"{row['at_rest_mb']:.0f}" if "at_rest_mb" in row else "",
-            }
-            for row in rows
-        ]
-    )
+    rows = [{"step": name, **spread(seconds)} for name, seconds in times.items()]
+    for row in rows[: len(IMPORTS)]:
+        row["at_rest_mb"] = at_rest(IMPORTS[row["step"]])
+    print_table(rows, COLUMNS)
     write_report(arguments.output, {"rows": rows})
 
 

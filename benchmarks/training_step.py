@@ -10,7 +10,7 @@ turns, also with the product of large matrices that their share of the machine's
 first step in a process of its own needs at its peak, above the model.
 """
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from measuring import (
     RESULTS,
+    TIMES,
+    ArgumentParser,
     added_memory,
     alternate,
     count_flops,
@@ -27,7 +29,6 @@ from measuring import (
     print_table,
     ratio,
     spread,
-    times_text,
     write_report,
 )
 from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures
@@ -65,7 +66,7 @@ def memory_of_first_step(method: str, dtype: str, names: int, batch: int, device
     return added_memory(steps["step"], device)
 
 
-def measure(arguments: argparse.Namespace, names: int, dtype: str) -> list[dict[str, Any]]:
+def measure(arguments: Namespace, names: int, dtype: str) -> list[dict[str, Any]]:
     """Return a row of figures for each method."""
     device, batch = arguments.device, arguments.batch
     memory = {method: in_own_process(memory_of_first_step, method, dtype, names, batch, device) for method in METHODS}
@@ -97,37 +98,34 @@ def measure(arguments: argparse.Namespace, names: int, dtype: str) -> list[dict[
     return rows
 
 
+COLUMNS = {
+    "precision": "{dtype}",
+    "names": "{names}",
+    "method": "{method}",
+    **TIMES,
+    "to ZegCLIP": "{relative_to_zegclip:.2f}",
+    "pictures/s": "{pictures_per_s:.2f}",
+    "GFLOP forward + backward": "{forward_gflop:.0f} + {backward_gflop:.0f}",
+    "share of the matrix rate": "{share_of_limit:.0%}",
+    "peak, MB": "{peak_mb:.0f}",
+    "trained parameters": "{trained_parameters:,}",
+    "frozen parameters": "{frozen_parameters:,}",
+    "optimiser, MB": "{optimizer_mb:.0f}",
+}
+
+
 def main() -> None:
     """Parse the command line, measure, print the table and save it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, repeats=3)
     parser.add_argument("--names", nargs="+", type=int, default=[20, 171])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON (default: benchmarks/results/training_step_DEVICE.json)")
     arguments = parser.parse_args()
 
     rows = [row for dtype in arguments.dtypes for names in arguments.names for row in measure(arguments, names, dtype)]
-    print_table(
-        [
-            {
-                "precision": row["dtype"],
-                "names": str(row["names"]),
-                "method": row["method"],
-                "ms, median (lowest to highest)": times_text(row),
-                "to ZegCLIP": f"{row['relative_to_zegclip']:.2f}",
-                "pictures/s": f"{row['pictures_per_s']:.2f}",
-                "GFLOP forward + backward": f"{row['forward_gflop']:.0f} + {row['backward_gflop']:.0f}",
-                "share of the matrix rate": f"{row['share_of_limit']:.0%}",
-                "peak, MB": f"{row['peak_mb']:.0f}",
-                "trained of all parameters, M": f"{row['trained_parameters'] / 1e6:.1f} of "
-                f"{(row['trained_parameters'] + row['frozen_parameters']) / 1e6:.1f}",
-                "optimiser, MB": f"{row['optimizer_mb']:.0f}",
-            }
-            for row in rows
-        ]
-    )
+    print_table(rows, COLUMNS)
     write_report(arguments.output or RESULTS / f"training_step_{arguments.device}.json", {"rows": rows})
 
 

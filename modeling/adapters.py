@@ -1,5 +1,6 @@
-"""Several adapters on one model: load, add, switch, disable and delete them, each with the names it was made for."""
+"""Adapters of a model: load, add, switch, disable, delete and save them, each with its part of the configuration."""
 
+import copy
 import os
 import re
 import warnings
@@ -11,38 +12,150 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
-from transformers.integrations import PeftAdapterMixin
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from .base_fingerprint import take_fingerprint
-from .prompt_config import DeepPromptConfig
+from .base_fingerprint import OtherBaseWarning, take_fingerprint
+from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
-from .prompt_tuner import follow, remember
-from .stored_adapter import is_missing_folder
+from .prompt_tuner import head_fields, share_config, switch_head_config
+from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter, is_missing_folder
 
-# Parts that a model has with adapters only.
+# Names of submodules that only a model with adapters has.
 TAKEN_NAMES = {"base_layer", "original_module", "modules_to_save", *DeepPromptLayer.adapter_layer_names}
 
 
-class AdapterMixin(PeftAdapterMixin):
+class AdapterModel(PreTrainedModel):
     """
-    Transformers' adapter methods for deep prompts, for a `PreTrainedModel` whose configuration is a `ZegClipConfig`.
+    A `PreTrainedModel` with a `ZegClipConfig` whose adapters are deep prompts and a decode head.
 
-    What differs from transformers' own: all parts of the model agree on the active adapter; what was loaded for
-    inference stays frozen; the configuration (class names, templates, loss) is that of the active adapter; and what
-    cannot be loaded leaves the model as it was.
+    Saving, loading and switching are those of transformers (`PeftAdapterMixin`) with these properties: all parts of
+    the model agree on the active adapter; an adapter that was loaded for inference stays frozen; the configuration
+    (class names, templates, loss) is that of the active adapter; an adapter that cannot be loaded leaves the model
+    unchanged. docs/adapters.md lists what PEFT and transformers do otherwise, with a test for each.
     """
 
-    # Of the model.
-    config: Any
-    training: bool
-    modules: Any
-    named_modules: Any
-    named_parameters: Any
-    get_submodule: Any
-    parameters: Any
-    train: Any
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: Any = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Load a full model, a base with its adapter, an adapter alone (its base is found by name), or a plain CLIP.
+
+        As `PreTrainedModel.from_pretrained`. An adapter brings the configuration of its decode head, so it also loads
+        onto a plain CLIP, and onto a base that has another adapter beside it.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *model_args: As the parent's.
+            config: As the parent's.
+            output_loading_info: As the parent's.
+            **kwargs: As the parent's; fields of `ZegClipConfig`, which replace the adapter's; and
+                `base_model_name_or_path`, a CLIP of the same architecture to use instead of the one that the adapter
+                names, such as a fine-tuned one.
+
+        Raises:
+            ModelError: If the adapter's base cannot be found, or a `base_model_name_or_path` is given without adapter.
+        """
+        base = kwargs.pop("base_model_name_or_path", None)
+        adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
+        path = adapter_kwargs.get("_adapter_model_path", pretrained_model_name_or_path)  # of Auto classes
+        adapter = StoredAdapter.find(path, base=base, **kwargs) if path is not None else None
+        if adapter is None:
+            if base is not None:
+                raise ModelError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} has none.")
+            kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        for name in ("revision", "subfolder"):
+            # They are the adapter's; a base elsewhere has revisions and folders of its own.
+            if adapter.base != adapter.path and name in kwargs:
+                adapter_kwargs.setdefault(name, kwargs.pop(name))
+        download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
+        base_config = cls.config_class.from_pretrained(adapter.base, **download)
+        own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
+        overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
+        config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
+        plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
+        other_head = not plain_clip and any(
+            getattr(config, name) != getattr(base_config, name) for name in head_fields(config.decode_head_type)
+        )
+        if other_head:
+            # The adapter's decode head replaces the base's.
+            kwargs.setdefault("ignore_mismatched_sizes", True)
+        adapter_kwargs["_adapter_model_path"] = adapter.path
+        kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
+        with quiet(plain_clip or other_head), warnings.catch_warnings():
+            # The load report would list the base's decode head as missing.
+            if base is not None:  # Another base than the adapter's own is intended.
+                warnings.simplefilter("ignore", OtherBaseWarning)
+            loaded = super().from_pretrained(adapter.base, *model_args, **kwargs)
+        model = loaded[0] if output_loading_info else loaded
+        model.config.apply_head(config.describe_head())  # with the fields that were given here
+        ((name, peft_config),) = model.peft_config.items()
+        share_config(model, name, peft_config)
+        if adapter.base != adapter.path:
+            # Saved elsewhere, the adapter must still find its base.
+            peft_config.base_model_name_or_path = adapter.base
+            peft_config.clip_model_name_or_path = None
+        if base is not None:
+            peft_config.base_fingerprint = take_fingerprint(model)
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        As `PreTrainedModel.save_pretrained`; with adapters, the active one alone and the configuration.
+
+        An adapter whose base is not stored elsewhere (both came from one folder, or were converted) is saved with it.
+
+        Raises:
+            ValueError: With `push_to_hub=True`, which would leave out processor, code and card.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained saves the model alone: use push_to_hub(repo_id), which sends all of it.")
+        active = self._active_name()
+        if active is not None and not self.peft_config[active].base_model_name_or_path:
+            self.save_with_base(save_directory, **kwargs)
+            return
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
+            self.config.save_pretrained(save_directory)
+
+    def save_with_base(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        Save base and active adapter in one folder, which loads without another model.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As those of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ModelError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
+        """
+        active = self._active_name() if self._hf_peft_config_loaded else None
+        if active is None:
+            raise ModelError("There is no adapter to save beside the base: load one with from_pretrained first.")
+        if not kwargs.get("is_main_process", True):
+            return
+        base = type(self)(self.config)
+        base.load_state_dict(
+            {
+                name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+                for name, tensor in self.state_dict().items()
+                if ".deep_prompt_" not in name and ".modules_to_save." not in name
+            }
+        )
+        base.to(self.dtype).save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory)
+        described = copy.copy(self.peft_config[active])
+        described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
+        described.save_pretrained(save_directory)
 
     def load_adapter(
         self,
@@ -52,85 +165,77 @@ class AdapterMixin(PeftAdapterMixin):
         **kwargs: Any,
     ) -> Any:
         """
-        Load an adapter beside those that are there, and activate it.
+        Load a further adapter and activate it.
 
         As `PreTrainedModel.load_adapter`: frozen unless `is_trainable=True`.
 
         Args:
             peft_model_id: Folder or Hub id.
-            adapter_name: What to call it; `"default"` if left out.
+            adapter_name: Its name here; `"default"` if left out.
             *args: As the parent's.
             **kwargs: As the parent's.
 
         Raises:
-            ValueError: One sentence, if there is no adapter, or it does not fit this model: another kind of decode
-                head, a CLIP of other sizes. The model is then as it was before.
+            ModelError: If there is no adapter, or it does not fit this model: another type of decode head, a CLIP of
+                other sizes. The model is then unchanged.
         """
         name = adapter_name or "default"
         self._check_name(name)
         if peft_model_id is not None and is_missing_folder(peft_model_id):
-            raise ValueError(f"{peft_model_id}: there is no such adapter folder.")
+            raise ModelError(f"{peft_model_id}: there is no such adapter folder.")
         path = None if peft_model_id is None else str(peft_model_id)
-        # Sizes are compared below, where all that does not fit becomes one sentence.
+        # Sizes are compared in `_check_loaded`, where all that does not fit becomes one sentence.
         kwargs["ignore_mismatched_sizes"] = True
+        conversions = self.__dict__.get("_weight_conversions")
         with self._all_or_nothing(name):
-            verbosity = logging.get_verbosity()
-            of_base = self.__dict__.get("_weight_conversions")
             try:
                 # The report would list the tensors of all other adapters as missing.
-                logging.set_verbosity_error()
-                info = super().load_adapter(path, adapter_name, *args, **kwargs)
+                with quiet():
+                    info = super().load_adapter(path, adapter_name, *args, **kwargs)
             except SafetensorError as error:
-                raise ValueError(f"{path}: the weights of this adapter cannot be read: {error}") from error
-            finally:
-                logging.set_verbosity(verbosity)
-                # Left by loading, for `save_pretrained`, which would rename the base's tensors like an adapter's.
-                self._weight_conversions = of_base
+                raise ModelError(f"{path}: the weights of this adapter cannot be read: {error}") from error
+            # Those of the adapter, which `save_pretrained` would apply to the base's tensors.
+            self._weight_conversions = conversions
             own = re.compile(rf"\.(deep_prompt_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
             info.missing_keys = {key for key in info.missing_keys if own.search(key)}
             _check_loaded(path or name, info)
+            _check_prompts_in_memory(self)
             stored = self.peft_config[name]
             stored.origin = path  # not a field, so it is not saved
             beside = os.path.abspath(os.path.join(path or "", stored.base_model_name_or_path or ""))
             if stored.base_model_name_or_path and os.path.isdir(beside):
-                stored.base_model_name_or_path = beside  # which was named by its way from the adapter
-            _check_prompts_in_memory(self)
+                stored.base_model_name_or_path = beside  # stored relative to the adapter's folder
         return info
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """As the parent's: add a fresh adapter to train, and activate it. What fails leaves the model as it was."""
-        self._check_name(adapter_name or "default")
-        with self._all_or_nothing(adapter_name or "default"):
-            super().add_adapter(adapter_config, adapter_name)
+        """As the parent's: add a new adapter to train and activate it; a failure leaves the model unchanged."""
+        name = adapter_name or "default"
+        self._check_name(name)
+        with self._all_or_nothing(name):
+            super().add_adapter(adapter_config, name)
             adapter_config.base_fingerprint = take_fingerprint(self)
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """
         Switch to an adapter: its prompts, its decode head and its part of the configuration.
 
-        It is trainable if it was added, or loaded with `is_trainable=True`. Where adapters are disabled, they stay so.
+        It is trainable if it was added, or loaded with `is_trainable=True`. Disabled adapters stay disabled.
 
         Raises:
-            ValueError: If there is none of this name, or several are named; nothing is switched then.
+            ModelError: If there is no adapter of this name, or several are named; nothing is switched then.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if not self._hf_peft_config_loaded:
-            raise ValueError("No adapter loaded. Please load an adapter first.")
+            raise ModelError("No adapter loaded. Please load an adapter first.")
         if len(names) != 1:
-            raise ValueError(f"Deep prompts cannot be mixed: activate one adapter, not {names}.")
+            raise ModelError(f"Deep prompts cannot be mixed: activate one adapter, not {names}.")
         if names[0] not in self.peft_config:
-            raise ValueError(f"There is no adapter {names[0]!r}; loaded are {', '.join(map(repr, self.peft_config))}.")
-        active = self._active_name()
-        if active != names[0]:
-            if active is not None:
-                remember(self.config, self.peft_config[active])
-            follow(self.config, self.peft_config[names[0]])
+            raise ModelError(f"There is no adapter {names[0]!r}; loaded are {', '.join(map(repr, self.peft_config))}.")
         self._activate(names[0])
 
     def enable_adapters(self) -> None:
-        """As the parent's, and switches the decode head back to the adapter's, which the parent forgets."""
-        if not self._hf_peft_config_loaded:
-            raise ValueError("No adapter loaded. Please load an adapter first.")
+        """As the parent's, which forgets the decode head."""
+        super().enable_adapters()
         for module in self._adapted():
             module.enable_adapters(True)
         active = self._active_name()
@@ -139,46 +244,39 @@ class AdapterMixin(PeftAdapterMixin):
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
         """
-        As the parent's: take adapters out of memory.
+        As the parent's: remove adapters from memory.
 
-        If the active one goes, the first of the others by name becomes active, with a warning. Without any, the model
-        is the plain base again.
+        If the active one is removed, the first of the others by name becomes active, with a warning. Without adapters
+        the model is the plain base again.
         """
-        active = self._active_name()
-        disabled = self._is_disabled()
+        active, disabled = self._active_name(), self._is_disabled()
         with warnings.catch_warnings():
             # Each layer would choose its successor among the adapters that it knows.
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
             self._unwrap()
-        elif active is not None and active in self.peft_config:
-            self._activate(active)
-        else:
-            successor = min(self.peft_config)
-            follow(self.config, self.peft_config[successor])
-            self._activate(successor)
+            return
+        successor = active if active is not None and active in self.peft_config else min(self.peft_config)
+        self._activate(successor)
+        if successor != active:
             warnings.warn(f"Adapter {active!r} was active and is deleted; {successor!r} is active now.", stacklevel=2)
-        if disabled and self._hf_peft_config_loaded:
+        if disabled:
             self.disable_adapters()
 
     def _active_name(self) -> str | None:
-        for module in self.modules():
-            if isinstance(module, BaseTunerLayer):
-                return module.active_adapters[0] if module.active_adapters else None
-        return None
+        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        return layers[0].active_adapters[0] if layers and layers[0].active_adapters else None
 
     def _is_disabled(self) -> bool:
         return any(module.disable_adapters for module in self.modules() if isinstance(module, BaseTunerLayer))
 
-    def _remember_active(self) -> None:
-        """Keep what the configuration says now with the active adapter."""
-        active = self._active_name()
-        if active is not None:
-            remember(self.config, self.peft_config[active])
+    def _adapted(self) -> list[Any]:
+        """Return the modules that contain adapters."""
+        return [module for module in self.modules() if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))]
 
     def _activate(self, name: str) -> None:
-        """Let all parts of the model use one adapter, which is frozen if it is there for inference."""
+        """Let all parts of the model use one adapter, frozen if it was loaded for inference."""
         inference_mode = self.peft_config[name].inference_mode
         for module in self._adapted():
             if isinstance(module, BaseTunerLayer):
@@ -187,66 +285,44 @@ class AdapterMixin(PeftAdapterMixin):
             # Not every adapter has a decode head of its own.
             module.set_adapter([name] if name in module.modules_to_save else [], inference_mode=inference_mode)
             for other, head in module.modules_to_save.items():
-                if other != name:  # PEFT leaves those trainable that were so when an adapter came
+                if other != name:  # PEFT leaves those trainable that were so when an adapter was added
                     head.requires_grad_(False)
-
-    def _adapted(self) -> list[Any]:
-        """Return the modules that hold adapters."""
-        return [module for module in self.modules() if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))]
+        switch_head_config(self, self.peft_config, name)
 
     def _check_name(self, name: str) -> None:
-        """Refuse names that PEFT, which finds adapters by their names in those of the tensors, would mistake."""
+        """Refuse names that are parts of tensor names, by which PEFT and transformers tell adapters apart."""
         if self._hf_peft_config_loaded and name in self.peft_config:
-            raise ValueError(f"There is an adapter {name!r} already: give this one another name, or delete that one.")
+            raise ModelError(f"There is an adapter {name!r} already: choose another name, or delete that one.")
         parts = {part for key, _ in self.named_parameters() for part in key.split(".")} | TAKEN_NAMES
         if "." in name or name in parts:
-            raise ValueError(f"An adapter cannot be called {name!r}: parts of the model are. Choose another name.")
+            raise ModelError(f"An adapter cannot be called {name!r}: parts of the model are. Choose another name.")
 
     @contextmanager
     def _all_or_nothing(self, name: str) -> Iterator[None]:
-        """Add an adapter inside: to all parts of the model if it works, and to none if it fails."""
-        adapters = set(self.peft_config) if self._hf_peft_config_loaded else set()
-        active, disabled, training = self._active_name(), self._is_disabled(), self.training
+        """Add an adapter inside: to all parts of the model if it succeeds, to none if it fails."""
+        disabled = self._is_disabled()
         trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
-        self._remember_active()
-        before = DeepPromptConfig()
-        remember(self.config, before)
+        objects = [*self.modules(), self.config, *getattr(self, "peft_config", {}).values()]
+        before = [(item, dict(vars(item)), _copies_of_dicts(item)) for item in objects]
         try:
             yield
         except Exception:
-            if name not in adapters:
-                self._take_out(name)
-            if active is not None:
-                self._activate(active)
+            for item, attributes, tables in before:
+                vars(item).clear()
+                vars(item).update(attributes)
+                for table, content in tables:  # in place: handles of hooks refer to the table itself
+                    table.clear()
+                    table.update(content)
             for parameter in self.parameters():
                 parameter.requires_grad_(parameter in trained)
-            follow(self.config, before)
-            self.train(training)
             raise
         self._activate(name)
-        self.train(self.training)  # what is new would be in training mode
-        if disabled:  # what is new is not
+        self.train(self.training)  # new modules are in training mode,
+        if disabled:  # and enabled
             self.disable_adapters()
 
-    def _take_out(self, name: str) -> None:
-        """Remove what has been added of an adapter, however little or much that is."""
-        others = [other for other in getattr(self, "peft_config", {}) if other != name]
-        if not others:
-            self.__dict__.pop("peft_config", None)
-            self._hf_peft_config_loaded = False
-            self._unwrap()
-            return
-        self.peft_config.pop(name, None)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-            for module in self.modules():
-                if isinstance(module, BaseTunerLayer):
-                    module.delete_adapter(name)
-                elif isinstance(module, ModulesToSaveWrapper):
-                    module.delete_adapter(name, new_active_adapters=None)
-
     def _unwrap(self) -> None:
-        """Put the base's own modules back into the places of those that hold adapters."""
+        """Put the base's own modules back in the places of those that contain adapters."""
         for path, module in list(self.named_modules()):
             parent, _, child = path.rpartition(".")
             if isinstance(module, PromptLayer):
@@ -255,19 +331,35 @@ class AdapterMixin(PeftAdapterMixin):
                 setattr(self.get_submodule(parent), child, module.original_module)
 
 
+def _copies_of_dicts(item: Any) -> list[tuple[dict, dict]]:
+    return [(value, dict(value)) for value in vars(item).values() if isinstance(value, dict)]
+
+
+@contextmanager
+def quiet(condition: bool = True) -> Iterator[None]:
+    """Keep transformers from logging, and so from its load report."""
+    verbosity = logging.get_verbosity()
+    if condition:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _check_loaded(place: str, info: LoadStateDictInfo) -> None:
-    """Refuse an adapter of which something is missing, left over, or of another size."""
-    for key, stored, expected in sorted(info.mismatched_keys):
-        raise ValueError(
-            f"{place}: this adapter does not fit: {key} is {tuple(stored)} there, {tuple(expected)} in this model."
-        )
-    for key in sorted(info.missing_keys):
-        raise ValueError(f"{place}: this adapter does not fit: it has no weights for {key}.")
-    for key in sorted(info.unexpected_keys):
-        raise ValueError(f"{place}: this adapter does not fit: the model has no {key}.")
+    """Refuse an adapter with missing or unexpected tensors, or tensors of another size."""
+    problems = [
+        f"{key} is {tuple(stored)} there, {tuple(expected)} in this model"
+        for key, stored, expected in sorted(info.mismatched_keys)
+    ]
+    problems += [f"it has no weights for {key}" for key in sorted(info.missing_keys)]
+    problems += [f"the model has no {key}" for key in sorted(info.unexpected_keys)]
+    if problems:
+        raise ModelError(f"{place}: this adapter does not fit: {problems[0]}.")
 
 
-def _check_prompts_in_memory(model: AdapterMixin) -> None:
+def _check_prompts_in_memory(model: PreTrainedModel) -> None:
     """Refuse a `device_map` that offloads a whole encoder: its prompts would silently not be those of the file."""
     places = getattr(model, "hf_device_map", {})
     offloaded = {"disk"} if set(places.values()) <= {"cpu", "disk"} else {"cpu", "disk"}
@@ -276,10 +368,10 @@ def _check_prompts_in_memory(model: AdapterMixin) -> None:
             continue
         for mapped, place in places.items():
             if place in offloaded and f"{name}.".startswith(f"{mapped}." if mapped else ""):
-                raise ValueError(
+                raise ModelError(
                     f"device_map offloads {mapped or 'the model'} with the prompts of an adapter, which cannot be "
                     f"loaded there: map the layers of {name} one by one, or keep it in memory."
                 )
 
 
-__all__ = ["AdapterMixin"]
+__all__ = ["AdapterModel", "quiet"]

@@ -1,4 +1,4 @@
-"""Noticing that an adapter lies on another CLIP than the one it was made for."""
+"""Detecting that an adapter is used with another CLIP than the one that it was trained on."""
 
 import base64
 from typing import Any
@@ -7,27 +7,27 @@ import numpy as np
 from torch import nn
 
 PLACES = (0, 9973)
-"""Of the weights of a tensor, counted on from its start where it is shorter; rows that are added change none."""
+"""Indices into a flattened tensor, modulo its size; rows that are added to a long enough one change neither."""
 # The same weights in float16 and in bfloat16 differ by less.
 RELATIVE_TOLERANCE = 2**-8
 ABSOLUTE_TOLERANCE = 2**-24
 
 
 class OtherBaseWarning(UserWarning):
-    """An adapter is put on a CLIP whose weights are not those that it was made for."""
+    """An adapter is used with a CLIP whose weights are not those that it was trained on."""
 
 
 def take_fingerprint(model: nn.Module) -> str | None:
     """
-    Return two weights of each tensor of a model's CLIP, adapters and decode head left out.
+    Return two weights of each tensor of a model's CLIP, without adapters and decode head.
 
-    Rounding to half precision leaves a weight recognisable, where any hash of it changes.
+    Weights rounded to half precision are still recognised; any hash of them would change.
 
     Args:
         model: A model around a CLIP, with or without adapters.
 
     Returns:
-        float32 values, base64; `None` where weights are not in memory, or quantised.
+        Base64 of float32 values; `None` if weights are not in memory, or quantised.
     """
     values = {}
     for name, parameter in model.named_parameters():
@@ -44,7 +44,7 @@ def take_fingerprint(model: nn.Module) -> str | None:
 
 
 def is_fingerprint(text: Any) -> bool:
-    """Tell whether this can be what [`take_fingerprint`] has returned."""
+    """Return whether this has the format that [`take_fingerprint`] returns."""
     try:
         return len(base64.b64decode(text, validate=True)) % 4 == 0
     except (TypeError, ValueError):
@@ -52,7 +52,7 @@ def is_fingerprint(text: Any) -> bool:
 
 
 def are_same(fingerprint: str | None, other: str | None) -> bool:
-    """Tell whether two fingerprints are of the same weights, in whatever precision; also true if one is missing."""
+    """Return whether two fingerprints are of the same weights, in any precision; also true if one is missing."""
     if fingerprint is None or other is None:
         return True
     values, others = (np.frombuffer(base64.b64decode(text), "<f4") for text in (fingerprint, other))
@@ -60,11 +60,11 @@ def are_same(fingerprint: str | None, other: str | None) -> bool:
 
 
 def warning_of_other_base(adapter: Any, of_adapter: str | None, here: str | None) -> str:
-    """Say it in one sentence that names both: the adapter's base and the one that it lies on."""
+    """Return the text of an [`OtherBaseWarning`], which names the adapter's base and the one in use."""
     return (
-        f"The adapter {adapter or 'that is loaded'} was made for the base model {of_adapter or '(unnamed)'}, but the "
-        f"weights of the base model here, {here or '(unnamed)'}, are others, so its masks may be wrong. Load the "
-        "adapter by itself, which finds its base, or name this one as base_model_name_or_path if it is meant."
+        f"The adapter {adapter or 'that is loaded'} was trained on the base {of_adapter or '(unnamed)'}, but the "
+        f"weights of the base model here, {here or '(unnamed)'}, are different, so its masks may be wrong. Load the "
+        "adapter alone, which finds its base, or pass this one as base_model_name_or_path if that is intended."
     )
 
 

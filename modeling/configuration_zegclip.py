@@ -1,5 +1,6 @@
 """Configuration of ZegCLIP-family models."""
 
+import copy
 import difflib
 import math
 from dataclasses import fields
@@ -8,8 +9,14 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils.type_validators import interval, probability
 
+from .heads import DECODE_HEADS
+from .model_error import ModelError
 from .stored_adapter import StoredAdapter
+
+at_least_1, at_least_0 = interval(min=1), interval(min=0)
+finite_weight = interval(min=0, max=math.inf, exclude_max=True)
 
 
 @strict
@@ -27,7 +34,7 @@ class ZegClipConfig(PreTrainedConfig):
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
             `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
-            `"consensus"`: the same descriptor, and layers in which patches look at windows like their own and at the
+            `"consensus"`: the same descriptor, and layers in which patches attend to similar windows and to the
             classes (LDVC);
             `"similarity"`: no parameters, the cosine of patch and class embedding (the training-free baseline).
         descriptor (`list[str]`, defaults to `["product", "text"]`):
@@ -42,9 +49,9 @@ class ZegClipConfig(PreTrainedConfig):
             Side, in patches, of the windows of the spectral head, whose means are its low frequencies, and of the
             consensus head; LDVC's are 4.
         decoder_low_frequency_heads (`int`, defaults to 7):
-            How many of the spectral head's attention heads look at low frequencies; the others look within windows.
+            How many of the spectral head's attention heads attend to low frequencies; the others work within windows.
         decoder_top_k (`int`, defaults to 16):
-            At how many windows each window of the consensus head looks; 0 leaves its self-attention out.
+            How many windows each window of the consensus head attends to; 0 leaves its self-attention out.
         out_indices (`list[int]`, defaults to `[7, 11]`):
             Layers of the vision tower, counted from 0, whose hidden states enter the consensus head: one for each of
             its layers, in their order.
@@ -77,27 +84,27 @@ class ZegClipConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
-    decode_head_type: Literal["zegclip", "spectral", "consensus", "similarity"] = "zegclip"
+    decode_head_type: Literal[tuple(DECODE_HEADS)] = "zegclip"  # type: ignore[valid-type]
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
-    num_decoder_layers: int = 3
-    decoder_attention_heads: int = 8
-    decoder_ffn_dim: int = 2048
-    decoder_dropout: float | int = 0.1
-    decoder_window_size: int = 3
+    num_decoder_layers: int = at_least_1(default=3)
+    decoder_attention_heads: int = at_least_1(default=8)
+    decoder_ffn_dim: int = at_least_1(default=2048)
+    decoder_dropout: float | int = interval(min=0, max=1, exclude_max=True)(default=0.1)
+    decoder_window_size: int = at_least_1(default=3)
     decoder_low_frequency_heads: int = 7
-    decoder_top_k: int = 16
+    decoder_top_k: int = at_least_0(default=16)
     out_indices: list[int] | tuple[int, ...] = (7, 11)
     decode_head_init: Literal["default", "identity"] = "default"
     prompt_templates: list[str] | tuple[str, ...] = ("a photo of a {}",)
     seen_class_names: list[str] | None = None
     vocabulary: list[str] | None = None
-    focal_weight: float | int = 100.0
-    focal_alpha: float | int = 0.25
-    focal_gamma: float | int = 2.0
-    dice_weight: float | int = 1.0
-    ssim_weight: float | int = 0.0
+    focal_weight: float | int = finite_weight(default=100.0)
+    focal_alpha: float | int = probability(default=0.25)
+    focal_gamma: float | int = finite_weight(default=2.0)
+    dice_weight: float | int = finite_weight(default=1.0)
+    ssim_weight: float | int = finite_weight(default=0.0)
     ssim_of_probabilities: bool = False
-    cross_entropy_weight: float | int = 0.0
+    cross_entropy_weight: float | int = finite_weight(default=0.0)
     semantic_loss_ignore_index: int = 255
     ignored_pixels_as_negatives: bool = True
 
@@ -115,16 +122,16 @@ class ZegClipConfig(PreTrainedConfig):
             # transformers stores what it does not know; a misspelt field would silently do nothing.
             close = difflib.get_close_matches(name, [item.name for item in fields(ZegClipConfig)], n=1, cutoff=0.7)
             if close:
-                raise ValueError(f"ZegClipConfig has no field {name!r}. Did you mean {close[0]!r}?")
+                raise ModelError(f"ZegClipConfig has no field {name!r}. Did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's; wraps the configuration of a plain CLIP, and puts an adapter's on that of its base."""
+        """As the parent's; wraps a plain CLIP's configuration, and that of an adapter alone updates its base's."""
         given = dict(kwargs)
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
-        if adapter is not None and adapter.base != str(args[0]):
+        if adapter is not None and adapter.base != adapter.path:
             config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
             config_dict |= adapter.model_config
         kind = config_dict.get("model_type")
@@ -139,66 +146,30 @@ class ZegClipConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     def describe_head(self) -> dict[str, Any]:
-        """Return all fields of this class but the CLIP's, and the class names: what an adapter brings along."""
+        """Return an adapter's part of the configuration: fields of this class but `clip_config`, and `id2label`."""
         names = [name for name in ZegClipConfig.__annotations__ if name != "clip_config"]
         return {name: getattr(self, name) for name in names} | {"id2label": self.id2label}
 
+    def apply_head(self, described: dict[str, Any]) -> None:
+        """Set what [`describe_head`] has returned, also read from JSON; fields that are left out stay as they are."""
+        described = copy.deepcopy(described)
+        if "id2label" in described:
+            described["id2label"] = {int(index): name for index, name in described["id2label"].items()}
+            described["label2id"] = {name: index for index, name in described["id2label"].items()}
+        for name, value in described.items():
+            setattr(self, name, value)
+
     def validate_architecture(self) -> None:
-        """Check that the fields agree with each other; raises `ValueError` with one sentence."""
-        width = self.clip_config.projection_dim
-        if width % self.decoder_attention_heads:
-            raise ValueError(
-                f"decoder_attention_heads={self.decoder_attention_heads} does not divide the CLIP's "
-                f"projection_dim={width}."
-            )
-        if self.num_decoder_layers < 1:
-            raise ValueError(f"num_decoder_layers must be at least 1, not {self.num_decoder_layers}.")
-        terms = list(self.descriptor)
-        if not terms or len(set(terms)) != len(terms) or not set(terms) <= {"product", "text", "difference"}:
-            raise ValueError(f'descriptor must list "product", "text", "difference" or some of them, not {terms}.')
+        """Check that the fields agree with each other; `ModelError` with one sentence."""
         if not self.prompt_templates:
-            raise ValueError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
+            raise ModelError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
         for template in self.prompt_templates:
             if template.count("{}") != 1:
-                raise ValueError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
-        if self.decode_head_init == "identity" and self.decode_head_type in ("spectral", "consensus"):
-            raise ValueError(
-                f'decode_head_type="{self.decode_head_type}" has no decode_head_init="identity": set it to "default".'
-            )
-        if self.decode_head_init == "identity" and "text" not in terms:
-            raise ValueError('decode_head_init="identity" starts from the class embeddings: descriptor needs "text".')
-        if self.decoder_ffn_dim < 1:
-            raise ValueError(f"decoder_ffn_dim must be at least 1, not {self.decoder_ffn_dim}.")
-        if not 0 <= self.decoder_dropout < 1:
-            raise ValueError(f"decoder_dropout must be in [0, 1), not {self.decoder_dropout}.")
-        if self.decoder_window_size < 1:
-            raise ValueError(f"decoder_window_size must be at least 1, not {self.decoder_window_size}.")
-        heads, low_heads = self.decoder_attention_heads, self.decoder_low_frequency_heads
-        if self.decode_head_type == "spectral" and not 0 < low_heads < heads:
-            raise ValueError(
-                f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
-                f"decoder_attention_heads={heads}."
-            )
-        if self.decoder_top_k < 0:
-            raise ValueError(f"decoder_top_k must not be negative, not {self.decoder_top_k}.")
-        if self.decode_head_type == "consensus":
-            depth = self.clip_config.vision_config.num_hidden_layers
-            if len(self.out_indices) != self.num_decoder_layers:
-                raise ValueError(
-                    f"out_indices={self.out_indices} must name one layer of the vision tower for each of the "
-                    f"num_decoder_layers={self.num_decoder_layers}."
-                )
-            for index in self.out_indices:
-                if not 0 <= index < depth:
-                    raise ValueError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
-        if not 0 <= self.focal_alpha <= 1:
-            raise ValueError(f"focal_alpha must be in [0, 1], not {self.focal_alpha}.")
+                raise ModelError(f"prompt_templates: {template!r} must contain '{{}}' exactly once.")
         weights = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
-        for name in (*weights, "focal_gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative or infinite, not {getattr(self, name)}.")
         if not any(getattr(self, name) for name in weights):
-            raise ValueError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight.")
+            raise ModelError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight.")
+        DECODE_HEADS[self.decode_head_type].validate(self)
 
 
 __all__ = ["ZegClipConfig"]

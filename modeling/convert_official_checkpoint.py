@@ -3,6 +3,9 @@
 import math
 import os
 import re
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 from .configuration_zegclip import ZegClipConfig
 from .finite_weights import find_not_finite
+from .model_error import ModelError, sentence_of_config_error
 from .modeling_zegclip import ZegClipForSemanticSegmentation
 from .prompt_config import DeepPromptConfig
 
@@ -20,56 +24,106 @@ Method = Literal["zegclip", "spt-seg"]
 
 PAPERS = {"zegclip": "ZegCLIP", "spt-seg": "SPT-SEG"}
 SPECTRAL_FILTER = "backbone.complex_weight"  # SPT-SEG's code is a copy of ZegCLIP's: this key tells them apart
+FIRST_PROMPTS, DEEP_PROMPTS = "backbone.prompt_embeddings", "backbone.deep_prompt_embeddings"
+NUM_AXES = {"backbone.conv1.weight": 4, SPECTRAL_FILTER: 4, FIRST_PROMPTS: 3, DEEP_PROMPTS: 3}  # of all others: 2
 
-# Present in every official checkpoint, but never run or never read: query self-attention and its norm, an unused
-# buffer of the loss, what SPT-SEG replaced and left in place, and a projection in its high-frequency path.
-_DEAD_DECODER_KEYS = r"decode_head\.(loss_decode\..*|decoder_1\.layers\.\d+\.(self_attn\..*|norm1\..*))"
-DEAD_KEYS = {
-    "zegclip": re.compile(_DEAD_DECODER_KEYS),
-    "spt-seg": re.compile(
-        rf"{_DEAD_DECODER_KEYS}|backbone\.proj_fre\..*"
-        r"|decode_head\.decoder_1\.layers\.\d+\.(multihead_attn\..*|hlfs\.h_proj\..*)"
-    ),
+
+# What official parameters are called here: `*` is weight and bias, `[qkv]` three tensors that are one there. What two
+# official names have in common consists of both.
+CLIP_NAMES = {
+    "backbone.class_embedding": "vision_model.embeddings.class_embedding",
+    "backbone.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "backbone.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "backbone.ln_pre.*": "vision_model.pre_layrnorm.*",
+    "backbone.ln_post.*": "vision_model.post_layernorm.*",
+    "backbone.proj": "visual_projection.weight",
+    "text_encoder.token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text_encoder.positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "text_encoder.ln_final.*": "text_model.final_layer_norm.*",
+    "text_encoder.text_projection": "text_projection.weight",
 }
-
-
-def _with_kinds(names: dict[str, str]) -> dict[str, str]:
-    return {f"{old}.{kind}": f"{new}.{kind}" for old, new in names.items() for kind in ("weight", "bias")}
-
-
-RESBLOCK_NAMES = _with_kinds(
-    {
-        "attn.out_proj": "self_attn.out_proj",
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-)
-_QUERY_UPDATE_NAMES = {"linear1": "fc1", "linear2": "fc2", "norm2": "norm1", "norm3": "norm2"}
-# What the parameters of an official decoder layer are called here.
+BLOCK_NAMES = {
+    "attn.in_proj_*": "self_attn.[qkv]_proj.*",
+    "attn.out_proj.*": "self_attn.out_proj.*",
+    "ln_1.*": "layer_norm1.*",
+    "ln_2.*": "layer_norm2.*",
+    "mlp.c_fc.*": "mlp.fc1.*",
+    "mlp.c_proj.*": "mlp.fc2.*",
+}
+PROMPT_NAMES = {
+    "prompt_embeddings": "deep_prompt_tokens.default",
+    "deep_prompt_embeddings": "deep_prompt_tokens.default",
+    "prompt_proj.*": "deep_prompt_proj.default.*",
+    "prompt_norm.*": "deep_prompt_norm.default.*",
+    "complex_weight": "deep_prompt_filter.default",
+}
+_UPDATE_NAMES = {"linear1.*": "fc1.*", "linear2.*": "fc2.*", "norm2.*": "norm1.*", "norm3.*": "norm2.*"}
 DECODER_NAMES = {
-    "zegclip": _with_kinds(
-        {
-            "multihead_attn.q": "q_proj",
-            "multihead_attn.k": "k_proj",
-            "multihead_attn.v": "v_proj",
-            "multihead_attn.proj": "out_proj",
-            **_QUERY_UPDATE_NAMES,
-        }
-    ),
+    "zegclip": {
+        "multihead_attn.q.*": "q_proj.*",
+        "multihead_attn.k.*": "k_proj.*",
+        "multihead_attn.v.*": "v_proj.*",
+        "multihead_attn.proj.*": "out_proj.*",
+        **_UPDATE_NAMES,
+    },
     "spt-seg": {
         "hlfs.prompt": "mixing.gate",
         "hlfs.top_down_transform": "mixing.transform.weight",
         "hlfs.h_qkv.weight": "mixing.high_qkv.weight",
         "hlfs.l_q.weight": "mixing.low_q.weight",
         "hlfs.l_kv.weight": "mixing.low_kv.weight",
-        **_with_kinds({"hlfs.l_proj": "mixing.low_proj", "hlfs.proj": "out_proj", **_QUERY_UPDATE_NAMES}),
+        "hlfs.l_proj.*": "mixing.low_proj.*",
+        "hlfs.proj.*": "out_proj.*",
+        **_UPDATE_NAMES,
     },
 }
-TRANSPOSED = {"hlfs.top_down_transform"}  # what the official code multiplies from the right
+# What the official code multiplies from the right.
+TRANSPOSED = ("backbone.proj", "text_encoder.text_projection", "hlfs.top_down_transform")
 # All that the last layer needs for its scores; nothing reads what the official one does with its queries then.
-_SCORE_NAMES = {"zegclip": ("q_proj.", "k_proj."), "spt-seg": ("mixing.",)}
+SCORE_NAMES = ("q_proj.", "k_proj.", "mixing.")
+# Present in official checkpoints, but never run or never read: query self-attention and its norm, an unused buffer of
+# the loss, what SPT-SEG replaced and left in place, and a projection in its high-frequency path.
+DEAD_KEYS = re.compile(
+    r"decode_head\.loss_decode\..*|backbone\.proj_fre\..*"
+    r"|decode_head\.decoder_1\.layers\.\d+\.(self_attn|norm1|multihead_attn|hlfs\.h_proj)\..*"
+)
+
+
+def name_table(method: Method, config: ZegClipConfig, prompts: DeepPromptConfig) -> dict[str, list[str]]:
+    """Map official names to the names of what they hold, one below the other: none for what is never applied."""
+    table: dict[str, list[str]] = {}
+
+    def add(names: dict[str, str], theirs: str, ours: str, applied: tuple[str, ...] = ("",)) -> None:
+        for their_name, our_name in names.items():
+            for kind in ("weight", "bias") if "*" in their_name else ("",):
+                parts = [our_name.replace("[qkv]", part) for part in "qkv"] if "[qkv]" in our_name else [our_name]
+                table[(theirs + their_name).replace("*", kind)] = [
+                    (ours + part).replace("*", kind) for part in parts if part.startswith(applied)
+                ]
+
+    vision, text = "clip.vision_model.encoder.", "clip.text_model.encoder."
+    add(CLIP_NAMES, "", "clip.")
+    for index in range(config.clip_config.vision_config.num_hidden_layers):
+        add(BLOCK_NAMES, f"backbone.transformer.resblocks.{index}.", f"{vision}base_layer.layers.{index}.")
+    for index in range(config.clip_config.text_config.num_hidden_layers):
+        add(BLOCK_NAMES, f"text_encoder.transformer.resblocks.{index}.", f"{text}layers.{index}.")
+
+    deep = prompts.num_deep_layers or 0
+    applied = ["deep_prompt_tokens", "deep_prompt_proj"]
+    applied += ["deep_prompt_norm"] * (deep != 0) + ["deep_prompt_filter"] * prompts.spectral_prompt
+    add(PROMPT_NAMES, "backbone.", vision, tuple(applied))
+    if deep < 0:
+        del table[FIRST_PROMPTS]
+    elif deep == 0:
+        del table[DEEP_PROMPTS]
+
+    head, layers = "decode_head.modules_to_save.default.", "decode_head.decoder_1.layers"
+    last = config.num_decoder_layers - 1
+    add({"q_proj.*": "query_proj.*"}, "decode_head.", head)
+    for index in range(last):
+        add(DECODER_NAMES[method], f"{layers}.{index}.", f"{head}layers.{index}.")
+    add(DECODER_NAMES[method], f"{layers}.{last}.", f"{head}mask_scores.", SCORE_NAMES)
+    return table
 
 
 def read_checkpoint(path: str | os.PathLike) -> StateDict:
@@ -77,230 +131,119 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
     Read the state dict of a `.pth` (never executing a pickle) or `.safetensors` file.
 
     Raises:
-        ValueError: One sentence that names the file, when it is missing, unreadable or holds no state dict.
+        ModelError: If the file is missing, unreadable or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such checkpoint file.")
+        raise ModelError(f"{path}: there is no such checkpoint file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes can make the unpickler raise anything
         # PyTorch's own message advises to load it unsafely.
-        raise ValueError(f"{path}: not a checkpoint of plain tensors, so it was not loaded.") from error
+        raise ModelError(f"{path}: not a checkpoint of plain tensors, so it was not loaded.") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state_dict, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
     ):
-        raise ValueError(f"{path}: holds no state dict of tensors.")
+        raise ModelError(f"{path}: holds no state dict of tensors.")
     return state_dict
 
 
-class _Source:
-    """A state dict that remembers what has been taken, and names what was missing or left."""
-
-    def __init__(self, state_dict: StateDict, method: Method):
-        self.paper = PAPERS[method]
-        self.left = {name: tensor.float() for name, tensor in state_dict.items()}
-        self.missing: list[str] = []
-
-    def shape(self, name: str, num_axes: int) -> tuple[int, ...]:
-        if name not in self.left:
-            raise ValueError(f"Not an official {self.paper} checkpoint: it has no key {name!r}.")
-        shape = tuple(self.left[name].shape)
-        if len(shape) != num_axes or 0 in shape:
-            raise ValueError(f"Not an official {self.paper} checkpoint: {name!r} has the shape {shape}.")
-        return shape
-
-    def count(self, pattern: str) -> int:
-        """Number of distinct values of the one group in `pattern` over all keys."""
-        return len({match[1] for name in self.left if (match := re.match(pattern, name))})
-
-    def take(self, name: str) -> torch.Tensor:
-        if name not in self.left:
-            self.missing.append(name)
-            return torch.zeros(1, 1)  # so that all missing keys are found before any is reported
-        return self.left.pop(name)
-
-    def drop(self, pattern: re.Pattern) -> None:
-        for name in [name for name in self.left if pattern.fullmatch(name)]:
-            del self.left[name]
-
-    def check_all_taken(self) -> None:
-        """Raise one sentence naming missing and unexpected keys, if there are any."""
-        if self.missing or self.left:
-            problems = []
-            for kind, names in (("missing", self.missing), ("unexpected", sorted(self.left))):
-                if names:
-                    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                    problems.append(f"{kind} keys: {', '.join(names[:5])}{more}")
-            raise ValueError(f"Not an official {self.paper} checkpoint of this shape; {'; '.join(problems)}.")
-
-
 def infer_config(
-    source: _Source, method: Method, config: ZegClipConfig | dict[str, Any] | None
+    state_dict: StateDict, method: Method, config: ZegClipConfig | dict[str, Any] | None
 ) -> tuple[ZegClipConfig, DeepPromptConfig]:
     """
     Read all sizes off the tensors; head counts and everything that is no size come from `config` or the defaults.
 
     Args:
-        source: The official state dict.
+        state_dict: The official one.
         method: Which paper's code wrote it.
         config: Supplies `num_attention_heads` of both towers, `decoder_attention_heads`, `decoder_window_size`,
             templates, class names.
     """
-    width, _, patch_size, _ = source.shape("backbone.conv1.weight", 4)
-    positions = source.shape("backbone.positional_embedding", 2)[0]
-    vocab_size, text_width = source.shape("text_encoder.token_embedding.weight", 2)
-    projection_dim = source.shape("backbone.proj", 2)[1]
-    described = _describe(config)
-    clip = described["clip_config"]
-    clip["projection_dim"] = projection_dim
-    clip["vision_config"] |= {
-        "hidden_size": width,
-        "patch_size": patch_size,
-        "image_size": math.isqrt(positions - 1) * patch_size,
-        "num_hidden_layers": source.count(r"backbone\.transformer\.resblocks\.(\d+)\."),
-        "intermediate_size": source.shape("backbone.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+    size = partial(_size, state_dict, method)
+    fields = _all_fields(config)
+    clip = fields["clip_config"]
+    vision, text = clip["vision_config"], clip["text_config"]
+    clip["projection_dim"] = size("backbone.proj", 1)
+    for official, tower in (("backbone", vision), ("text_encoder", text)):
+        tower["num_hidden_layers"] = _count_layers(state_dict, f"{official}.transformer.resblocks")
+        tower["intermediate_size"] = size(f"{official}.transformer.resblocks.0.mlp.c_fc.weight", 0)
+    vision |= {
+        "hidden_size": size("backbone.conv1.weight", 0),
+        "patch_size": size("backbone.conv1.weight", 2),
     }
-    clip["text_config"] |= {
-        "hidden_size": text_width,
-        "vocab_size": vocab_size,
-        "max_position_embeddings": source.shape("text_encoder.positional_embedding", 2)[0],
-        "num_hidden_layers": source.count(r"text_encoder\.transformer\.resblocks\.(\d+)\."),
-        "intermediate_size": source.shape("text_encoder.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+    vision["image_size"] = math.isqrt(size("backbone.positional_embedding", 0) - 1) * vision["patch_size"]
+    text |= {
+        "hidden_size": size("text_encoder.token_embedding.weight", 1),
+        "vocab_size": size("text_encoder.token_embedding.weight", 0),
+        "max_position_embeddings": size("text_encoder.positional_embedding", 0),
     }
-    if clip["text_config"]["eos_token_id"] >= vocab_size:
+    if text["eos_token_id"] >= text["vocab_size"]:
         # The end-of-text token is CLIP's last one.
-        clip["text_config"] |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}
-    described |= {
+        text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
+    fields |= {
+        "decode_head_type": "zegclip",
         "descriptor": ["product", "text"],
-        "num_decoder_layers": source.count(r"decode_head\.decoder_1\.layers\.(\d+)\."),
-        "decoder_ffn_dim": source.shape("decode_head.decoder_1.layers.0.linear1.weight", 2)[0],
+        "num_decoder_layers": _count_layers(state_dict, "decode_head.decoder_1.layers"),
+        "decoder_ffn_dim": size("decode_head.decoder_1.layers.0.linear1.weight", 0),
     }
     if method == "spt-seg":
-        described |= {"decode_head_type": "spectral", "dice_weight": 0, "ssim_weight": 1}
-        heads = described["decoder_attention_heads"]
-        described["decoder_low_frequency_heads"] = _count_low_frequency_heads(source, heads, projection_dim)
-    else:
-        described["decode_head_type"] = "zegclip"
-    deep = 0
-    if "backbone.deep_prompt_embeddings" in source.left:
-        deep = source.shape("backbone.deep_prompt_embeddings", 3)[0]
-        if "backbone.prompt_embeddings" not in source.left:
-            deep = -deep
-    table = "backbone.deep_prompt_embeddings" if deep < 0 else "backbone.prompt_embeddings"
-    spectral: dict[str, Any] = {}
+        fields |= {"decode_head_type": "spectral", "dice_weight": 0, "ssim_weight": 1}
+        heads, dim = fields["decoder_attention_heads"], clip["projection_dim"]
+        fields["decoder_low_frequency_heads"] = _count_low_frequency_heads(size, heads, dim)
+
+    deep = size(DEEP_PROMPTS, 0) if DEEP_PROMPTS in state_dict else 0
+    if deep and FIRST_PROMPTS not in state_dict:
+        deep = -deep
+    prompts = DeepPromptConfig(
+        num_tokens=size(DEEP_PROMPTS if deep < 0 else FIRST_PROMPTS, 1), num_deep_layers=deep, inference_mode=True
+    )
     if method == "spt-seg" and deep >= 0:
         # The official code filters where it puts new prompts in, of the first two layers.
-        grid = source.shape(SPECTRAL_FILTER, 4)[0]
-        spectral = {"spectral_prompt": True, "spectral_layers": [0, 1][: deep + 1], "spectral_grid_size": grid}
-    return ZegClipConfig.from_dict(described), DeepPromptConfig(
-        num_tokens=source.shape(table, 3)[1], num_deep_layers=deep, inference_mode=True, **spectral
-    )
+        prompts.spectral_prompt, prompts.spectral_layers = True, [0, 1][: deep + 1]
+        prompts.spectral_grid_size = size(SPECTRAL_FILTER, 0)
+    return ZegClipConfig.from_dict(fields), prompts
 
 
-def _describe(config: ZegClipConfig | dict[str, Any] | None) -> dict[str, Any]:
-    """Return all fields as a dict of its own; what a dict does not say is the default."""
+def _size(state_dict: StateDict, method: Method, name: str, axis: int) -> int:
+    if name not in state_dict:
+        raise ModelError(f"Not an official {PAPERS[method]} checkpoint: it has no key {name!r}.")
+    shape = tuple(state_dict[name].shape)
+    if len(shape) != NUM_AXES.get(name, 2) or 0 in shape:
+        raise ModelError(f"Not an official {PAPERS[method]} checkpoint: {name!r} has the shape {shape}.")
+    return shape[axis]
+
+
+def _count_layers(state_dict: StateDict, prefix: str) -> int:
+    """Return the number of layers `{prefix}.0.*`, `{prefix}.1.*` and so on."""
+    layer = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return len({match[1] for name in state_dict if (match := layer.match(name))})
+
+
+def _all_fields(config: ZegClipConfig | dict[str, Any] | None) -> dict[str, Any]:
+    """Return all fields as a dict of its own; what a dict lacks is at its default."""
     if isinstance(config, ZegClipConfig):
         return config.to_dict()
     given = config or {}
-    described = ZegClipConfig().to_dict()
-    clip, given_clip = described["clip_config"], given.get("clip_config", {})
+    fields = ZegClipConfig().to_dict()
+    clip, given_clip = fields["clip_config"], given.get("clip_config", {})
     towers = {name: clip[name] | given_clip.get(name, {}) for name in ("vision_config", "text_config")}
-    return described | given | {"clip_config": clip | given_clip | towers}
+    return fields | given | {"clip_config": clip | given_clip | towers}
 
 
-def _count_low_frequency_heads(source: _Source, heads: int, dim: int) -> int:
-    """Tell how many of the decoder's heads, all of one width, the low-frequency queries make up."""
+def _count_low_frequency_heads(size: Callable[[str, int], int], heads: int, dim: int) -> int:
+    """Return how many of the decoder's heads, all of one width, the low-frequency queries make up."""
     name = "decode_head.decoder_1.layers.0.hlfs.l_q.weight"
-    rows = source.shape(name, 2)[0]
+    rows = size(name, 0)
     if rows * heads % dim or not 0 < rows * heads // dim < heads:
-        raise ValueError(
-            f"{name} has {rows} rows, which are no part of the heads that decoder_attention_heads={heads} makes of "
-            f"{dim}: give a config with the number of heads that the checkpoint was trained with."
+        raise ModelError(
+            f"{name} has {rows} rows, which decoder_attention_heads={heads} of {dim} cannot make up: give a config "
+            "with the number of heads that the checkpoint was trained with."
         )
     return rows * heads // dim
-
-
-def _convert_tower(source: _Source, official: str, ours: str, num_layers: int) -> StateDict:
-    """Rename the residual blocks of one tower; the fused query-key-value rows are split into thirds."""
-    result = {}
-    for index in range(num_layers):
-        block, layer = f"{official}.transformer.resblocks.{index}", f"{ours}.encoder.layers.{index}"
-        for kind in ("weight", "bias"):
-            thirds = source.take(f"{block}.attn.in_proj_{kind}").chunk(3)
-            for name, part in zip(("q_proj", "k_proj", "v_proj"), thirds):
-                result[f"{layer}.self_attn.{name}.{kind}"] = part
-        for theirs, name in RESBLOCK_NAMES.items():
-            result[f"{layer}.{name}"] = source.take(f"{block}.{theirs}")
-    return result
-
-
-def _convert_clip(source: _Source, config: ZegClipConfig) -> StateDict:
-    vision, text = "vision_model", "text_model"
-    class_embedding = source.take("backbone.class_embedding")
-    positions = source.take("backbone.positional_embedding")
-    # The official forward adds the class embedding a second time, with its position: folded into the table.
-    positions = torch.cat([positions[:1] + class_embedding, positions[1:]])
-    result = {
-        f"{vision}.embeddings.class_embedding": class_embedding,
-        f"{vision}.embeddings.position_embedding.weight": positions,
-        f"{vision}.embeddings.patch_embedding.weight": source.take("backbone.conv1.weight"),
-        "visual_projection.weight": source.take("backbone.proj").T,
-        f"{text}.embeddings.token_embedding.weight": source.take("text_encoder.token_embedding.weight"),
-        f"{text}.embeddings.position_embedding.weight": source.take("text_encoder.positional_embedding"),
-        "text_projection.weight": source.take("text_encoder.text_projection").T,
-        # ZegCLIP never uses CLIP's temperature and does not store it.
-        "logit_scale": torch.tensor(config.clip_config.logit_scale_init_value),
-    }
-    norms = {
-        "backbone.ln_pre": f"{vision}.pre_layrnorm",
-        "backbone.ln_post": f"{vision}.post_layernorm",
-        "text_encoder.ln_final": f"{text}.final_layer_norm",
-    }
-    for theirs, name in norms.items():
-        for kind in ("weight", "bias"):
-            result[f"{name}.{kind}"] = source.take(f"{theirs}.{kind}")
-    result |= _convert_tower(source, "backbone", vision, config.clip_config.vision_config.num_hidden_layers)
-    return result | _convert_tower(source, "text_encoder", text, config.clip_config.text_config.num_hidden_layers)
-
-
-def _convert_prompts(source: _Source, config: DeepPromptConfig) -> StateDict:
-    tables = []
-    deep = config.num_deep_layers or 0
-    if deep >= 0:
-        tables.append(source.take("backbone.prompt_embeddings"))
-    if deep != 0:
-        tables.append(source.take("backbone.deep_prompt_embeddings"))
-    result = {"deep_prompt_tokens.default": torch.cat(tables)}
-    for kind in ("weight", "bias"):
-        result[f"deep_prompt_proj.default.{kind}"] = source.take(f"backbone.prompt_proj.{kind}")
-        norm = source.take(f"backbone.prompt_norm.{kind}")
-        if deep != 0:  # shallow prompts: stored, never applied
-            result[f"deep_prompt_norm.default.{kind}"] = norm
-    if config.spectral_prompt:
-        result["deep_prompt_filter.default"] = source.take(SPECTRAL_FILTER)
-    else:  # SPT-SEG with prompts in the last layers only: stored, never applied
-        source.left.pop(SPECTRAL_FILTER, None)
-    return result
-
-
-def _convert_decode_head(source: _Source, method: Method, config: ZegClipConfig) -> StateDict:
-    last = config.num_decoder_layers - 1
-    source.drop(DEAD_KEYS[method])
-    result = {f"query_proj.{kind}": source.take(f"decode_head.q_proj.{kind}") for kind in ("weight", "bias")}
-    for index in range(config.num_decoder_layers):
-        for theirs, name in DECODER_NAMES[method].items():
-            key = f"decode_head.decoder_1.layers.{index}.{theirs}"
-            if index == last and not name.startswith(_SCORE_NAMES[method]):
-                source.left.pop(key, None)
-                continue
-            tensor = source.take(key)
-            ours = "mask_scores" if index == last else f"layers.{index}"
-            result[f"{ours}.{name}"] = tensor.T if theirs in TRANSPOSED else tensor
-    return result
 
 
 def convert(
@@ -324,50 +267,72 @@ def convert(
         The model in eval mode: a CLIP with the prompts and the trained decode head as the adapter `"default"`.
 
     Raises:
-        ValueError: For another method, an unreadable file, missing or unexpected keys, sizes that do not fit, or
-            weights that are no numbers.
+        ModelError: For another method, an unreadable file, missing or unexpected keys, sizes that do not fit, or NaN
+            or infinite weights.
     """
     if method not in PAPERS:
-        raise ValueError(f"method must be {' or '.join(map(repr, PAPERS))}, not {method!r}.")
-    source = _Source(checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint), method)
-    if method == "zegclip" and SPECTRAL_FILTER in source.left:
-        raise ValueError(f"This is an SPT-SEG checkpoint, with {SPECTRAL_FILTER!r}: its method is 'spt-seg'.")
-    if method == "spt-seg" and "backbone.prompt_proj.weight" in source.left and SPECTRAL_FILTER not in source.left:
-        raise ValueError(
+        raise ModelError(f"method must be {' or '.join(map(repr, PAPERS))}, not {method!r}.")
+    state_dict = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+    if method == "zegclip" and SPECTRAL_FILTER in state_dict:
+        raise ModelError(f"This is an SPT-SEG checkpoint, with {SPECTRAL_FILTER!r}: its method is 'spt-seg'.")
+    if method == "spt-seg" and "backbone.prompt_proj.weight" in state_dict and SPECTRAL_FILTER not in state_dict:
+        raise ModelError(
             f"Not an official SPT-SEG checkpoint: it has no key {SPECTRAL_FILTER!r}; the method of ZegCLIP's "
             "checkpoints is 'zegclip'."
         )
     try:
-        return _build(source, method, config)
+        return _build({name: tensor.float() for name, tensor in state_dict.items()}, method, config)
     except (RuntimeError, StrictDataclassError) as error:  # tensors that cannot be joined, sizes that contradict
-        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
-        raise ValueError(
-            f"Not an official {source.paper} checkpoint, or not of this config: its tensors do not fit: {reason}"
+        reason = str(error).splitlines()[-1].strip()
+        if isinstance(error, StrictDataclassError):
+            reason = sentence_of_config_error(error)
+        raise ModelError(
+            f"Not an official {PAPERS[method]} checkpoint, or not of this config: its tensors do not fit: {reason}"
         ) from error
 
 
 def _build(
-    source: _Source, method: Method, config: ZegClipConfig | dict[str, Any] | None
+    state_dict: StateDict, method: Method, config: ZegClipConfig | dict[str, Any] | None
 ) -> ZegClipForSemanticSegmentation:
-    broken = find_not_finite(source.left.items())
+    broken = find_not_finite(state_dict.items())
     if broken is not None:
-        raise ValueError(f"This checkpoint is broken: {broken!r} holds NaN or infinite values.")
-    model_config, prompt_config = infer_config(source, method, config)
-    clip = _convert_clip(source, model_config)
+        raise ModelError(f"This checkpoint is broken: {broken!r} holds NaN or infinite values.")
+    model_config, prompt_config = infer_config(state_dict, method, config)
+    tensors = _rename(state_dict, method, name_table(method, model_config, prompt_config))
+    # The official forward adds the class embedding a second time, with its position: folded into the table.
+    embeddings = "clip.vision_model.embeddings"
+    tensors[f"{embeddings}.position_embedding.weight"][:1] += tensors[f"{embeddings}.class_embedding"]
     # A mark, so that no adapter does it once more.
     model_config.clip_config.class_embedding_doubled = True
-    prompts = _convert_prompts(source, prompt_config)
-    decode_head = _convert_decode_head(source, method, model_config)
-    source.check_all_taken()
+    # ZegCLIP never uses CLIP's temperature and does not store it.
+    tensors["clip.logit_scale"] = torch.tensor(model_config.clip_config.logit_scale_init_value)
 
     model = ZegClipForSemanticSegmentation(model_config)
-    model.clip.load_state_dict(clip)
     model.add_adapter(prompt_config)
     # Into the adapter's head only: without the adapter, the model is a CLIP with an untrained one.
-    model.decode_head.get_submodule("modules_to_save.default").load_state_dict(decode_head)
-    encoder = model.clip.vision_model.encoder
-    encoder.load_state_dict(prompts | {f"base_layer.{k}": v for k, v in encoder.base_layer.state_dict().items()})
+    untrained = model.decode_head.get_submodule("original_module").state_dict(prefix="decode_head.original_module.")
+    model.load_state_dict(tensors | untrained)
     return model.eval()
 
 
-__all__ = ["convert", "read_checkpoint"]
+def _rename(state_dict: StateDict, method: Method, table: dict[str, list[str]]) -> StateDict:
+    """Return the model's tensors, all of them copies; `ModelError` naming missing and unexpected keys, if any."""
+    missing = [name for name, ours in table.items() if ours and name not in state_dict]
+    unexpected = [name for name in sorted(state_dict) if name not in table and not DEAD_KEYS.fullmatch(name)]
+    problems = []
+    for kind, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"{kind} keys: {', '.join(names[:5])}{more}")
+    if problems:
+        raise ModelError(f"Not an official {PAPERS[method]} checkpoint of this shape; {'; '.join(problems)}.")
+    parts = defaultdict(list)
+    for name, ours in table.items():
+        if ours:
+            tensor = state_dict[name].T if name.endswith(TRANSPOSED) else state_dict[name]
+            for our_name, part in zip(ours, tensor.chunk(len(ours))):
+                parts[our_name].append(part)
+    return {name: torch.cat(pieces) for name, pieces in parts.items()}
+
+
+__all__ = ["convert", "name_table", "read_checkpoint"]

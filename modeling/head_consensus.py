@@ -1,53 +1,56 @@
-"""LDVC's local-consensus decode head: patches look at windows like their own and at class queries (section 3.3)."""
+"""LDVC's local-consensus decode head: patches attend to similar windows and to class queries (section 3.3)."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.utils import is_torchdynamo_exporting
+from transformers import PreTrainedConfig
+from transformers import initialization as init
 
-from .configuration_zegclip import ZegClipConfig
 from .head_zegclip import DescriptorHead, ZegClipDecoderLayer, multi_head_attention
+from .model_error import ModelError
 
 
 def routed_mask(patches: torch.Tensor, window_size: int, top_k: int) -> torch.Tensor:
     """
-    Say which patches may look at each other: those of a window at those of the windows most like it (eqs. 8 and 10).
+    Return which patches attend to each other: those of a window to those of the most similar windows (eqs. 8 and 10).
 
-    Windows are alike by the product of their means. Those at the right and lower edge may be smaller: they consist of
-    real patches alone, so nothing is padded.
+    The similarity of two windows is the product of their means. Windows at the right and lower edge may be smaller:
+    nothing is padded.
 
     Args:
         patches: `(batch, height, width, dim)`.
         window_size: Side of a window in patches.
-        top_k: Windows to look at, of all if there are fewer; usually one of them is the window itself.
+        top_k: Windows to attend to, all if there are fewer; usually one of them is the window itself.
 
     Returns:
         Boolean `(batch, 1, patches, patches)`, queries first.
     """
     height, width = patches.shape[1:3]
-    # No gradient goes through a choice; half precision would choose others.
+    # No gradient flows through the choice; half precision would choose other windows.
     maps = patches.detach().permute(0, 3, 1, 2).float()
     means = F.avg_pool2d(maps, window_size, ceil_mode=True, count_include_pad=False)
     columns = means.shape[-1]
     means = means.flatten(2)
     with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
         similarity = means.mT @ means
-    if is_torchdynamo_exporting():
-        # A graph for all sizes cannot ask for fewer: windows that no patch is in make up the number.
-        similarity = F.pad(similarity, (0, top_k), value=-torch.inf)
-    nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
-    allowed = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
+    allowed = most_similar(similarity, top_k)
     rows = torch.arange(height, device=patches.device) // window_size
     window = (rows[:, None] * columns + torch.arange(width, device=patches.device) // window_size).flatten()
     return allowed[:, window][:, None, :, window]
 
 
-class LocalConsensusAttention(nn.Module):
-    """Multi-head self-attention among the patches of alike windows (eqs. 8 to 12; routing as BiFormer's)."""
+def most_similar(similarity: torch.Tensor, top_k: int) -> torch.Tensor:
+    """From `(batch, windows, windows)`, mark the `top_k` largest of each row, or all if there are fewer: bool."""
+    nearest = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1).indices
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, nearest, True)
 
-    def __init__(self, config: ZegClipConfig):
+
+class LocalConsensusAttention(nn.Module):
+    """Multi-head self-attention among the patches of similar windows (eqs. 8 to 12; routing as BiFormer's)."""
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.config = config
@@ -74,7 +77,7 @@ class ConsensusDecoderLayer(nn.Module):
     The last part is ZegCLIP's layer with the roles exchanged: patches are the queries, classes the memory.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.dropout = config.decoder_dropout
@@ -103,32 +106,47 @@ class ConsensusDecodeHead(DescriptorHead):
     """
     Patches, refined layer by layer, are matched with the class queries by a plain product (eqs. 3 to 13).
 
-    Patches look at all class queries at once: a class's mask depends on which other classes are asked for.
+    Patches attend to all class queries at once: the mask of a class depends on which other classes are given.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    config_fields = (*DescriptorHead.config_fields, "decoder_window_size", "decoder_top_k", "out_indices")
+    # As a whole: each layer uses the queries and another hidden state.
+    _no_split_modules = ("ConsensusDecodeHead",)
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
+        self.out_indices = config.out_indices
         self.layers = nn.ModuleList(ConsensusDecoderLayer(config) for _ in range(config.num_decoder_layers))
+
+    @classmethod
+    def validate(cls, config: PreTrainedConfig) -> None:
+        """As the parent's, and that each layer has a layer of the vision tower in `out_indices`."""
+        super().validate(config)
+        depth = config.clip_config.vision_config.num_hidden_layers
+        if len(config.out_indices) != config.num_decoder_layers:
+            raise ModelError(
+                f"out_indices={config.out_indices} must name one layer of the vision tower for each of the "
+                f"num_decoder_layers={config.num_decoder_layers}."
+            )
+        for index in config.out_indices:
+            if not 0 <= index < depth:
+                raise ModelError(f"out_indices names layer {index}, but the vision tower has 0 to {depth - 1}.")
+
+    def init_weights(self) -> None:
+        """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
 
     def forward(
         self,
         image_embeds: torch.Tensor,
         patch_embeds: torch.Tensor,
         class_embeds: torch.Tensor,
-        hidden_states: Sequence[torch.Tensor],
+        hidden_states: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """
-        Compute one mask logit map per class.
-
-        Args:
-            image_embeds: `(batch, dim)` global embedding, L2-normalised.
-            patch_embeds: `(batch, height, width, dim)`, *not* normalised: otherwise the hidden states drown them.
-            class_embeds: `(classes, dim)`, L2-normalised.
-            hidden_states: `(batch, height, width, vision width)` for each layer.
-
-        Returns:
-            `(batch, classes, height, width)` mask logits.
-        """
+        """As [`DecodeHead.forward`]; patches stay as they are: normalised, the hidden states would drown them."""
         queries = self.describe(image_embeds, class_embeds)
         patches = patch_embeds
         for layer, hidden_state in zip(self.layers, hidden_states, strict=True):

@@ -3,10 +3,19 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.utils import is_torchdynamo_exporting
+from transformers import PreTrainedConfig
+from transformers import initialization as init
 
-from .configuration_zegclip import ZegClipConfig
 from .head_zegclip import QueryUpdate, ZegClipDecodeHead, multi_head_attention
+from .model_error import ModelError
+
+# In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
+GATE_OPENING = 2.0
+
+
+def crop(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Cut `(batch, rows, columns, dim)` to the first `height` rows and `width` columns."""
+    return maps[:, :height, :width]
 
 
 class SpectralMixing(nn.Module):
@@ -14,10 +23,10 @@ class SpectralMixing(nn.Module):
     Mixes patches within windows (high frequencies) and with window means (low frequencies), then gates them.
 
     The mixing is LITv2's HiLo attention (arXiv 2205.13213); the gate is the cosine of a patch with a learned vector.
-    The official high path also has an output projection; nothing applies it.
+    The official high path also has an output projection, which is never applied.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
         self.config = config
@@ -33,8 +42,22 @@ class SpectralMixing(nn.Module):
         self.gate = nn.Parameter(torch.empty(dim))
         self.transform = nn.Linear(dim, dim, bias=False)
 
+    def init_weights(self) -> None:
+        """
+        Draw the gate from a normal distribution, but fix its component along what all mixed patches share.
+
+        In the official code the sign of this component is random, and half of all gates shut out every patch: what
+        patches have in common (first of all the bias of the low frequencies) outweighs their differences. Then all
+        logits and gradients are exactly zero, and training never leaves this state.
+        """
+        gate = torch.randn_like(self.gate)
+        common = torch.zeros_like(gate)
+        common[self.high_dim :] = F.normalize(self.low_proj.bias, dim=0)
+        init.copy_(self.gate, gate + (GATE_OPENING - gate @ common) * common)
+        init.copy_(self.transform.weight, torch.eye(len(gate)))
+
     def _mix_windows(self, patches: torch.Tensor) -> torch.Tensor:
-        """Let the patches of each window look at each other: `(batch, height, width, dim)` to `high_dim`."""
+        """Self-attention within each window: `(batch, height, width, dim)` to `(batch, height, width, high_dim)`."""
         size = self.window_size
         rows, columns = (side // size for side in patches.shape[1:3])
         # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size * size, dim)
@@ -48,15 +71,10 @@ class SpectralMixing(nn.Module):
         height, width = patch_embeds.shape[1:3]
         size = self.window_size
         rows, columns = (height + size - 1) // size, (width + size - 1) // size
-        # Zeros fill the last windows up. They are not masked: as keys and in means they dilute what they stand beside.
+        # The last windows are padded with zeros, which are not masked: they take part as keys and in the means.
         padded = F.pad(patch_embeds, (0, 0, 0, columns * size - width, 0, rows * size - height))
         high = self._mix_windows(padded)
-        if is_torchdynamo_exporting():
-            # A slice would make it a condition of the graph whether there is something to cut.
-            high = high.index_select(1, torch.arange(height, device=high.device))
-            high = high.index_select(2, torch.arange(width, device=high.device)).flatten(1, 2)
-        else:
-            high = high[:, :height, :width].flatten(1, 2)
+        high = crop(high, height, width).flatten(1, 2)
         means = F.avg_pool2d(padded.permute(0, 3, 1, 2), size).flatten(2).transpose(1, 2)
         low = multi_head_attention(self, self.low_q(patch_embeds.flatten(1, 2)), *self.low_kv(means).chunk(2, dim=-1))
         mixed = torch.cat([high, self.low_proj(low)], dim=-1)
@@ -72,7 +90,7 @@ class SpectralMaskScores(nn.Module):
     The official layer goes on to update its queries; nothing reads them.
     """
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.mixing = SpectralMixing(config)
 
@@ -82,9 +100,9 @@ class SpectralMaskScores(nn.Module):
 
 
 class SpectralDecoderLayer(QueryUpdate):
-    """Queries look at the mixed patches with a single head and without scaling."""
+    """Cross-attention from the queries to the mixed patches, with a single head and without scaling."""
 
-    def __init__(self, config: ZegClipConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.mixing = SpectralMixing(config)
 
@@ -98,8 +116,22 @@ class SpectralDecoderLayer(QueryUpdate):
 class SpectralDecodeHead(ZegClipDecodeHead):
     """ZegCLIP's decode head with spectral guided layers (SPT-SEG's SGD)."""
 
+    config_fields = (*ZegClipDecodeHead.config_fields, "decoder_window_size", "decoder_low_frequency_heads")
+    initialisations = ("default",)
     layer_class = SpectralDecoderLayer
     mask_scores_class = SpectralMaskScores
+    _no_split_modules = ("SpectralDecoderLayer", "SpectralMaskScores")
+
+    @classmethod
+    def validate(cls, config: PreTrainedConfig) -> None:
+        """As the parent's, and that both kinds of frequencies have attention heads."""
+        super().validate(config)
+        heads, low_heads = config.decoder_attention_heads, config.decoder_low_frequency_heads
+        if not 0 < low_heads < heads:
+            raise ModelError(
+                f"decoder_low_frequency_heads={low_heads} must be at least 1 and less than "
+                f"decoder_attention_heads={heads}."
+            )
 
 
 __all__ = ["SpectralDecodeHead"]

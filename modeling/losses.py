@@ -1,14 +1,105 @@
 """Losses over one mask logit map per class and picture: focal, dice, structural similarity and cross-entropy."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .configuration_zegclip import ZegClipConfig
+from .model_error import ModelError
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
 PIXELS_AT_ONCE = 2**22
+
+
+def compute_loss(
+    config: ZegClipConfig, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """
+    Compute the weighted loss terms at the labels' resolution, at least in float32 (paper section 3.5).
+
+    Args:
+        config: Has the weights and the ignore rule.
+        logits: `(batch, classes, height, width)` mask logits on the patch grid.
+        labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_label_ids`, -1 for
+            pixels to fill.
+        pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
+            (transductive self-training).
+
+    Returns:
+        The terms that have a weight, and what each of them is divided by, see [`count_labels`].
+
+    Raises:
+        ModelError: If the labels are of another shape, or hold an id without a class.
+    """
+    num_classes = logits.shape[1]
+    if labels.is_floating_point():
+        raise ModelError(f"labels are class ids, whole numbers, but they are {labels.dtype}.")
+    if labels.ndim != 3 or len(labels) != len(logits):
+        raise ModelError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
+    labels = labels.to(logits.device).long()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    if pseudo_label_ids is not None:
+        labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
+    counts = count_labels(config, labels, num_classes)
+    ignore_index, negatives = config.semantic_loss_ignore_index, config.ignored_pixels_as_negatives
+    present, num_masks = count_present_masks(labels, num_classes, ignore_index)
+    rule: dict[str, Any] = {"ignore_index": ignore_index, "ignored_as_negatives": negatives}
+    terms = {}
+    if config.focal_weight:
+        focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
+        terms["loss_focal"] = config.focal_weight * focal
+    if config.dice_weight:
+        terms["loss_dice"] = config.dice_weight * dice_loss(logits, labels, present, num_masks, **rule)
+    if config.ssim_weight:
+        ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
+        terms["loss_ssim"] = config.ssim_weight * ssim
+    if config.cross_entropy_weight:
+        entropy = cross_entropy_loss(logits, labels, ignore_index=ignore_index)
+        terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
+    return terms, {name: counts[name] for name in terms}
+
+
+def count_labels(config: ZegClipConfig, labels: torch.Tensor, num_classes: int) -> dict[str, torch.Tensor]:
+    """
+    Count what each loss term is divided by.
+
+    Args:
+        config: Has the ignore rule.
+        labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
+        num_classes: Number of classes.
+
+    Returns:
+        Scalars, int64: present masks for `loss_focal` and `loss_dice`, pixels for `loss_ssim` and
+        `loss_cross_entropy`.
+
+    Raises:
+        ModelError: If a label is neither an id nor the ignore index, or the ignore index is an id.
+    """
+    ignore_index = config.semantic_loss_ignore_index
+    if 0 <= ignore_index < num_classes:
+        raise ModelError(
+            f"semantic_loss_ignore_index={ignore_index} is the id of one of the {num_classes} class names, whose "
+            "pixels would be ignored: give the configuration a larger one, such as 65535, and use it in labels."
+        )
+    if not torch.compiler.is_compiling():
+        unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+        if unknown.any():
+            raise ModelError(
+                f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
+                f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
+            )
+    present, _ = count_present_masks(labels, num_classes, ignore_index)
+    return {
+        "loss_focal": present.sum(),
+        "loss_dice": present.sum(),
+        "loss_ssim": count_pixels(labels, ignore_index, ignored_too=config.ignored_pixels_as_negatives),
+        "loss_cross_entropy": count_pixels(labels, ignore_index, ignored_too=False),
+    }
 
 
 def count_present_masks(
@@ -32,7 +123,7 @@ def count_present_masks(
 
 
 def count_pixels(labels: torch.Tensor, ignore_index: int, ignored_too: bool) -> torch.Tensor:
-    """Count the pixels of `labels` `(batch, height, width)` int64, those without a class too or not; int64."""
+    """Count the pixels of `labels` `(batch, height, width)` int64, with or without ignored ones; int64."""
     counted = torch.ones_like(labels, dtype=torch.bool) if ignored_too else labels != ignore_index
     return counted.sum()
 
@@ -44,12 +135,12 @@ def _sum_each_map(
     ignore_index: int,
 ) -> torch.Tensor:
     """
-    Sum a loss term over the pixels of each map, where they are many a few at a time.
+    Sum a loss term over the pixels of each map; many large maps are processed in chunks, to bound the memory.
 
     Args:
-        term: From `maps` `(pictures, classes, height, width)`, `own`, whether a pixel is of the map's class (bool, the
-            same shape), and `valid`, whether it is not ignored (bool `(pictures, 1, height, width)`), to sums
-            `(pictures, classes)`.
+        term: Function of `maps` `(pictures, classes, height, width)`, `own`, true where a pixel is of the map's class
+            (bool, same shape), and `valid`, false where it is ignored (bool `(pictures, 1, height, width)`). Returns
+            sums `(pictures, classes)`.
         logits: `(batch, classes, height, width)` mask logits.
         labels: `(batch, height, width)` int64 class ids.
         ignore_index: Label of pixels without a class.
@@ -66,7 +157,7 @@ def _sum_each_map(
     for pictures, ids in zip(logits.split(pictures_at_once), labels.split(pictures_at_once), strict=True):
         sums = []
         for number, maps in enumerate(pictures.split(maps_at_once, dim=1)):
-            # The many maps of the full size that a term makes are not kept for the backward pass, but made again.
+            # The full-size maps inside a term are recomputed in the backward pass, not stored.
             arguments = (term, maps, ids, number * maps_at_once, ignore_index)
             sums.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
         batch.append(torch.cat(sums, dim=1))
@@ -179,7 +270,7 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
     valid = labels != ignore_index
     ids = labels.where(valid, 0).unsqueeze(1)
     own = logits.gather(1, ids)
-    # By how much the others lie above it: a softmax rounds off what is missing from a confident pixel's 1.
+    # From the margin to the other classes: a softmax rounds the probability of a confident pixel to 1.
     others = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
     total = F.softplus(others - own).squeeze(1).where(valid, 0).sum()
     return total / count_pixels(labels, ignore_index, ignored_too=False).clamp(min=1)
@@ -248,18 +339,18 @@ def fill_pseudo_labels(
     logits: torch.Tensor, labels: torch.Tensor, class_ids: Sequence[int], unlabelled: int = -1
 ) -> torch.Tensor:
     """
-    Give unlabelled pixels the best of some classes, as the official self-training does.
+    Label unlabelled pixels with the best-scoring of some classes, as the official self-training does.
 
-    There is no threshold and no teacher: the scores are those of the very forward pass that is being trained.
+    There is no threshold and no teacher: the scores are those of the forward pass that is being trained.
 
     Args:
         logits: `(batch, classes, height, width)` mask logits of all classes at the labels' resolution.
         labels: `(batch, height, width)` int64 ids; `unlabelled` marks pixels to fill.
         class_ids: Ids to choose from, the unseen classes.
-        unlabelled: The mark.
+        unlabelled: Label of the pixels to fill.
 
     Returns:
-        Labels with every marked pixel filled; all others, ignored ones included, as they were.
+        Labels with these pixels filled; all others, ignored ones included, are unchanged.
     """
     ids = torch.tensor(list(class_ids), device=logits.device)
     # Of the sigmoid, as in the official code: where several are saturated, the first of them wins.
@@ -268,6 +359,8 @@ def fill_pseudo_labels(
 
 
 __all__ = [
+    "compute_loss",
+    "count_labels",
     "count_pixels",
     "count_present_masks",
     "cross_entropy_loss",

@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,44 +10,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_exporting, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .adapters import AdapterMixin
-from .base_fingerprint import OtherBaseWarning, take_fingerprint
+from .adapters import AdapterModel
+from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
-from .head_consensus import ConsensusDecodeHead
-from .head_similarity import SimilarityDecodeHead
-from .head_spectral import SpectralDecodeHead, SpectralMixing
-from .head_zegclip import ZegClipDecodeHead
-from .losses import (
-    count_pixels,
-    count_present_masks,
-    cross_entropy_loss,
-    dice_loss,
-    fill_pseudo_labels,
-    focal_loss,
-    ssim_loss,
-)
-from .prompt_tuner import follow, head_fields, remember
-from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter
+from .head_base import DecodeHead
+from .heads import DECODE_HEADS
+from .losses import compute_loss, count_labels
+from .model_error import ModelError
 
 if TYPE_CHECKING:
     # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
     # is saved again. In this package the two are in `processing`, and `zegclip.sharing.publishing` copies them.
     from .image_processing_zegclip import ZegClipImageProcessor  # noqa: F401
     from .pipeline import ZeroShotImageSegmentationPipeline  # noqa: F401
-
-DECODE_HEADS: dict[str, type[nn.Module]] = {
-    "zegclip": ZegClipDecodeHead,
-    "spectral": SpectralDecodeHead,
-    "consensus": ConsensusDecodeHead,
-    "similarity": SimilarityDecodeHead,
-}
 
 
 @dataclass
@@ -64,8 +45,8 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
             Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`,
             `loss_cross_entropy`.
         loss_counts (`dict[str, torch.Tensor]`, *optional*):
-            What each term is divided by, where it is at least 1: masks or pixels. With them, a step of several passes
-            or processes is averaged as one batch.
+            The number of masks or pixels that each term is divided by, if it is at least 1. With them, a step of
+            several passes or processes is averaged as one batch.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
         class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
@@ -86,37 +67,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     orientations: torch.Tensor | None = None
 
 
-class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
-    """
-    CLIP's embeddings, with the position table resized bilinearly as ZegCLIP does (CLIP's own way is bicubic).
-
-    Where the active adapter says so (`double_class_embedding`), the class token's position holds the class embedding
-    a second time.
-
-    Args:
-        vision_model: The tower that they belong to, whose encoder holds the adapters.
-    """
-
-    def __init__(self, vision_model: CLIPVisionModel):
-        super().__init__(vision_model.config)
-        self._vision_model = (vision_model,)  # in a tuple, so that it is no module of this one
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
-        grid = (height // self.patch_size, width // self.patch_size)
-        side = self.image_size // self.patch_size
-        table = self.position_embedding.weight
-        if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
-            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
-        # A graph for all sizes has one way, which leaves the table's own size as it is.
-        if not is_torchdynamo_exporting() and grid == (side, side):
-            return table.unsqueeze(0)
-        patches = table[1:].T.reshape(1, -1, side, side)
-        patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-        return torch.cat([table[:1], patches.flatten(2)[0].T]).unsqueeze(0)
-
-
-class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
+class ZegClipPreTrainedModel(AdapterModel):
     """Initialisation and loading shared by the models of this family."""
 
     config_class = ZegClipConfig
@@ -124,15 +75,7 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "CLIPTextEmbeddings",
-        "CLIPEncoderLayer",
-        "ZegClipVisionEmbeddings",
-        "ZegClipDecoderLayer",
-        "SpectralDecoderLayer",
-        "SpectralMaskScores",
-        "ConsensusDecodeHead",
-    ]
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -142,86 +85,6 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
     _publish: ClassVar[Callable[..., str] | None] = None
     """What `push_to_hub` calls; registration sets it, and code that came with a model has none."""
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info=False, **kwargs
-    ):
-        """
-        Load a full model, a base with its adapter, an adapter alone (its base is found by name), or a plain CLIP.
-
-        As `PreTrainedModel.from_pretrained`. An adapter folder describes the decode head it was trained with, so it
-        also loads onto a plain CLIP, and onto a base that has another adapter beside it.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            *model_args: As the parent's.
-            config: As the parent's.
-            output_loading_info: As the parent's.
-            **kwargs: As the parent's; fields of `ZegClipConfig`, which replace the adapter's; and
-                `base_model_name_or_path`, the CLIP to put an adapter on instead of the one that it names, such as a
-                fine-tuned one of the same architecture.
-        """
-        base = kwargs.pop("base_model_name_or_path", None)
-        adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
-        path = adapter_kwargs.get("_adapter_model_path", pretrained_model_name_or_path)
-        adapter = StoredAdapter.find(path, base=base, **kwargs) if path is not None else None
-        if adapter is None:
-            if base is not None:
-                raise ValueError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} holds none.")
-            return super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                config=config,
-                output_loading_info=output_loading_info,
-                adapter_kwargs=adapter_kwargs,
-                **kwargs,
-            )
-        for name in ("revision", "subfolder"):
-            # They are the adapter's; a base elsewhere has revisions and folders of its own.
-            if adapter.base != str(path) and name in kwargs:
-                adapter_kwargs.setdefault(name, kwargs.pop(name))
-        download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
-        base_config = cls.config_class.from_pretrained(adapter.base, **download)
-        own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
-        overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
-        config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
-        verbosity = logging.get_verbosity()
-        plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
-        fields = head_fields(config.decode_head_type)
-        other_head = any(getattr(config, name) != getattr(base_config, name) for name in fields)
-        if other_head and not plain_clip:
-            # The base's decode head is of another kind; the adapter's takes its place.
-            kwargs.setdefault("ignore_mismatched_sizes", True)
-        if plain_clip or other_head:
-            # The load report would list the decode head as missing, which the adapter brings.
-            logging.set_verbosity_error()
-        try:
-            with warnings.catch_warnings():
-                if base is not None:  # A base that is named is meant.
-                    warnings.simplefilter("ignore", OtherBaseWarning)
-                loaded = super().from_pretrained(
-                    adapter.base,
-                    *model_args,
-                    config=config,
-                    output_loading_info=output_loading_info,
-                    adapter_kwargs=adapter_kwargs | {"_adapter_model_path": adapter.path},
-                    **kwargs,
-                )
-        finally:
-            logging.set_verbosity(verbosity)
-        model = loaded[0] if output_loading_info else loaded
-        for peft_config in model.peft_config.values():
-            # What was asked for here goes with the adapter, whose own words loading has brought.
-            remember(config, peft_config)
-            follow(model.config, peft_config)
-            if adapter.base != adapter.path:
-                # Where it was found: saved elsewhere, the adapter must still find it.
-                peft_config.base_model_name_or_path = adapter.base
-                peft_config.clip_model_name_or_path = None
-            if base is not None:
-                peft_config.base_fingerprint = take_fingerprint(model)
-        return loaded
-
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For classes outside of transformers the parent skips modules without parameters of their own, and with them
         # what `_init_weights` does to a decode head as a whole. `initialization` leaves loaded tensors alone anyway.
@@ -229,187 +92,38 @@ class ZegClipPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # CLIP initialises itself; a Linear that comes here belongs to a decode head, which starts from PyTorch's own
-        # values (the official head's initialiser is never called).
+        # CLIP initialises itself; what comes here belongs to a decode head. A Linear starts from PyTorch's own values
+        # (the official head's initialiser is never called), then heads and their parts set what differs.
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif module is not self and (init_weights := getattr(module, "init_weights", None)) is not None:
+            init_weights()
         else:
             super()._init_weights(module)
-        if isinstance(module, SpectralMixing):
-            _init_gate_open(module)
-            init.copy_(module.transform.weight, torch.eye(len(module.gate)))
-        if isinstance(module, ZegClipDecodeHead):
-            if self.config.decode_head_init == "identity":
-                _init_as_cosine_classifier(module)
-            else:
-                _init_layers_alike(module)
-        if isinstance(module, ConsensusDecodeHead):
-            _init_small(module)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """
-        As `PreTrainedModel.save_pretrained`: with adapters loaded, the active one alone and the configuration.
-
-        An adapter whose base is nowhere else (it came from one folder with it, or was converted) is saved with it.
-
-        Raises:
-            ValueError: With `push_to_hub=True`, which would leave out processor, code and card.
-        """
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError("save_pretrained saves the model alone: use push_to_hub(repo_id), which sends all of it.")
-        self._remember_active()
-        active = self._active_name()
-        if active is not None and not self.peft_config[active].base_model_name_or_path:
-            self.save_with_base(save_directory, **kwargs)
-        else:
-            super().save_pretrained(save_directory, **kwargs)
-            if kwargs.get("is_main_process", True):
-                # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
-                self.config.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
         """
-        Share the model on the Hub: weights, processor, pipeline, code and card.
+        Upload the model to the Hub: weights, processor, pipeline, code and model card.
 
         Args:
-            repo_id: `owner/name`, made if it is not there.
-            processor: By default the one that lies where the model came from.
+            repo_id: `owner/name`; created if it does not exist.
+            processor: By default the one beside the model's files.
             **kwargs: `whole`, `private`, `token`, `revision`, `commit_message`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
+
+        Raises:
+            ImportError: Without an installed zegclip, in a process that runs the code of a model's repository.
         """
         publish = type(self)._publish
         if publish is None:
             # Code that came with a model knows neither the card nor all of the files.
             raise ImportError("To push a model, install zegclip: the code here came with the model.")
         return publish(self, repo_id, processor=processor, **kwargs)
-
-    def save_with_base(self, save_directory, **kwargs) -> None:
-        """
-        Save base and active adapter side by side in one folder, which loads without looking for the base elsewhere.
-
-        Args:
-            save_directory: The folder.
-            **kwargs: As those of `PreTrainedModel.save_pretrained`.
-
-        Raises:
-            ValueError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
-        """
-        if not self._hf_peft_config_loaded:
-            raise ValueError("There is no adapter to save beside the base: load one with from_pretrained first.")
-        if not kwargs.get("is_main_process", True):
-            return
-        self._remember_active()
-        base = type(self)(self.config)
-        base.load_state_dict(
-            {
-                name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-                for name, tensor in self.state_dict().items()
-                if ".deep_prompt_" not in name and ".modules_to_save." not in name
-            }
-        )
-        base.to(self.dtype).save_pretrained(save_directory, **kwargs)
-        fields = ("base_model_name_or_path", "clip_model_name_or_path")
-        named = [(item, field, getattr(item, field)) for item in self.peft_config.values() for field in fields]
-        try:
-            for item, field, _ in named:
-                setattr(item, field, None)  # it lies beside
-            super().save_pretrained(save_directory)
-        finally:
-            for item, field, place in named:
-                setattr(item, field, place)
-
-
-def _init_layers_alike(head: ZegClipDecodeHead) -> None:
-    """Give every layer the values of the first: the official layers are deep copies of one."""
-    if not len(head.layers):
-        return
-    first = dict(head.layers[0].named_parameters())
-    for layer in (*head.layers[1:], head.mask_scores):
-        for name, parameter in layer.named_parameters():
-            init.copy_(parameter, first[name])
-
-
-def _init_small(head: ConsensusDecodeHead) -> None:
-    """Draw all weights from a narrow normal distribution, without biases (the usual start of transformers)."""
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02)
-            init.zeros_(module.bias)
-
-
-def _stretch(pictures: torch.Tensor, dim: int, length: int) -> torch.Tensor:
-    """
-    Resize one side as `F.interpolate` does bilinearly, rounding included, with plain operators.
-
-    Where a pixel is taken from is rounded to float32, which moves it by up to 1e-4 of a pixel on long sides. Another
-    runtime's own resizing rounds otherwise, and that is enough to see in the logits.
-    """
-    last = pictures.shape[dim] - 1
-    scale = (torch.scalar_tensor(pictures.shape[dim]) / torch.scalar_tensor(length)).to(pictures.device)
-    # Product and sum are rounded once, as PyTorch's fused ones.
-    middles = torch.arange(length, device=pictures.device).double() + 0.5
-    places = (middles * scale.double() - 0.5).float().clamp(min=0)
-    lower = places.long().clamp(max=last)
-    weight = (places - lower).to(pictures)
-    if dim == -2:
-        weight = weight[:, None]
-    upper = (lower + 1).clamp(max=last)
-    return pictures.index_select(dim, lower) * (1 - weight) + pictures.index_select(dim, upper) * weight
-
-
-# In standard deviations of a normal draw; with 2, none of 400 gates was shut, with 1.5, one was.
-GATE_OPENING = 2.0
-
-
-def _init_gate_open(mixing: SpectralMixing) -> None:
-    """
-    Draw the gate from a normal distribution, but on the side of what all mixed patches share at the start.
-
-    Where chance decides that too, as in the official code, half of all gates shut out every patch: what they have in
-    common (the bias of the low frequencies first of all) outweighs what they differ in. Then all logits and gradients
-    are exactly zero, and no training ever leaves this state.
-    """
-    gate = torch.randn_like(mixing.gate)
-    common = torch.zeros_like(gate)
-    common[mixing.high_dim :] = F.normalize(mixing.low_proj.bias, dim=0)
-    init.copy_(mixing.gate, gate + (GATE_OPENING - gate @ common) * common)
-
-
-# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
-# of about 0.7, a patch and another name one of 0.0 to 0.25.
-IDENTITY_SLOPE = 14.0
-IDENTITY_THRESHOLD = 0.4
-
-
-def _init_as_cosine_classifier(head: ZegClipDecodeHead) -> None:
-    """Let the head start as a classifier by the cosine of patch and class embedding, with residual branches closed."""
-    dim = head.query_proj.out_features
-    weight = torch.zeros_like(head.query_proj.weight)
-    text = head.descriptor.index("text")
-    weight[:, text * dim : (text + 1) * dim] = torch.eye(dim)
-    init.copy_(head.query_proj.weight, weight)
-    init.zeros_(head.query_proj.bias)
-    for layer in head.layers:
-        for branch in (layer.out_proj, layer.fc2):
-            init.zeros_(branch.weight)
-            init.zeros_(branch.bias)
-    scores = head.mask_scores
-    unit = scores.num_heads / scores.scaling  # product of query and key that makes a logit of 1
-    # The layers' norms bring queries to length sqrt(dim) and mean 0. So the constant direction is free to carry the
-    # threshold: both biases point along it, and both weights leave it out.
-    constant = torch.full((dim,), dim**-0.5)
-    query_norm = math.sqrt(dim) if len(head.layers) else 1.0
-    projection = torch.eye(dim) - torch.outer(constant, constant)
-    gain = math.sqrt(IDENTITY_SLOPE * unit / query_norm)
-    offset = math.sqrt(IDENTITY_SLOPE * IDENTITY_THRESHOLD * unit)
-    for linear, sign in ((scores.q_proj, 1.0), (scores.k_proj, -1.0)):
-        init.copy_(linear.weight, gain * projection)
-        init.copy_(linear.bias, sign * offset * constant)
 
 
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
@@ -424,7 +138,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
         self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(self.clip.vision_model)
-        self.decode_head = DECODE_HEADS[config.decode_head_type](config)
+        self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
     def get_class_embeds(
@@ -450,7 +164,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         num_templates = num_templates or len(self.config.prompt_templates)
         num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
         if num_rows % num_templates:
-            raise ValueError(
+            raise ModelError(
                 f"input_ids has {num_rows} rows, not a multiple of the {num_templates} prompt templates: pass "
                 "num_templates if the processor uses other templates than the model's configuration."
             )
@@ -462,8 +176,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.pooler_output
         if attention_mask is not None:
-            # Where the configuration does not give the end token, it is the last that is no padding. OpenAI's say 2,
-            # for which the text tower takes the largest id, such as that of a word added to the tokenizer.
+            # The last token that is not padding, unless the configuration gives the end token. OpenAI's configurations
+            # give 2, for which the text tower takes the largest id, such as that of a word added to the tokenizer.
             end = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=-1)
             if self.clip.text_model.eos_token_id != 2:
                 is_end = input_ids == self.clip.text_model.eos_token_id
@@ -493,14 +207,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self, pixel_values: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput]:
         """As [`get_image_embeds`], before normalisation."""
-        patch = self.config.clip_config.vision_config.patch_size
-        grid = tuple((side + patch - 1) // patch for side in pixel_values.shape[-2:])
-        size = (grid[0] * patch, grid[1] * patch)
-        if is_torchdynamo_exporting():
-            pixel_values = _stretch(_stretch(pixel_values, -2, size[0]), -1, size[1])
-        elif tuple(pixel_values.shape[-2:]) != size:
-            pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         vision = self.clip.vision_model
+        grid = vision.embeddings.patch_grid(pixel_values)
         if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
             kwargs["patch_grid"] = grid
         outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
@@ -510,88 +218,19 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """
-        Compute the weighted loss terms at the labels' resolution, at least in float32 (paper section 3.5).
-
-        Args:
-            logits: `(batch, classes, height, width)` mask logits on the patch grid.
-            labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_label_ids`, -1 for
-                pixels to fill.
-            pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
-                (transductive self-training).
-
-        Returns:
-            The terms, and what each of them is divided by, see [`count_labels`].
-
-        Raises:
-            ValueError: If the labels are of another shape, or hold an id without a class; one sentence.
-        """
-        config = self.config
-        num_classes = logits.shape[1]
-        if labels.is_floating_point():
-            raise ValueError(f"labels are class ids, whole numbers, but they are {labels.dtype}.")
-        if labels.ndim != 3 or len(labels) != len(logits):
-            raise ValueError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
-        labels = labels.to(logits.device).long()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if pseudo_label_ids is not None:
-            labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
-        counts = self.count_labels(labels, num_classes)
-        present, num_masks = count_present_masks(labels, num_classes, config.semantic_loss_ignore_index)
-        rule = {
-            "ignore_index": config.semantic_loss_ignore_index,
-            "ignored_as_negatives": config.ignored_pixels_as_negatives,
-        }
-        terms = {}
-        if config.focal_weight:
-            focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
-            terms["loss_focal"] = config.focal_weight * focal
-        if config.dice_weight:
-            terms["loss_dice"] = config.dice_weight * dice_loss(logits, labels, present, num_masks, **rule)
-        if config.ssim_weight:
-            ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
-            terms["loss_ssim"] = config.ssim_weight * ssim
-        if config.cross_entropy_weight:
-            entropy = cross_entropy_loss(logits, labels, ignore_index=config.semantic_loss_ignore_index)
-            terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
-        return terms, {name: counts[name] for name in terms}
+        """Compute the weighted loss terms and what each of them is divided by, see `losses.compute_loss`."""
+        return compute_loss(self.config, logits, labels, pseudo_label_ids)
 
     def count_labels(self, labels: torch.Tensor, num_classes: int) -> dict[str, torch.Tensor]:
-        """
-        Count what each loss term is divided by.
+        """Count what each loss term is divided by, see `losses.count_labels`."""
+        return count_labels(self.config, labels, num_classes)
 
-        Args:
-            labels: `(batch, height, width)` int64 ids into the classes, or the ignore index.
-            num_classes: How many there are.
-
-        Returns:
-            Scalars, int64: present masks for `loss_focal` and `loss_dice`, pixels for `loss_ssim` and
-            `loss_cross_entropy`.
-
-        Raises:
-            ValueError: If a label is neither an id nor the ignore index, or that is an id; one sentence.
-        """
-        ignore_index = self.config.semantic_loss_ignore_index
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(
-                f"semantic_loss_ignore_index={ignore_index} is the id of one of the {num_classes} class names, whose "
-                "pixels would be ignored: give the configuration a larger one, such as 65535, and use it in labels."
-            )
-        if not torch.compiler.is_compiling():
-            unknown = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-            if unknown.any():
-                raise ValueError(
-                    f"labels contain the id {labels[unknown][0].item()}, outside of the {num_classes} class names "
-                    f"(0 to {num_classes - 1}, or {ignore_index} to ignore)."
-                )
-        present, _ = count_present_masks(labels, num_classes, ignore_index)
-        return {
-            "loss_focal": present.sum(),
-            "loss_dice": present.sum(),
-            "loss_ssim": count_pixels(labels, ignore_index, ignored_too=self.config.ignored_pixels_as_negatives),
-            "loss_cross_entropy": count_pixels(labels, ignore_index, ignored_too=False),
-        }
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Raise `TypeError` for what `forward` does not know: a misspelt argument would silently do nothing."""
+        for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
+            close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
 
     @can_return_tuple
     def forward(
@@ -620,19 +259,16 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             pseudo_label_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
-                What the processor says of pictures that it turned upright; handed on to post-processing.
+                How the processor turned pictures upright; passed on to post-processing.
         """
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what it leaves out
-        for name in kwargs.keys() - TransformersKwargs.__annotations__.keys():
-            close = difflib.get_close_matches(name, inspect.signature(self.forward).parameters, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else "."
-            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
+        self._check_arguments(kwargs)
         if input_ids is not None and class_embeds is None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
-            raise ValueError("Give the class names either as input_ids or as class_embeds.")
+            raise ModelError("Give the class names either as input_ids or as class_embeds.")
         asked_for_states = bool(kwargs.get("output_hidden_states"))
-        out_indices = self.config.out_indices if self.config.decode_head_type == "consensus" else []
+        out_indices = self.decode_head.out_indices
         if out_indices:
             # All, if some are asked for; the first are the embeddings.
             kwargs["output_hidden_states"] = asked_for_states or [index + 1 for index in out_indices]
@@ -645,7 +281,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         image_embeds = F.normalize(image_embeds, dim=-1)
         class_embeds = class_embeds.to(device=patch_embeds.device, dtype=patch_embeds.dtype)
         # An adapter's decode head is in float32, also on a CLIP in half precision.
-        dtype = getattr(self.decode_head, "dtype", patch_embeds.dtype)
+        dtype = self.decode_head.dtype or patch_embeds.dtype
         logits = self.decode_head(
             image_embeds.to(dtype),
             patch_embeds.to(dtype),

@@ -1,4 +1,4 @@
-"""What prompt tuning puts around the encoders: visual prompts, spectral prompts and text prompts."""
+"""Wrappers of the encoders: visual prompts, spectral prompts and text prompts."""
 
 import math
 from typing import Any
@@ -11,22 +11,23 @@ from transformers import CLIPTextModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 
+from .model_error import ModelError
 from .prompt_config import DeepPromptConfig
 from .spectral_prompt import resize_filter, spectral_prompt
 
 
 class PromptLayer(nn.Module, BaseTunerLayer):
-    """Wraps an encoder and owns everything trainable there, one entry per adapter."""
+    """Wraps an encoder and contains all that is trained there, one entry per adapter."""
 
-    # Each piece is its own container of plain modules: `load_adapter` renames keys of nested ones wrongly.
+    # One container of plain modules for each piece: `load_adapter` renames the keys of nested ones wrongly.
     adapter_layer_names: tuple[str, ...] = ("deep_prompt_tokens",)
     other_param_names = ("prompt_configs",)
-    # Inherited; said here because a Module's attributes are typed "Tensor | Module".
+    # Inherited; declared here because a Module's attributes are typed "Tensor | Module".
     active_adapters: list[str]
     base_layer: Any
     set_adapter: Any
     _move_adapter_to_device_of_base_layer: Any
-    # Of the subclasses, which differ in what they take.
+    # Of the subclasses, with different arguments.
     update_layer: Any
 
     def __init__(self, base_layer: nn.Module):
@@ -37,24 +38,24 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     @property
     def doubles_class_embedding(self) -> bool:
-        """Whether the active adapter's class token has the class embedding twice, see [`DeepPromptConfig`]."""
+        """Whether the active adapter adds the class embedding to the class token twice, see [`DeepPromptConfig`]."""
         name = self.active_name()
         return name is not None and self.prompt_configs[name].double_class_embedding
 
     def active_name(self) -> str | None:
-        """Return the name of the adapter to run with, if any."""
+        """Return the name of the adapter that `forward` uses; `None` without one, or if adapters are disabled."""
         if self.disable_adapters or not self.active_adapters:
             return None
         if len(self.active_adapters) > 1:
-            raise ValueError(f"Deep prompts cannot be mixed: activate one adapter, not {self.active_adapters}.")
+            raise ModelError(f"Deep prompts cannot be mixed: activate one adapter, not {self.active_adapters}.")
         name = self.active_adapters[0]
         return name if name in self.prompt_configs else None
 
     def place(self, adapter_name: str, config: DeepPromptConfig) -> None:
-        """Finish adding an adapter: keep its configuration, move it to where the encoder is, and activate."""
+        """Finish adding an adapter: store its configuration, move it to the encoder's device, and activate it."""
         self.prompt_configs[adapter_name] = config
         devices = [parameter.device for parameter in self.base_layer.parameters() if parameter.device.type != "meta"]
-        if devices:  # none where all weights are still to be loaded, or lie on the disk
+        if devices:  # none if all weights are still to be loaded, or are offloaded to disk
             self._move_adapter_to_device_of_base_layer(adapter_name, devices[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -63,7 +64,7 @@ class DeepPromptLayer(PromptLayer):
     """
     Visual and spectral prompts.
 
-    Tokens stand between the class token and the patches, so `states[:, 0]` and the patches keep their places.
+    Tokens are inserted between the class token and the patches, so both keep their places at the two ends.
     """
 
     adapter_layer_names = ("deep_prompt_tokens", "deep_prompt_proj", "deep_prompt_norm", "deep_prompt_filter")
@@ -91,12 +92,12 @@ class DeepPromptLayer(PromptLayer):
             if config.num_deep_layers != 0:
                 self.deep_prompt_norm[adapter_name] = nn.LayerNorm(width, eps=1e-6)
         if filtered:
-            # Kept, so that the adapter also fits an encoder that is configured for another size.
+            # Stored, so that the adapter also fits an encoder that is configured for another size.
             side = config.spectral_grid_size = (
                 config.spectral_grid_size or vision_config.image_size // vision_config.patch_size
             )
-            # Real and imaginary part apart: optimisers, half precision and safetensors all know real numbers.
-            # Trained, as in the paper; the official helper freezes what has no "prompt" in its name.
+            # Real and imaginary part are separate: optimisers, half precision and safetensors support real numbers.
+            # Trained, as in the paper; the official helper freezes parameters without "prompt" in their names.
             self.deep_prompt_filter[adapter_name] = nn.Parameter(0.02 * torch.randn(side, side // 2 + 1, width, 2))
         self.place(adapter_name, config)
 
@@ -155,16 +156,16 @@ class DeepPromptLayer(PromptLayer):
     def _configured_grid(self, num_patches: int) -> tuple[int, int]:
         side = self.base_layer.config.image_size // self.base_layer.config.patch_size
         if num_patches != side * side:
-            raise ValueError(
-                f"A spectral prompt has to know how {num_patches} patches lie, which are not the {side}x{side} of the "
-                "configured image_size: pass patch_grid=(rows, columns)."
+            raise ModelError(
+                f"A spectral prompt needs the grid of the {num_patches} patches, which is not {side}x{side} as the "
+                "configured image_size says: pass patch_grid=(rows, columns)."
             )
         return side, side
 
 
 class TextPromptLayer(PromptLayer):
     """
-    Text prompts (LDVC section 3.2): at every layer they take the place of a template that stands before each name.
+    Text prompts (LDVC section 3.2): in every layer they replace the hidden states of a template before each name.
 
     Because the template is part of the input, positions, causal mask and padding are CLIP's own.
     """
@@ -176,7 +177,7 @@ class TextPromptLayer(PromptLayer):
         self.update_layer(adapter_name, config, template_states)
 
     def update_layer(self, adapter_name: str, config: DeepPromptConfig, template_states: torch.Tensor) -> None:
-        """Add an adapter; `template_states` `(layers, tokens, width)` are those that enter each frozen layer."""
+        """Add an adapter; `template_states` `(layers, tokens, width)` are the inputs of each frozen layer."""
         tokens = template_states if config.text_prompts == "whole" else template_states[:, 1:-1]
         if config.text_prompt_init == "random":
             tokens = 0.02 * torch.randn_like(tokens)
@@ -187,18 +188,18 @@ class TextPromptLayer(PromptLayer):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Check that names stand behind the template, and make room where the prompts are more than its tokens.
+        Check that each name follows the template, and insert a token if there are more prompts than tokens before it.
 
         Args:
-            input_ids: `(names, length)`, the template, the name, the end token and padding.
+            input_ids: `(names, length)`: the template, the name, the end token and padding.
             attention_mask: Same shape.
 
         Returns:
-            Both, with one place more before the names if the prompts stand for the template's end token too. Without
-            an active adapter they stay as they are.
+            Both, with one more token before the names if the prompts also replace the template's end token. Without an
+            active adapter they are unchanged.
 
         Raises:
-            ValueError: If a row begins with something else, or the place is one too many for the text tower.
+            ModelError: If a row does not begin with the template, or becomes too long for the text tower.
         """
         name = self.active_name()
         if name is None:
@@ -208,13 +209,13 @@ class TextPromptLayer(PromptLayer):
         words = len(ids) - 1  # with the start token
         too_short = input_ids.shape[1] <= words
         if not torch.compiler.is_compiling() and (too_short or (input_ids[:, :words] != ids[:words]).any()):
-            raise ValueError(
-                "This adapter's text prompts stand for one template, with which every row of input_ids must begin: "
+            raise ModelError(
+                "This adapter's text prompts replace one template, with which every row of input_ids must begin: "
                 "use the processor that is saved with the adapter, or the prompt_templates that it was trained with."
             )
         if config.text_prompts == "words":
             return input_ids, attention_mask
-        # What is repeated does not matter, only its place: a prompt covers it.
+        # Which token is repeated does not matter: a prompt replaces it.
         input_ids = torch.cat([input_ids[:, :words], input_ids[:, words - 1 :]], dim=1)
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask[:, :words], attention_mask[:, words - 1 :]], dim=1)
@@ -223,7 +224,7 @@ class TextPromptLayer(PromptLayer):
             longest = int((input_ids == ids[-1]).int().argmax(dim=1).max()) + 1
             if longest > limit:
                 row = int((input_ids == ids[-1]).int().argmax(dim=1).argmax()) + 1
-                raise ValueError(
+                raise ModelError(
                     f"Row {row} of input_ids is too long: with its text prompts it has {longest} tokens, but at most "
                     f"{limit} are allowed."
                 )
@@ -245,7 +246,7 @@ class TextPromptLayer(PromptLayer):
         Args:
             inputs_embeds: `(names, length, width)`.
             attention_mask: Passed on to the layers.
-            room_made: Whether the template has been looked for, see `make_room`.
+            room_made: Whether `make_room` has checked the input.
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`.
@@ -254,7 +255,7 @@ class TextPromptLayer(PromptLayer):
         if name is None:
             return self.base_layer(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if not room_made:
-            raise ValueError("Encode class names with get_class_embeds, which makes room for the text prompts.")
+            raise ModelError("Encode class names with get_class_embeds, which makes room for the text prompts.")
         tokens = self.deep_prompt_tokens[name]
         start = 0 if self.prompt_configs[name].text_prompts == "whole" else 1
         states = inputs_embeds
@@ -267,20 +268,20 @@ class TextPromptLayer(PromptLayer):
 
 @torch.no_grad()
 def template_states(text_model: CLIPTextModel, config: DeepPromptConfig) -> torch.Tensor:
-    """Return the states `(layers, tokens, width)` with which the template enters each layer of the frozen tower."""
+    """Return the template's hidden states `(layers, tokens, width)` that enter each layer of the frozen text tower."""
     encoder: Any = text_model.encoder
     frozen = encoder.base_layer if isinstance(encoder, PromptLayer) else encoder
     embeddings: Any = text_model.embeddings
     table = embeddings.token_embedding.weight
     if max(config.text_prompt_ids or ()) >= len(table):
-        raise ValueError(
+        raise ModelError(
             f"text_prompt_ids={config.text_prompt_ids} are not of this CLIP, which has {len(table)} tokens."
         )
-    # Where weights lie on the disk, accelerate fetches them and moves what meets them.
+    # If weights are offloaded to disk, accelerate loads them and moves the inputs to their device.
     fetched = table.is_meta and hasattr(embeddings, "_hf_hook")
     states = embeddings(input_ids=torch.tensor([config.text_prompt_ids], device="cpu" if fetched else table.device))
     implementation = frozen.config._attn_implementation
-    # Others may need a GPU or half precision, and this also happens before a model is moved there.
+    # Other implementations may need a GPU or half precision, and the model may still be moved there.
     frozen.config._attn_implementation = "eager"
     try:
         mask = create_causal_mask(frozen.config, inputs_embeds=states, attention_mask=None, past_key_values=None)

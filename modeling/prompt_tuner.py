@@ -1,6 +1,5 @@
 """Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
-import copy
 import warnings
 from typing import Any
 
@@ -8,31 +7,20 @@ import peft.mapping
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
 
 from .base_fingerprint import OtherBaseWarning, are_same, take_fingerprint, warning_of_other_base
-from .configuration_zegclip import ZegClipConfig
+from .heads import DECODE_HEADS
+from .model_error import ModelError
 from .prompt_config import DeepPromptConfig, DeepPromptPeftType
 from .prompt_layers import DeepPromptLayer, PromptLayer, TextPromptLayer, template_states
-
-# What decides the shape and the meaning of a decode head's weights: of any head's, and of one kind's.
-HEAD_FIELDS = (
-    "decode_head_type",
-    "descriptor",
-    "num_decoder_layers",
-    "decoder_attention_heads",
-    "decoder_ffn_dim",
-)
-OWN_HEAD_FIELDS = {
-    "spectral": ("decoder_window_size", "decoder_low_frequency_heads"),
-    "consensus": ("decoder_window_size", "decoder_top_k", "out_indices"),
-}
 
 
 def head_fields(decode_head_type: str) -> tuple[str, ...]:
     """Return the fields of the configuration in which two decode heads of a kind must agree."""
-    return HEAD_FIELDS + OWN_HEAD_FIELDS.get(decode_head_type, ())
+    return DECODE_HEADS[decode_head_type].config_fields
 
 
 class DeepPromptModel(BaseTuner):
@@ -50,17 +38,21 @@ class DeepPromptModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """
-        As the parent's: every way of adding or loading an adapter comes through here.
+        As the parent's; every way of adding or loading an adapter comes through here.
 
-        What the adapter trains is in float32, whatever the base is in; PEFT sees to that for the prompts alone. An
-        adapter that was made for another base is a warning.
+        All that the adapter trains is in float32, whatever the dtype of the base; PEFT casts the prompts alone. An
+        adapter that was trained on another base is a warning.
+
+        Raises:
+            ModelError: If the adapter's decode head or one of its prompts does not fit the model.
         """
+        config = self.peft_config[adapter_name]
+        _check_fit(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for name, parameter in model.named_parameters():
             own = (".deep_prompt_" in name or ".modules_to_save." in name) and adapter_name in name.split(".")
             if own and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
-        config = self.peft_config[adapter_name]
         fingerprint = take_fingerprint(model)
         if config.made_for is None and not config.inference_mode:
             config.base_fingerprint = fingerprint
@@ -68,15 +60,17 @@ class DeepPromptModel(BaseTuner):
             base = config.clip_model_name_or_path or config.base_model_name_or_path
             here = getattr(getattr(model, "config", None), "_name_or_path", None)
             warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
+        share_config(model, adapter_name, config)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """As the parent's; the configuration's class names and templates follow, see `follow`."""
-        before, after = self.active_adapters, [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        """As the parent's; the model's configuration becomes the adapter's, see [`switch_head_config`]."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        if before != after and len(before) == len(after) == 1 and _is_zegclip(self.model):
-            if before[0] in self.peft_config:
-                remember(self.model.config, self.peft_config[before[0]])
-            follow(self.model.config, self.peft_config[after[0]])
+        switch_head_config(self.model, self.peft_config, adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As the parent's, which may activate another adapter."""
+        super().delete_adapter(adapter_name)
+        switch_head_config(self.model, self.peft_config, self.active_adapters)
 
     def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
         text_prompts = peft_config.text_prompts
@@ -86,7 +80,7 @@ class DeepPromptModel(BaseTuner):
             peft_config.target_modules = str(peft_config.target_modules).replace("vision", "(vision|text)")
         wraps_text = bool(check_target_module_exists(peft_config, "clip.text_model.encoder"))
         if wraps_text != (text_prompts is not None):
-            raise ValueError(
+            raise ModelError(
                 f"target_modules={peft_config.target_modules!r} does not fit text_prompts={text_prompts!r}: "
                 "text prompts wrap the text encoder, and nothing else does. Leave target_modules out."
             )
@@ -112,44 +106,86 @@ class DeepPromptModel(BaseTuner):
         else:
             self._replace_module(parent, target_name, layer_class(target, *arguments), target)
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        if not _is_zegclip(model):
-            for name in ("text_prompts", "double_class_embedding"):
-                if getattr(config, name):
-                    raise ValueError(f"{name} needs a ZegClipForSemanticSegmentation, which takes part in it.")
-            return
-        model_config: Any = model.config
-        if config.double_class_embedding and getattr(model_config.clip_config, "class_embedding_doubled", False):
-            raise ValueError(
-                "double_class_embedding would add the class embedding a third time: the position table of this "
-                "converted CLIP holds it already, so leave the field out."
-            )
-        described = model_config.describe_head()
-        stored = config.model_config
-        for name in head_fields(described["decode_head_type"]) if stored is not None else ():
-            if stored.get(name) != described[name]:
-                raise ValueError(
-                    f"The adapter was trained with {name}={stored.get(name)!r}, but this model has "
-                    f"{described[name]!r}: load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
-                )
-        # A field that the adapter's version did not have is at its default.
-        config.model_config = type(model_config)().describe_head() | stored if stored else described
-
-    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        if _is_zegclip(model):
-            model_config: Any = model.config
-            follow(model_config, config)
-
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The parent's version copies `.weight`, which an encoder does not have.
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError("Deep prompts are tokens, not weights, and cannot be merged; `unload` removes them.")
+        raise ModelError("Deep prompts are tokens, not weights, and cannot be merged; `unload` removes them.")
 
 
 def _is_zegclip(model: nn.Module) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) == "zegclip"
+
+
+def _check_fit(model: nn.Module, peft_config: DeepPromptConfig) -> None:
+    """Check that an adapter fits a model, and fill in a new adapter's `model_config` or what a stored one lacks."""
+    if not _is_zegclip(model):
+        for name in ("text_prompts", "double_class_embedding"):
+            if getattr(peft_config, name):
+                raise ModelError(f"{name} needs a ZegClipForSemanticSegmentation, which takes part in it.")
+        return
+    config: Any = model.config
+    if peft_config.double_class_embedding and getattr(config.clip_config, "class_embedding_doubled", False):
+        raise ModelError(
+            "double_class_embedding would add the class embedding a third time: the position table of this converted "
+            "CLIP contains it already, so leave the field out."
+        )
+    described, stored = config.describe_head(), peft_config.model_config
+    for name in head_fields(described["decode_head_type"]) if stored is not None else ():
+        if stored.get(name) != described[name]:
+            raise ModelError(
+                f"The adapter was trained with {name}={stored.get(name)!r}, but this model has {described[name]!r}: "
+                "load it with ZegClipForSemanticSegmentation.from_pretrained(ADAPTER)."
+            )
+    # A field that the adapter's version did not have is at its default.
+    peft_config.model_config = type(config)().describe_head() | stored if stored else described
+    peft_config.active_in = None  # that of another model, where one configuration serves several
+
+
+def switch_head_config(model: nn.Module, peft_configs: dict[str, Any], active: str | list[str]) -> None:
+    """
+    Set the adapter's part of the model's configuration to that of the active adapter.
+
+    The adapter that was active before keeps its part. Each is stored once: the active adapter's in the model's
+    configuration, the others' in their own.
+
+    Args:
+        model: The model around the adapters; only a ZegCLIP's configuration has such a part.
+        peft_configs: The configurations of all adapters, by name.
+        active: Name of the active adapter; nothing is switched for none or several.
+    """
+    names = [active] if isinstance(active, str) else active
+    incoming = peft_configs.get(names[0]) if len(names) == 1 else None
+    config: Any = getattr(model, "config", None)
+    if not _is_zegclip(model) or not hasattr(incoming, "active_in"):
+        return
+    if incoming.active_in is not config:
+        for other in peft_configs.values():
+            if getattr(other, "active_in", None) is config:
+                other.store_head_config()
+        incoming.apply_head_config(config)
+
+
+def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -> None:
+    """
+    Let an adapter's decode head use the model's configuration, and its own dropout.
+
+    PEFT's copy of the base's decode head has a copy of the configuration, which `set_attn_implementation` would not
+    reach, and the base's dropout.
+    """
+    if not _is_zegclip(model):
+        return
+    described = peft_config.to_dict()["model_config"]
+    decode_head: Any = model.decode_head
+    for wrapper in decode_head.modules():
+        if not isinstance(wrapper, ModulesToSaveWrapper) or adapter_name not in wrapper.modules_to_save:
+            continue
+        for part in wrapper.modules_to_save[adapter_name].modules():
+            if hasattr(part, "config"):
+                part.config = model.config
+            if hasattr(part, "dropout"):
+                part.dropout = described["decoder_dropout"]
 
 
 def register_tuner() -> None:
@@ -160,23 +196,6 @@ def register_tuner() -> None:
     peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = DeepPromptModel.prefix
 
 
-def remember(config: ZegClipConfig, peft_config: PeftConfig) -> None:
-    """Let an adapter's configuration keep what the model's says now, class names and templates included."""
-    if isinstance(peft_config, DeepPromptConfig):
-        peft_config.model_config = copy.deepcopy(config.describe_head())
-
-
-def follow(config: ZegClipConfig, peft_config: PeftConfig) -> None:
-    """Let the model's configuration say what an adapter's keeps."""
-    described = copy.deepcopy(getattr(peft_config, "model_config", None) or {})
-    names = described.pop("id2label", None)
-    if names is not None:
-        config.id2label = {int(index): name for index, name in names.items()}
-        config.label2id = {name: index for index, name in config.id2label.items()}
-    for field, value in described.items():
-        setattr(config, field, value)
-
-
 register_tuner()
 
-__all__ = ["DeepPromptModel", "follow", "head_fields", "remember"]
+__all__ = ["DeepPromptModel", "head_fields", "share_config", "switch_head_config"]

@@ -1,4 +1,4 @@
-"""Captions of the picture world: short English lines of the kind that a photograph gets on the web."""
+"""Captions of the picture world: short English phrases like those of photographs on the web."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ OPENINGS = (
     "there is {} in the picture",
     "{}",
 )
-# The bare form that a zero-shot prompt has: always the article "a", as in the templates of CLIP.
+# The zero-shot prompt, always with the article "a", as in CLIP's templates.
 PROMPT = "a photo of a {}"
 
 
@@ -30,7 +30,7 @@ def with_article(phrase: str) -> str:
 def compose(
     objects: Sequence[tuple[int, str]], grounds: Sequence[int], rng: np.random.Generator
 ) -> tuple[str, tuple[int, ...]]:
-    """Write a caption of some of what a picture shows.
+    """Write a caption that names some of the classes in a picture.
 
     Args:
         objects: (class id, colour word) of each visible object.
@@ -38,7 +38,7 @@ def compose(
         rng: the source of choices.
 
     Returns:
-        The caption and the ids of the classes that it names: mostly one object, sometimes two things, sometimes only
+        The caption and the ids of the classes that it names: mostly one object, sometimes two classes, sometimes only
         a ground.
     """
     if not objects or (grounds and rng.random() < 0.25):

@@ -1,8 +1,8 @@
 """The classes of the picture world and their three-way split.
 
-A class id is the index of its name in `CLASS_NAMES`; every pixel of a drawn mask carries one. `IGNORE_INDEX` never
-occurs in a drawn mask: it is what a trainer puts where it hides a class. The split was fixed before any model was
-trained on it: every choice is made on `UNSEEN_TUNING`, and `UNSEEN_TEST` is looked at once, at the end.
+A class id is the index of its name in `CLASS_NAMES`; every pixel of a drawn mask has one. `IGNORE_INDEX` does not
+occur in drawn masks: training assigns it to the pixels of unseen classes. The split was fixed before any model was
+trained: hyperparameters are chosen on `UNSEEN_TUNING`, and `UNSEEN_TEST` is evaluated once, at the end.
 """
 
 OBJECT_NAMES = (

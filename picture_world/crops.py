@@ -1,4 +1,4 @@
-"""Windows of pre-drawn scenes with captions: the pretraining pictures of the tiny CLIP, and no mask among them."""
+"""Windows of pre-drawn scenes with captions, without masks: the pretraining data of the tiny CLIP."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from .captions import COLOUR_WORDS, compose
 from .classes import CLASS_NAMES, OBJECT_NAMES
 from .drawing import SCENE_SIZE, draw_scene
 
-# A class counts as shown from so many pixels of a window on, and gets a caption from so many.
-_SHOWN, _TOLD = 36, 110
+# Pixels of a class in a window from which on it counts as shown, and from which on the caption may name it.
+_MIN_SHOWN, _MIN_NAMED = 36, 110
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class DrawnScenes:
 
     Attributes:
         pictures: (scenes, 96, 96, 3) uint8.
-        masks: (scenes, 96, 96) uint8 class ids. Only what a window shows is read from them, to word its caption.
+        masks: (scenes, 96, 96) uint8 class ids, used only to find the classes that a caption may name.
         colours: (scenes, 24) uint8, index of the colour word of each object class in the scene.
     """
 
@@ -34,7 +34,7 @@ def draw_scenes(seeds: range, progress: bool = True) -> DrawnScenes:
     """Draw scenes of the training pool.
 
     Args:
-        seeds: one seed a scene.
+        seeds: one seed per scene.
         progress: whether to show a progress bar.
 
     Returns:
@@ -57,7 +57,7 @@ class CaptionedWindows:
 
     Attributes:
         pictures: (batch, side, side, 3) uint8.
-        captions: one text a picture.
+        captions: one text per picture.
         matches: (pictures, captions) bool, whether the picture shows all classes that the caption names.
     """
 
@@ -69,17 +69,17 @@ class CaptionedWindows:
 def captioned_windows(
     scenes: DrawnScenes, side: int, batch_size: int, rng: np.random.Generator, close_ups: float = 0.6
 ) -> Iterator[CaptionedWindows]:
-    """Cut captioned windows out of scenes, without end.
+    """Cut captioned windows out of scenes, endlessly.
 
     Args:
-        scenes: where to cut.
+        scenes: the scenes.
         side: width and height of a window in pixels.
-        batch_size: windows a batch.
+        batch_size: windows per batch.
         rng: the source of choices.
         close_ups: share of the windows that are centred on a pixel of an object.
 
     Yields:
-        Batches, in which half of the pictures are mirrored.
+        Batches. Each picture is flipped horizontally with probability 0.5.
     """
     count, scene_side = scenes.masks.shape[:2]
     room = scene_side - side
@@ -102,14 +102,14 @@ def captioned_windows(
             step = 1 if rng.random() < 0.5 else -1
             pictures[index] = scenes.pictures[scene][window][:, ::step]
             pixels = np.bincount(mask[window].ravel(), minlength=len(CLASS_NAMES))
-            told = np.flatnonzero(pixels >= _TOLD).tolist()
+            nameable = np.flatnonzero(pixels >= _MIN_NAMED).tolist()
             text, classes = compose(
-                [(c, COLOUR_WORDS[scenes.colours[scene, c]]) for c in told if c < len(OBJECT_NAMES)],
-                [c for c in told if c >= len(OBJECT_NAMES)],
+                [(c, COLOUR_WORDS[scenes.colours[scene, c]]) for c in nameable if c < len(OBJECT_NAMES)],
+                [c for c in nameable if c >= len(OBJECT_NAMES)],
                 rng,
             )
             captions.append(text)
-            shown[index] = pixels >= _SHOWN
+            shown[index] = pixels >= _MIN_SHOWN
             named[index, list(classes)] = True
         missing = (~shown).astype(np.float32) @ named.T.astype(np.float32)
         yield CaptionedWindows(torch.from_numpy(pictures), captions, torch.from_numpy(missing == 0))

@@ -1,4 +1,4 @@
-"""The picture world as a data set of Hugging Face Datasets, in memory, as a stream, or as a folder of files."""
+"""The picture world as a Hugging Face data set, in memory, as a stream, or as a folder of files."""
 
 import argparse
 import colorsys
@@ -15,6 +15,8 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 from tqdm import tqdm
 
+from zegclip.processing.input_error import InputError
+
 from .captions import caption
 from .classes import CLASS_NAMES
 from .drawing import draw_scene
@@ -24,21 +26,21 @@ Split = Literal["train", "tuning", "test"]
 
 FEATURES = Features({"image": Image(), "mask": Image(), "caption": Value("string")})
 
-# Each split has a pool of drawing parameters and its own range of seeds; pretraining draws from yet another.
+# Each split has a pool of drawing parameters and its own range of seeds; pretraining has another range.
 _POOLS: dict[Split, PoolName] = {"train": "train", "tuning": "train", "test": "test"}
 _FIRST_SEEDS: dict[Split, int] = {"train": 0, "tuning": 1 << 62, "test": 0}
 _SCENES_PER_SEED = 1 << 40
 _MOST_SEEDS = 1 << 20
-# Enough for the workers and processes of one machine; a stream cannot be shared out more finely.
+# The largest number of workers or processes that can share a stream.
 _SHARDS = 16
 
 
 def scene_seeds(split: Split, seed: int = 0) -> range:
-    """Return the seeds of all scenes that a split has under a data set's seed; no two overlap within a pool."""
+    """Return the scene seeds of a split for a data set's seed; the ranges within a pool are disjoint."""
     if split not in get_args(Split):
-        raise ValueError(f"Unknown split {split!r}: choose from {', '.join(get_args(Split))}.")
+        raise InputError(f"Unknown split {split!r}: choose from {', '.join(get_args(Split))}.")
     if not 0 <= seed < _MOST_SEEDS:
-        raise ValueError(f"The seed of a picture world must lie between 0 and {_MOST_SEEDS - 1}, not be {seed}.")
+        raise InputError(f"The seed of a picture world must be between 0 and {_MOST_SEEDS - 1}, got {seed}.")
     first = _FIRST_SEEDS[split] + seed * _SCENES_PER_SEED
     return range(first, first + _SCENES_PER_SEED)
 
@@ -56,16 +58,16 @@ def draw_example(split: Split, scene_seed: int) -> dict[str, Any]:
 def load_picture_world(
     split: Split, num_scenes: int | None, seed: int = 0, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """Load scenes of the picture world, drawn on the spot.
+    """Draw scenes of the picture world as a data set.
 
-    Masks hold the ids of all classes: hiding the unseen ones in training is up to the trainer.
+    Masks contain the ids of all classes, also of unseen ones.
 
     Args:
         split: "train" and "tuning" share drawing parameters but no scene; "test" has parameters of its own.
-        num_scenes: number of scenes; None, only for a stream, for no end.
-        seed: chooses other scenes of the same split, below 2**20.
-        streaming: whether to draw while iterating. A finite stream yields what the data set in memory holds, in the
-            same order; an endless one has 16 shards with different scenes, for workers and processes.
+        num_scenes: number of scenes; None for an endless stream.
+        seed: selects the scenes of the split, below 2**20.
+        streaming: whether to draw while iterating. A finite stream yields the same rows in the same order as the data
+            set in memory; an endless one has 16 shards with different scenes, for workers and processes.
 
     Returns:
         A data set with the columns `image`, `mask` and `caption`.
@@ -73,10 +75,10 @@ def load_picture_world(
     seeds = scene_seeds(split, seed)
     if num_scenes is None:
         if not streaming:
-            raise ValueError("A picture world without end does not fit into memory: give num_scenes or stream it.")
+            raise InputError("An endless picture world does not fit into memory: give num_scenes or streaming=True.")
         shards = [(seeds.start + shard, seeds.stop, _SHARDS) for shard in range(_SHARDS)]
     elif num_scenes < 1:
-        raise ValueError(f"A picture world needs at least one scene, not {num_scenes}.")
+        raise InputError(f"num_scenes must be at least 1, got {num_scenes}.")
     else:
         bounds = np.linspace(0, num_scenes, min(_SHARDS, num_scenes) + 1).astype(int).tolist()
         shards = [(seeds.start + start, seeds.start + stop, 1) for start, stop in itertools.pairwise(bounds)]
@@ -86,7 +88,7 @@ def load_picture_world(
         )
     rows: Iterable[dict[str, Any]] = _stream(split, shards)
     rows = list(tqdm(rows, total=num_scenes, desc="drawing", unit="scene", delay=2))
-    # From a dictionary and not from a generator, whose result a cache would keep beyond a change of the drawing.
+    # Not from a generator, whose result would stay in the cache after a change of the drawing code.
     return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
@@ -98,7 +100,7 @@ def _stream(split: Split, shards: list[tuple[int, int, int]]) -> Iterator[dict[s
 
 
 def mask_palette() -> list[int]:
-    """Return a palette, 3 numbers a class id, in which neighbouring ids look different."""
+    """Return a palette, 3 numbers per class id, in which neighbouring ids have different colours."""
     colours = (
         colorsys.hsv_to_rgb(0.618 * index % 1, 0.55 + 0.4 * (index % 2), 0.95 - 0.2 * (index % 3))
         for index in range(len(CLASS_NAMES))
@@ -111,14 +113,14 @@ def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed
 
     Args:
         folder: receives `images/*.png`, `masks/*.png` (palette pictures whose values are class ids),
-            `metadata.jsonl` (`file_name`, `mask_file_name`, `caption`) and `classes.txt` (a name a line, by id).
-        split: as in `load_picture_world`.
-        num_scenes: as there.
-        seed: as there.
+            `metadata.jsonl` (`file_name`, `mask_file_name`, `caption`) and `classes.txt` (one name per line, by id).
+        split: see `load_picture_world`.
+        num_scenes: see there.
+        seed: see there.
     """
     folder = Path(folder)
     if (folder / "metadata.jsonl").exists():
-        raise FileExistsError(f"{folder} holds an export already: remove it, or choose another folder.")
+        raise FileExistsError(f"{folder} already contains an export: remove it, or choose another folder.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     palette, lines = mask_palette(), []
@@ -135,14 +137,14 @@ def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed
 
 
 def _save_png(image: PILImage.Image, path: Path) -> None:
-    """Write a PNG file completely or not at all."""
+    """Write a PNG file under a temporary name, then rename it."""
     part = path.with_suffix(".part")
     image.save(part, format="PNG")
     os.replace(part, path)
 
 
 def _save_lines(lines: Iterable[str], path: Path) -> None:
-    """Write a text file completely or not at all."""
+    """Write a text file under a temporary name, then rename it."""
     part = path.with_suffix(".part")
     part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(part, path)
@@ -151,7 +153,7 @@ def _save_lines(lines: Iterable[str], path: Path) -> None:
 def main() -> None:
     """Export scenes from the command line."""
     parser = argparse.ArgumentParser(description="Write scenes of the picture world to a folder.")
-    parser.add_argument("folder", help="where to write; made if missing")
+    parser.add_argument("folder", help="output folder, created if missing")
     parser.add_argument("--split", choices=get_args(Split), default="train", help="default: train")
     parser.add_argument("--num-scenes", type=int, default=100, help="default: 100")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -1,4 +1,4 @@
-"""Draws scenes of the picture world: a picture, its exact mask and what it shows, all from one seed."""
+"""Draws scenes of the picture world: a picture, its exact mask and its objects, from one seed."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ from .pools import POOL_NAMES, Pool, PoolName, colour_word
 SCENE_SIZE = 96
 RADIUS_RANGE = (14.0, 26.0)
 
-# Grounds that mostly lie above a horizon; any other may, but rarely.
+# Grounds that are often drawn above a horizon; others are more rarely.
 _UPPER = tuple(len(OBJECT_NAMES) + GROUND_NAMES.index(name) for name in ("sky", "night", "brick"))
 _GROUNDS = tuple(range(len(OBJECT_NAMES), len(OBJECT_NAMES) + len(GROUND_NAMES)))
-# An object of which others or the border hide more than this share is not placed.
+# No object may be hidden by others or the border by more than this share.
 _MOST_HIDDEN = 0.4
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: its class id (0..23), the word for its main colour, its unhidden size in pixels."""
+    """One object of a scene: its class id (0..23), the word for its main colour, its full area in pixels."""
 
     class_id: int
     colour: str
@@ -60,9 +60,9 @@ def draw_scene(
     Args:
         seed: a non-negative number.
         pool: whose drawing parameters to use, "train" or "test".
-        size: side of the picture in pixels. Sizes and textures are relative: a larger picture is a sharper one.
-        objects: class ids of the objects from back to front; default: 1 to 4 at random. One that finds no room is
-            left out.
+        size: side of the picture in pixels. Objects and textures scale with it.
+        objects: class ids of the objects from back to front; default: 1 to 4 at random. An object without enough
+            space is left out.
         grounds: class ids of one ground, or of an upper and a lower one; default: at random.
 
     Returns:
@@ -124,7 +124,7 @@ def _place(
     scale: float,
     pool: Pool,
 ) -> Thing | None:
-    """Draw an object where enough of it and of those behind it stays visible; changes the arrays in place.
+    """Draw an object where enough of it and of the objects behind it is visible; changes the arrays in place.
 
     Args:
         class_id: the object's class id.
@@ -136,7 +136,7 @@ def _place(
         pool: the source of parameters.
 
     Returns:
-        The object, or None if no place was found.
+        The object, or None if there is no such position.
     """
     size = len(mask)
     pen = Pen(
@@ -178,7 +178,7 @@ def _place(
 
 
 def _rim(solid: np.ndarray, width: int) -> np.ndarray:
-    """Mark what is not deep inside a shape (side, side) bool: its contour, which sets it off from any ground."""
+    """Mark all but the interior of a shape (side, side) bool: its contour, which separates it from any ground."""
     inside = np.zeros_like(solid)
     core = slice(width, -width)
     inside[core, core] = solid[: -2 * width, core] & solid[2 * width :, core]

@@ -1,4 +1,4 @@
-"""What the tiny CLIP knows before any mask is shown: objects named in pictures, and patches named in scenes."""
+"""Zero-shot evaluation of the tiny CLIP, before any training with masks: it classifies objects and patches."""
 
 import math
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ def prompt_features(model: CLIPModel, tokenizer: CLIPTokenizer) -> torch.Tensor:
 
 @torch.inference_mode()
 def name_objects(model: CLIPModel, tokenizer: CLIPTokenizer, seeds: range) -> torch.Tensor:
-    """Show the model close-ups of single objects and let it choose among the 24 names.
+    """Classify close-ups of single objects among the 24 names.
 
     Args:
         model: the CLIP.
         tokenizer: its tokenizer.
-        seeds: one seed a picture; the object is the seed modulo 24.
+        seeds: one seed per picture; the object is the seed modulo 24.
 
     Returns:
-        (24,) the share of right answers for each object.
+        (24,) the accuracy of each object.
     """
     prompts = prompt_features(model, tokenizer)[: len(OBJECT_NAMES)]
     windows = []
@@ -51,7 +51,7 @@ def name_objects(model: CLIPModel, tokenizer: CLIPTokenizer, seeds: range) -> to
 
 @torch.inference_mode()
 def name_pixels(model: CLIPModel, prompts: torch.Tensor, picture: torch.Tensor, stride: int = 12) -> torch.Tensor:
-    """Name every pixel of a picture by the class whose prompt its patches resemble most, without any training.
+    """Assign each pixel to the class whose prompt is most similar to its patches, without training.
 
     Args:
         model: the CLIP.
@@ -86,7 +86,7 @@ def _starts(length: int, stride: int) -> list[int]:
 def name_scenes(
     model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Sequence[Scene], progress: bool = False
 ) -> torch.Tensor:
-    """Name every pixel of scenes and compare with their masks.
+    """Classify every pixel of scenes and compare with their masks.
 
     Args:
         model: the CLIP.
@@ -95,7 +95,7 @@ def name_scenes(
         progress: whether to show a progress bar.
 
     Returns:
-        (32,) float64, intersection over union of each class over all scenes; nan where a class never occurs.
+        (32,) float64, intersection over union of each class over all scenes; NaN for a class that never occurs.
     """
     prompts = prompt_features(model, tokenizer)
     classes = len(CLASS_NAMES)
@@ -109,9 +109,9 @@ def name_scenes(
 
 
 def report(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Sequence[Scene], seeds: range) -> dict[str, float]:
-    """Summarise both abilities for the seen classes and those unseen for tuning, in per cent.
+    """Summarise both evaluations for the seen classes and those unseen for tuning, in per cent.
 
-    Classes unseen for test are left out: no choice may rest on them.
+    Classes unseen for test are excluded, because no hyperparameter may be chosen on them.
 
     Args:
         model: the CLIP.

@@ -10,7 +10,7 @@ from .pools import Colour, Pool
 
 
 def _noise(size: int, scale: float, pool: Pool, cells_wide: float, cells_high: float) -> np.ndarray:
-    """Smooth noise (size, size) in about -1..1, with so many cells across and down 96 units of the scene."""
+    """Smooth noise (size, size) in about -1..1, with the given cells per 96 units of the scene across and down."""
     wide, high = max(2, round(cells_wide * size / 96 / scale)), max(2, round(cells_high * size / 96 / scale))
     coarse = pool.rng.random((high, wide), dtype=np.float32) * 2 - 1
     return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
@@ -137,5 +137,5 @@ def paint_ground(class_id: int, size: int, scale: float, pool: Pool) -> np.ndarr
     return _PAINTERS[class_id - len(OBJECT_NAMES)](size, scale, pool)
 
 
-# Names and functions are two lists of one order.
+# Both lists are in the order of the class ids.
 assert [painter.__name__.removeprefix("_") for painter in _PAINTERS] == list(GROUND_NAMES)

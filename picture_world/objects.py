@@ -405,5 +405,5 @@ def draw_object(class_id: int, pen: Pen, pool: Pool) -> Colour:
     return _DRAWERS[class_id](pen, pool)
 
 
-# Names and functions are two lists of one order.
+# Both lists are in the order of the class ids.
 assert [drawer.__name__.removeprefix("_") for drawer in _DRAWERS] == list(OBJECT_NAMES)

@@ -1,4 +1,4 @@
-"""A pen that draws filled shapes on a transparent, supersampled tile under one affine pose."""
+"""A pen that draws filled shapes on a transparent, supersampled tile under an affine transformation."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from .pools import Colour
 Point = tuple[float, float]
 
 SUPERSAMPLING = 3
-# The share of the tile's half side that the unit radius takes: room for corners that a tilt turns outwards.
+# Half the side of the tile in units of the radius, with space for corners that a rotation moves outwards.
 MARGIN = 1.45
 
 _CIRCLE = [(math.cos(2 * math.pi * step / 24), math.sin(2 * math.pi * step / 24)) for step in range(24)]
@@ -57,7 +57,7 @@ class Pen:
     def oval(
         self, x: float, y: float, width: float, height: float, colour: Colour, part: tuple[float, float] = (0.0, 1.0)
     ) -> None:
-        """Fill an ellipse of the given half axes, or a part of its turn: 0 is right, 0.25 is down, 0.5 is left."""
+        """Fill an ellipse with the given half axes, or a sector of it: 0 is right, 0.25 is down, 0.5 is left."""
         if part == (0.0, 1.0):
             circle = _CIRCLE
         else:

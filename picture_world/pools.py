@@ -1,4 +1,4 @@
-"""Disjoint pools of drawing parameters: a seeded source of numbers that keeps training and test pictures apart."""
+"""Disjoint pools of drawing parameters for training and test pictures."""
 
 import colorsys
 from typing import Literal
@@ -12,7 +12,7 @@ POOL_NAMES: tuple[PoolName, ...] = ("train", "test")
 
 
 class Pool:
-    """A source of drawing parameters whose values depend on the pool that it stands for.
+    """A random source of drawing parameters whose values depend on the pool.
 
     Each range is cut into equal cells; "train" draws from the even cells and "test" from the odd ones, so no
     parameter of a test picture ever has a value that a training picture could have.
@@ -32,7 +32,7 @@ class Pool:
         return low + (high - low) * (cell + self.rng.random()) / cells
 
     def chance(self, probability: float) -> bool:
-        """Toss a coin; what it decides (is there a chimney?) is shared by both pools."""
+        """Draw a boolean, for instance whether there is a chimney; unlike numbers, it does not depend on the pool."""
         return bool(self.rng.random() < probability)
 
     def paint(

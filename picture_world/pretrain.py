@@ -1,6 +1,7 @@
 """Pretrains the tiny CLIP of the picture world on pictures and captions alone.
 
-On a CPU one process a core is fastest; each step then sees one batch of every process. The embedded model comes from
+On a CPU, one process per core is fastest; each step then processes one batch per process. The embedded model was
+trained with
 
     OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m zegclip.picture_world.pretrain \
         --output outputs/picture_world_clip
@@ -20,6 +21,8 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
 
+from zegclip.processing.input_error import InputError
+
 from .crops import captioned_windows, draw_scenes
 from .dataset import scene_seeds
 from .drawing import draw_scene
@@ -29,9 +32,10 @@ from .tokenizer import build_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Far from the seeds of the data sets: scenes of pretraining are in none of their splits.
+# Outside the seeds of the data sets, so no split contains a scene of pretraining.
 _FIRST_SEED = 1 << 61
 _GAIN = 0.15
+_CLOSE_UPS = 240  # In an evaluation.
 
 
 @dataclass
@@ -40,30 +44,30 @@ class PretrainArguments:
 
     output: str = field(metadata={"help": "folder for the model and its tokenizer"})
     steps: int = field(default=4500, metadata={"help": "number of optimiser steps"})
-    batch_size: int = field(default=48, metadata={"help": "pictures a step and process"})
-    scenes: int = field(default=24_000, metadata={"help": "scenes drawn beforehand, shared out to the processes"})
+    batch_size: int = field(default=48, metadata={"help": "pictures per step and process"})
+    scenes: int = field(default=24_000, metadata={"help": "scenes drawn before training, divided among the processes"})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "peak of the cosine schedule"})
-    weight_decay: float = field(default=0.05, metadata={"help": "of AdamW"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
     patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
-    precision: str = field(default="bf16", metadata={"help": "of the matrix products: bf16 or no"})
+    precision: str = field(default="bf16", metadata={"help": "mixed precision: bf16 or no"})
     eval_every: int = field(default=1000, metadata={"help": "steps between evaluations and saves"})
-    eval_scenes: int = field(default=64, metadata={"help": "scenes an evaluation"})
-    seed: int = field(default=0, metadata={"help": "of weights, scenes, windows and captions"})
+    eval_scenes: int = field(default=64, metadata={"help": "scenes per evaluation"})
+    seed: int = field(default=0, metadata={"help": "random seed of weights, scenes, windows and captions"})
     quick: bool = field(default=False, metadata={"help": "a smaller run of at most 15 minutes on 2 cores"})
 
     def __post_init__(self) -> None:
         if self.quick:
             self.steps, self.scenes = min(self.steps, 1200), min(self.scenes, 8000)
         if self.patch_size < 1 or WINDOW_SIDE % self.patch_size:
-            raise ValueError(f"patch_size must divide {WINDOW_SIDE}, not be {self.patch_size}.")
+            raise InputError(f"patch_size must divide {WINDOW_SIDE}, got {self.patch_size}.")
         if self.width < 32 or self.width % 32:
-            raise ValueError(f"width must be a multiple of 32, not {self.width}.")
+            raise InputError(f"width must be a multiple of 32, got {self.width}.")
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
-    """Write the model and its tokenizer to a folder, each file complete or not at all."""
+    """Write the model and its tokenizer to a temporary folder, then move each file into place."""
     part = output.with_name(output.name + ".part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
@@ -74,7 +78,7 @@ def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
 
 
 def pretrain(arguments: PretrainArguments) -> CLIPModel:
-    """Pretrain a tiny CLIP, logging and saving as it goes.
+    """Pretrain a tiny CLIP, with logs, evaluations and saves in between.
 
     Args:
         arguments: the settings.
@@ -102,7 +106,7 @@ def pretrain(arguments: PretrainArguments) -> CLIPModel:
     training, optimizer = accelerator.prepare(CaptionTraining(model), optimizer)
     tuning = scene_seeds("tuning")
     judged = [draw_scene(seed, "train") for seed in tuning[: arguments.eval_scenes]] if main else []
-    close_ups = tuning[arguments.eval_scenes : arguments.eval_scenes + 240]
+    close_ups = tuning[arguments.eval_scenes : arguments.eval_scenes + _CLOSE_UPS]
     if main:
         size = sum(weight.numel() for weight in model.parameters()) / 1e6
         logger.info("%.2f M parameters, %d processes, %s", size, accelerator.num_processes, arguments)

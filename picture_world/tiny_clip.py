@@ -1,4 +1,4 @@
-"""The tiny CLIP of the picture world: its architecture, start, features and pretraining loss."""
+"""The tiny CLIP of the picture world: architecture, initialisation, features and pretraining loss."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from .tokenizer import MODEL_MAX_LENGTH, vocabulary_words
 
-# The statistics of the papers' image processing, in grey levels.
+# Mean and standard deviation of the papers' image processing, in 0..255.
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_STD = (58.395, 57.12, 57.375)
 WINDOW_SIDE = 48
@@ -54,7 +54,7 @@ def build_model(tokenizer: CLIPTokenizer, *, patch_size: int, width: int, layers
         },
         projection_dim=128,
         **ids,
-        # Nothing else was ever in a caption: whoever asks for another word can be told.
+        # All words of the captions; the commands warn about any other.
         vocabulary=vocabulary_words(),
     )
     model = CLIPModel(config)
@@ -96,14 +96,14 @@ def text_features(model: CLIPModel, tokens: Mapping[str, torch.Tensor]) -> torch
 
 
 class CaptionTraining(nn.Module):
-    """A CLIP with its pretraining loss: pictures against captions, once as wholes and once patch by patch.
+    """A CLIP with two contrastive losses between pictures and captions, one on whole pictures and one on patches.
 
-    Both losses are contrastive. In the second, each caption gathers from each picture the patches that resemble it,
-    and what it gathered stands for the picture. A patch so learns to say what it shows, from captions alone.
+    In the second, each picture is represented by an average of its patches, weighted by their similarity to the
+    caption. So patches learn to match the names of what they show, from captions alone.
 
     Args:
         model: the CLIP.
-        temperature: of the softmax by which a caption gathers patches.
+        temperature: temperature of the softmax over patches.
     """
 
     def __init__(self, model: CLIPModel, temperature: float = 0.1) -> None:
@@ -135,7 +135,7 @@ class CaptionTraining(nn.Module):
 
 
 def _match_loss(logits: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits (B, T) against evenly shared matches, both ways."""
+    """Cross-entropy of logits (B, T) with targets uniform over the matches, averaged over both directions."""
     targets = matches.float()
     to_texts = functional.cross_entropy(logits, targets / targets.sum(dim=1, keepdim=True))
     to_pictures = functional.cross_entropy(logits.T, (targets / targets.sum(dim=0)).T)

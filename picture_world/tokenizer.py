@@ -1,4 +1,4 @@
-"""The small CLIP tokenizer of the picture world: whole words for its captions, bytes for everything else."""
+"""The small CLIP tokenizer of the picture world: one token per word of the captions, bytes for everything else."""
 
 import itertools
 
@@ -21,19 +21,19 @@ def vocabulary_words() -> list[str]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Build the tokenizer: a byte-level BPE whose merges spell out the words of the captions.
+    """Build the tokenizer: a byte-level BPE with merges for the words of the captions.
 
-    Any text becomes tokens; a word that no caption uses falls into pieces.
+    Any text can be tokenised; words that no caption contains are split into several tokens.
 
     Returns:
-        A `CLIPTokenizer` with "<|startoftext|>" as id 0 and "<|endoftext|>" as id 1, which also pads. Id 2 is no
-        special token: CLIP's text model takes an end id of 2 for a sign of its old, wrong configurations.
+        A `CLIPTokenizer` with "<|startoftext|>" as id 0 and "<|endoftext|>" as id 1, which is also the padding token.
+        The end token must not have id 2, by which CLIP's text model recognises its old, wrong configurations.
     """
     alphabet = sorted(ByteLevel.alphabet())
     tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + _END_OF_WORD for letter in alphabet)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
-    # The library's BPE training breaks ties differently in every process, so each word's merges are added in turn.
+    # Not trained with the library, which breaks ties differently in every process: merges are added word by word.
     for word in vocabulary_words():
         while len(pieces := BPE(vocabulary, merges, end_of_word_suffix=_END_OF_WORD).tokenize(word)) > 1:
             left, right = pieces[0].value, pieces[1].value

@@ -1,4 +1,4 @@
-"""Image processor of ZegCLIP, Pillow backend."""
+"""Image processor of ZegCLIP, with Pillow as backend."""
 
 from transformers.image_processing_backends import PilBackend
 
@@ -6,7 +6,7 @@ from .image_processing_base import ZegClipImageProcessorBase
 
 
 class ZegClipImageProcessorPil(ZegClipImageProcessorBase, PilBackend):
-    """ZegCLIP's image processor on Pillow and NumPy, which need no torchvision."""
+    """ZegCLIP's image processor on Pillow and NumPy, without torchvision."""
 
 
 __all__ = ["ZegClipImageProcessorPil"]

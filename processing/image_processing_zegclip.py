@@ -1,4 +1,4 @@
-"""Image processor of ZegCLIP, torchvision backend where torchvision is installed."""
+"""Image processor of ZegCLIP, with torchvision as backend if that is installed, otherwise with Pillow."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Metrics of generalised zero-shot segmentation, from class counts that add up over pictures and processes."""
+"""Metrics of generalised zero-shot segmentation, from pixel counts that are summed over pictures and processes."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import torch
 from .class_split import ClassSplit
 
 FIGURE_TITLES = {"pacc": "pAcc", "miou": "mIoU", "miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU"}
-"""What the figures of [`summarise`] are called in tables and cards."""
+"""Titles of the metrics of [`summarise`] in tables and model cards."""
 
 
 def class_counts(
     predicted: torch.Tensor, labels: torch.Tensor, num_classes: int, ignore_index: int = 255
 ) -> torch.Tensor:
     """
-    Count pixels per class in one picture; ignored pixels count nowhere, also not as predicted.
+    Counts pixels per class in one picture. Ignored pixels are not counted, not even as predicted.
 
     Args:
         predicted: `(height, width)` int64 ids.
-        labels: `(height, width)` int64 ids or the ignore index.
+        labels: `(height, width)` int64 ids or `ignore_index`.
         num_classes: Number of classes.
         ignore_index: Label of pixels without a class.
 
@@ -34,34 +34,33 @@ def class_counts(
 
 
 def class_ious(counts: np.ndarray) -> np.ndarray:
-    """Turn summed counts `(3, classes)` into IoU per class in [0, 1]; `nan` where a class is nowhere."""
+    """IoU per class in [0, 1] from summed counts `(3, classes)`; NaN for a class neither labelled nor predicted."""
     intersection, predicted, labelled = counts.astype(np.float64)
     union = predicted + labelled - intersection
     return np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0)
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:
-    """Turn summed counts `(3, classes)` into the share of each class's pixels that is found, `nan` without any."""
+    """Accuracy per class in [0, 1] from summed counts `(3, classes)`; NaN for a class that is not labelled."""
     intersection, _, labelled = counts.astype(np.float64)
     return np.divide(intersection, labelled, out=np.full_like(labelled, np.nan), where=labelled > 0)
 
 
 def summarise(counts: np.ndarray, split: ClassSplit) -> dict[str, float]:
     """
-    Compute the protocol's figures from summed counts.
+    Computes the metrics of generalised zero-shot segmentation from summed counts.
 
-    A mean leaves out classes that are neither labelled nor predicted; it is `nan` where that leaves none, and so is
-    what is computed from it.
+    Means exclude classes that are neither labelled nor predicted. Without any other class the mean is NaN, and so is
+    every metric computed from it.
 
     Args:
-        counts: `(3, classes)` pixels in the intersection, predicted, labelled.
+        counts: `(3, classes)`: pixels in the intersection, predicted, labelled.
         split: The classes.
 
     Returns:
-        Per cent: `pacc`, the share of labelled pixels that are right; and over all classes, and again over each of
-        the split's groups with its name before the key (`objects_hiou`), `miou`, the mean IoU of seen and unseen
-        classes together, and if the split has unseen classes `miou_seen`, `miou_unseen`, and `hiou`, their harmonic
-        mean (2SU/(S+U), ZegCLIP section 4.1).
+        In per cent: `pacc`, the pixel accuracy; `miou`, the mean IoU of seen and unseen classes together; and if the
+        split has unseen classes, `miou_seen`, `miou_unseen` and their harmonic mean `hiou` (2SU/(S+U), ZegCLIP
+        section 4.1). All but `pacc` again for each group of the split, with its name as prefix (`objects_hiou`).
     """
     ious = class_ious(counts)
     labelled = counts[2].sum()
@@ -79,7 +78,7 @@ def summarise(counts: np.ndarray, split: ClassSplit) -> dict[str, float]:
 
 def _mean(ious: np.ndarray, ids: Sequence[int]) -> float:
     values = [value for value in ious[list(ids)].tolist() if not math.isnan(value)]
-    # Unlike a running sum, the exact one does not depend on the order of the classes or on who is absent.
+    # An exact sum does not depend on the order of the classes.
     return 100 * (math.fsum(values) / len(values)) if values else float("nan")
 
 

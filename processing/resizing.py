@@ -1,4 +1,4 @@
-"""Resizing exactly as OpenCV does, which the official ZegCLIP pipeline is built on. Pure tensor functions."""
+"""Resizing that is bit-identical to OpenCV, which the official ZegCLIP pipeline uses."""
 
 import numpy as np
 import torch
@@ -6,41 +6,43 @@ from PIL import Image
 from torch import nn
 from transformers.image_utils import SizeDict
 
-# OpenCV's 8-bit interpolation is done in integers with weights of 11 bits.
+from .input_error import InputError
+
+# OpenCV interpolates 8-bit pictures in integers, with weights of 11 bits.
 WEIGHT_BITS = 11
 
 
 def resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """
-    The size a picture is resized to.
+    The size that a picture is resized to.
 
-    `height` and `width` are taken as they are. Otherwise the aspect ratio is kept: `shortest_edge` fixes the short
-    side, `longest_edge` (if given) limits the long one, both are rounded half up (as the official ZegCLIP pipeline).
+    With `height` and `width`, that size. Otherwise the aspect ratio is kept: the short side becomes `shortest_edge`,
+    `longest_edge` (if given) limits the long one, and both are rounded half up, as in the official ZegCLIP pipeline.
 
     Args:
-        height: Rows of the picture, at least 1.
-        width: Columns of the picture, at least 1.
+        height: Height of the picture, at least 1.
+        width: Width of the picture, at least 1.
         size: With `height` and `width`, or with `shortest_edge` and optionally `longest_edge`.
 
     Returns:
         `(height, width)`, each at least 1.
 
     Raises:
-        ValueError: If the picture has no pixels, `size` has other keys, or the result exceeds
+        InputError: If the picture has no pixels, `size` has other keys, or the result exceeds
             `PIL.Image.MAX_IMAGE_PIXELS` (a very long and thin picture, without a limit for its long side).
     """
     if height < 1 or width < 1:
-        raise ValueError(f"A picture of {height}x{width} pixels is empty.")
+        raise InputError(f"A picture of {height}x{width} pixels is empty.")
     if size.height and size.width:
         return size.height, size.width
     if not size.shortest_edge:
-        raise ValueError(f"size needs 'height' and 'width', or 'shortest_edge', but got {dict(size)}.")
+        raise InputError(f"size needs 'height' and 'width', or 'shortest_edge', but got {dict(size)}.")
     scale = size.shortest_edge / min(height, width)
     if size.longest_edge:
         scale = min(scale, size.longest_edge / max(height, width))
     new_height, new_width = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
     if Image.MAX_IMAGE_PIXELS is not None and new_height * new_width > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
+        raise InputError(
             f"A picture of {height}x{width} pixels would be resized to {new_height}x{new_width}; limit the long side "
             'with size={"shortest_edge": ..., "longest_edge": ...}.'
         )
@@ -51,8 +53,8 @@ def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tenso
     """
     Bilinear resize with half-pixel centres and **without antialiasing**: `cv2.resize(..., cv2.INTER_LINEAR)`.
 
-    8-bit pictures follow OpenCV's integer arithmetic step by step, so the result is the same to the last bit.
-    (Pillow's and torch's own bilinear filters differ from it by up to one grey level, with antialiasing by many.)
+    For 8-bit pictures, OpenCV's integer arithmetic is repeated step by step, so the result is bit-identical. (The
+    bilinear filters of Pillow and torch differ from it by up to one grey level, with antialiasing by more.)
 
     Args:
         image: `(channels, height, width)`, uint8, or any other type for a plain float32 interpolation.
@@ -82,7 +84,7 @@ def _interpolation(
     old_side: int, new_side: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Indices of the two source pixels of every target pixel along one side, int64, and their weights, int32."""
-    # On the CPU: not every device knows float64.
+    # On the CPU: not every device supports float64.
     centres = (torch.arange(new_side, dtype=torch.float64) + 0.5) * (old_side / new_side) - 0.5
     centres = centres.float()
     first = centres.floor()
@@ -98,9 +100,9 @@ def _interpolation(
 
 def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray:
     """
-    Nearest-neighbour resize that takes source pixel `floor(target * old / new)`: `cv2.INTER_NEAREST`.
+    Nearest-neighbour resize of a label map to source pixel `floor(target * old / new)`: `cv2.INTER_NEAREST`.
 
-    Pillow and torch's `nearest-exact` take the pixel at the centre instead, which shifts labels by up to half a pixel.
+    Pillow and torch's `nearest-exact` use the pixel at the centre instead, which shifts labels by up to half a pixel.
 
     Args:
         class_ids: `(height, width)`, any type.
@@ -115,9 +117,9 @@ def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray
 
 def nearest_indices(old_side: int, new_side: int) -> np.ndarray:
     """
-    For each pixel along a resized side, the pixel that OpenCV's nearest resize takes: `(new_side,)` int64.
+    Index of the source pixel of each pixel along a resized side, as in OpenCV: `(new_side,)` int64.
 
-    It is the floor of `target * old / new`, but one less where OpenCV's division is rounded to below a whole number.
+    This is `floor(target * old / new)`, or one less if OpenCV's division is rounded to just below a whole number.
     """
     return np.minimum((np.arange(new_side) * (1 / (new_side / old_side))).astype(np.int64), old_side - 1)
 

@@ -1,9 +1,9 @@
 """
-Sliding-window prediction, as in the official ZegCLIP test pipeline. Pure tensor functions that know no model.
+Sliding-window prediction, as in the official ZegCLIP test pipeline. Tensor functions for any model.
 
 A picture is cut into windows of one size, the model predicts each of them, and the scores of overlapping windows are
-averaged. The windows' logits are kept at the model's own low resolution; they are upsampled only a few classes at a
-time, so that `classes x picture` scores need never exist when only the best class of each pixel is asked for.
+averaged. The windows' logits are kept at the model's low resolution and upsampled a few classes at a time, so that
+finding the best class of each pixel never needs `classes x height x width` scores in memory.
 """
 
 import itertools
@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-# Scores at full resolution that exist at the same time while only the best class is asked for: few enough for a
-# processor's cache, and never less than those of one class.
+from .input_error import InputError
+
+# Scores at full resolution per chunk of classes, which fit into the cache of a CPU; a chunk has at least one class.
 SCORES_PER_CHUNK = 2**21
-# Pixels whose best class is looked for at once on a CPU, for its cache.
+# Pixels per step of the arg-max on a CPU, again for its cache.
 PIXELS_AT_ONCE = 2**17
 
 NO_MEMORY = "There is not enough memory"
-"""How our own sentences about a lack of it begin."""
+"""How the messages of out-of-memory errors raised here begin."""
 
-# What PyTorch says of CPUs (Linux and macOS, Windows) and of Apple's GPUs; others have an error of their own. The last
-# is oneDNN's, which has no other words for it.
+# Messages of a plain RuntimeError: PyTorch's for CPUs (Linux and macOS, Windows) and Apple's GPUs, and oneDNN's, which
+# is not more specific. Other devices raise torch.OutOfMemoryError.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
 
 Box = tuple[int, int, int, int]
@@ -35,13 +36,13 @@ Box = tuple[int, int, int, int]
 @dataclass(frozen=True)
 class WindowLogits:
     """
-    What a model predicted for the windows of one picture.
+    A model's predictions for the windows of one picture.
 
     Attributes:
         logits: `(windows, names, h, w)`, mask logits at the model's resolution, any floating type.
         boxes: `(top, left, bottom, right)` of each window in the picture, in pixels, end excluded.
-        height: Rows of the picture that was cut up.
-        width: Columns of it.
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
     """
 
     logits: torch.Tensor
@@ -53,7 +54,7 @@ class WindowLogits:
 @dataclass
 class BatchSize:
     """
-    How many windows go through a model together: halved where the memory has no room for them, for all that follow.
+    Number of windows per forward pass, halved when memory runs out. Share one object to keep it for later pictures.
 
     Attributes:
         windows: At least 1.
@@ -64,30 +65,30 @@ class BatchSize:
 
 def window_boxes(height: int, width: int, window_size: int | None, stride: int | None) -> list[Box]:
     """
-    Where the windows lie: every `stride` pixels, the last ones shifted back so that they end at the border.
+    Positions of the windows: every `stride` pixels, the last ones shifted back to end at the border.
 
-    A side shorter than the window gets one window of its own length, so all windows have the same size.
+    All windows have the same size: along a side shorter than `window_size` there is one window of that length.
 
     Args:
-        height: Rows of the picture, at least 1.
-        width: Columns of it, at least 1.
-        window_size: Side of the square windows; `None` for one window that is the whole picture.
+        height: Height of the picture, at least 1.
+        width: Width of the picture, at least 1.
+        window_size: Side of the square windows; `None` for one window over the whole picture.
         stride: Distance between neighbouring windows, at most `window_size`; `None` for `window_size` (no overlap).
 
     Returns:
         `(top, left, bottom, right)` of each window, end excluded, row by row.
 
     Raises:
-        ValueError: If a size is not positive, or the stride would leave gaps.
+        InputError: If a size is not positive, or the stride would leave gaps.
     """
     if window_size is None:
         return [(0, 0, height, width)]
     if stride is None:
         stride = window_size
     if not 0 < stride <= window_size:
-        raise ValueError(
-            f"window_stride must lie between 1 and window_size, or pixels stay uncovered, but window_stride is "
-            f"{stride} and window_size {window_size}."
+        raise InputError(
+            f"window_stride must be between 1 and window_size to cover every pixel, but window_stride is {stride} and "
+            f"window_size is {window_size}."
         )
     return [
         (top, left, bottom, right)
@@ -103,16 +104,7 @@ def _intervals(length: int, window_size: int, stride: int) -> list[tuple[int, in
 
 
 def extract_windows(pixel_values: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
-    """
-    Cuts windows of one size out of a picture.
-
-    Args:
-        pixel_values: `(1, channels, height, width)`.
-        boxes: From [`window_boxes`].
-
-    Returns:
-        `(windows, channels, window height, window width)`.
-    """
+    """Cuts windows out of a picture `(1, channels, height, width)`: `(windows, channels, window height, width)`."""
     return torch.cat([pixel_values[:, :, top:bottom, left:right] for top, left, bottom, right in boxes])
 
 
@@ -133,54 +125,49 @@ def predict_windows(
         class_embeds: `(names, dim)`, passed on to the model.
         window_size: Side of the square windows; `None` for the whole picture at once.
         stride: Distance between neighbouring windows.
-        batch_size: Windows per call of the model, at least 1; fewer where memory runs out, with a warning. A
-            [`BatchSize`] remembers how many for the next picture.
+        batch_size: Windows per forward pass, at least 1, halved with a warning when memory runs out. With a
+            [`BatchSize`], the caller can keep the reduced number for the next picture.
 
     Returns:
-        The windows' logits and places, for [`merge_scores`] and [`merge_masks`].
+        The windows' logits and positions, for [`merge_scores`] and [`merge_masks`].
 
     Raises:
-        ValueError: If there is more than one picture, or a size is not positive.
-        MemoryError: If there is no room for a single window.
+        InputError: If a size is not positive.
+        MemoryError: If there is not enough memory for a single window.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
-        raise ValueError(
-            f"Windows are cut from one picture (1, channels, height, width), not {tuple(pixel_values.shape)}."
-        )
+        raise ValueError(f"Expected one picture (1, channels, height, width), got {tuple(pixel_values.shape)}.")
     batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
     if batch.windows < 1:
-        raise ValueError(f"window_batch_size must be at least 1, not {batch.windows}.")
+        raise InputError(f"window_batch_size must be at least 1, got {batch.windows}.")
     height, width = pixel_values.shape[-2:]
     boxes = window_boxes(height, width, window_size, stride)
+    side = f"{min(window_size or height, height)} x {min(window_size or width, width)}"
     logits: list[torch.Tensor] = []
     done = 0
     while done < len(boxes):
         some = boxes[done : done + batch.windows]
         try:
             logits.append(model(pixel_values=extract_windows(pixel_values, some), class_embeds=class_embeds).logits)
-        except (RuntimeError, MemoryError) as error:  # Until it is dropped, it holds on to what was computed.
+            done += len(some)
+        except (RuntimeError, MemoryError) as error:  # The next pass runs after this block, which frees the tensors.
             if not is_out_of_memory(error):
                 raise
-            top, left, bottom, right = some[0]
             if len(some) == 1:
                 raise MemoryError(
-                    f"{NO_MEMORY} for one window of {bottom - top} x {right - left} pixels with {len(class_embeds)} "
-                    f"names, of {len(boxes)} that a picture of {height} x {width} is cut into: give a smaller "
-                    "window_size."
+                    f"{NO_MEMORY} for one window of {side} pixels with {len(class_embeds)} names, of {len(boxes)} in "
+                    f"a picture of {height} x {width}: give a smaller window_size."
                 ) from error
             batch.windows = (len(some) + 1) // 2
             warnings.warn(
-                f"{NO_MEMORY} for {len(some)} windows of {bottom - top} x {right - left} pixels at once: going on "
-                f"with {batch.windows}.",
+                f"{NO_MEMORY} for {len(some)} windows of {side} pixels at once: going on with {batch.windows}.",
                 stacklevel=2,
             )
-        else:
-            done += len(some)
     return WindowLogits(torch.cat(logits), boxes, height, width)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, on whatever device."""
+    """Whether an error means that memory has run out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
@@ -193,14 +180,14 @@ def merge_scores(
     seen_offset: float = 0.0,
 ) -> torch.Tensor:
     """
-    Scores of every class for every pixel: per window the sigmoid of the upsampled logits (bilinear), minus
-    `seen_offset` for seen classes; averaged where windows overlap; resized (bilinear) to the target size.
+    Scores of every class for every pixel: the sigmoid of each window's upsampled logits (bilinear), minus
+    `seen_offset` for seen classes, averaged over overlapping windows, resized (bilinear) to the target size.
 
     Args:
         windows: From [`predict_windows`].
-        target_size: `(height, width)` of the result; `None` for the size of the picture that was cut up.
-        seen_ids: Indices of the classes that were seen in training.
-        seen_offset: Subtracted from their scores, 0.1 in the papers' inductive evaluation.
+        target_size: `(height, width)` of the result; `None` for the size of the picture.
+        seen_ids: Indices of the classes seen in training.
+        seen_offset: Subtracted from their scores; 0.1 in the papers' inductive evaluation.
 
     Returns:
         `(names, height, width)` float32 on the logits' device, in [-seen_offset, 1].
@@ -215,7 +202,7 @@ def merge_masks(
     seen_offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The best class of every pixel: the arg-max of [`merge_scores`], without ever holding all scores at full resolution.
+    The best class of every pixel: the arg-max of [`merge_scores`], computed without all scores in memory.
 
     Args:
         As [`merge_scores`].
@@ -229,7 +216,7 @@ def merge_masks(
 def _merged_chunks(
     windows: WindowLogits, target_size: tuple[int, int] | None, seen_ids: Sequence[int], seen_offset: float
 ) -> Iterator[torch.Tensor]:
-    """[`merge_scores`], a few classes at a time: `(classes, height, width)` float32 each."""
+    """Chunks of the result of [`merge_scores`], `(classes, height, width)` float32 each."""
     num_names = windows.logits.shape[1]
     size = (windows.height, windows.width)
     several = len(windows.boxes) > 1
@@ -256,7 +243,7 @@ def _merged_chunks(
 
 
 def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
-    """Which classes' maps of that size may exist at the same time, in order: at least one."""
+    """Chunks of classes, in order, with at most `SCORES_PER_CHUNK` scores of that size each, or one class."""
     count = max(SCORES_PER_CHUNK // (height * width), 1)
     for start in range(0, num_names, count):
         yield slice(start, min(start + count, num_names))
@@ -265,7 +252,7 @@ def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
 @torch.no_grad()
 def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Arg-max and maximum over classes that arrive in chunks.
+    Arg-max and maximum over classes given in chunks.
 
     Args:
         chunks: `(classes, height, width)` each, in class order; at least one chunk with at least one class.
@@ -284,9 +271,9 @@ def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
         for start in range(0, len(best), at_once):
             part = slice(start, start + at_once)
             best_part, ids_part = best[part], ids[part]
-            for place, scores in enumerate(flat[:, part], index):
-                # On CPUs `max(dim=0)` follows the index one element at a time, for several times as long.
-                torch.maximum(ids_part, (scores > best_part).int().mul_(place), out=ids_part)
+            for class_index, scores in enumerate(flat[:, part], index):
+                # On CPUs, `max(dim=0)` tracks indices element by element and takes several times as long.
+                torch.maximum(ids_part, (scores > best_part).int().mul_(class_index), out=ids_part)
                 torch.maximum(best_part, scores, out=best_part)
         index += len(chunk)
     size = first.shape[1:]

@@ -1,9 +1,9 @@
 """
-The metric of generalised zero-shot segmentation as a module of `evaluate`.
+The metrics of generalised zero-shot segmentation as a module of the library `evaluate`.
 
     metric = evaluate.load(zegclip.METRIC)
 
-That library copies this file and reads its imports line by line, so each stands on a line of its own.
+`evaluate` copies this file and parses its imports line by line, so each must be on one line.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.input_error import InputError
 from zegclip.processing.metrics import class_counts, class_ious, summarise
 
 DESCRIPTION = """
 Generalised zero-shot semantic segmentation: all classes compete for every pixel, and intersection over union (IoU) is
-averaged over the classes whose masks were trained on (seen) and over those whose masks were held out (unseen). Pixels
-are counted over all pictures before anything is divided.
+averaged over the classes with masks in training (seen) and over the held-out classes (unseen). IoU is computed from
+pixel counts summed over all pictures.
 """
 
 INPUTS_DESCRIPTION = """
@@ -27,12 +28,12 @@ Args:
     predictions: Class maps, `(height, width)` integers, ids of `names`; pictures may differ in size.
     references: Label maps of the same sizes, ids of `names` or the ignore index.
     names: All class names; the position is the id.
-    seen_ids: Ids whose masks were trained on.
-    unseen_ids: Ids whose masks were held out. Ids in neither list compete for pixels but enter no mean.
-    ignore_index: Label of pixels that count nowhere; 255 by default.
+    seen_ids: Ids of the classes with masks in training.
+    unseen_ids: Ids of the held-out classes. Ids in neither list compete for pixels but are not part of any mean.
+    ignore_index: Label of pixels that are not counted; 255 by default.
 
-Returns, in per cent (nan where nothing is labelled or predicted):
-    pacc: Share of the labelled pixels that are right.
+Returns, in per cent (NaN if nothing is labelled or predicted):
+    pacc: Pixel accuracy.
     miou: Mean IoU of seen and unseen classes together.
     miou_seen, miou_unseen, hiou: Mean IoU of each, and their harmonic mean; only with unseen classes.
     per_class_iou: IoU of each class, in the order of `names`.
@@ -63,10 +64,10 @@ CITATION = """
 
 class GeneralizedZeroShotIoU(evaluate.Metric):
     """
-    IoU over seen and unseen classes, from maps that `evaluate` collects from all processes in files.
+    IoU over seen and unseen classes, from maps that `evaluate` collects in files, over all processes.
 
-    A labelled pixel takes 8 bytes there and twice as many in memory. For thousands of pictures use `eval.py`, which
-    counts picture by picture and reaches the same figures.
+    A labelled pixel takes 8 bytes on disk and 16 in memory. For thousands of pictures use `eval.py`, which counts
+    picture by picture and returns the same metrics.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -103,20 +104,20 @@ def read_maps(
     prediction: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], number: int, split: ClassSplit
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Turn the rows of a class map and its label map into int64 arrays.
+    Converts a class map and its label map from lists of rows to int64 arrays.
 
     Raises:
-        ValueError: If they are not of one rectangular size, or if an id is not in the class list.
+        InputError: If they do not have the same rectangular size, or an id is not in the class list.
     """
     lengths = {len(row) for row in (*prediction, *reference)}
     if len(lengths) > 1 or len(prediction) != len(reference):
-        raise ValueError(f"Prediction {number} and reference {number} are not two maps of the same height and width.")
+        raise InputError(f"Prediction {number} and reference {number} are not two maps of the same height and width.")
     predicted, labels = np.array(prediction, dtype=np.int64), np.array(reference, dtype=np.int64)
     split.check(labels)
     wrong = (labels != split.ignore_index) & ((predicted < 0) | (predicted >= len(split.names)))
     if wrong.any():
-        raise ValueError(
-            f"Prediction {number} holds the id {predicted[wrong][0]}, outside of the class list "
+        raise InputError(
+            f"Prediction {number} contains the id {predicted[wrong][0]}, which is not in the class list "
             f"(0 to {len(split.names) - 1})."
         )
     return predicted, labels

@@ -1,4 +1,4 @@
-"""What tells whether something that was made before was made from the same files: their states, or what is in them."""
+"""Hashes of a model's files or of their sizes and times, to detect that results were made with another model."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from zegclip.loading import base_of
 
-# How to configure a model, a processor and a tokenizer.
+# Configurations of a model, a processor and a tokenizer.
 _SETTINGS = (
     *(CONFIG_NAME, "*processor_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json"),
     "special_tokens_map.json",
@@ -21,23 +21,23 @@ _ALL_FILES = (*_CLIP_FILES, *_ADAPTER_FILES, ADAPTER_CONFIG_NAME)
 
 def file_state(path: str | os.PathLike) -> dict[str, int]:
     """
-    Return a file's size in bytes and its times in nanoseconds.
+    Return a file's size in bytes and its modification and change times in nanoseconds.
 
-    Whatever else takes its place differs in one of them: a file that is older, or that was given the same time, has
-    another time of the last change of its entry.
+    A file that replaces it differs in one of them: one that is older, or whose modification time was set to the same,
+    has another change time.
     """
     found = os.stat(path)
     return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns, "changed_ns": found.st_ctime_ns}
 
 
 def commit_of(place: str) -> str | None:
-    """Return which commit of a Hub repository with a model is in use; `None` for a folder, or if it cannot be had."""
+    """Return the commit of a Hub repository that is in use; `None` for a folder, or if it cannot be loaded."""
     if os.path.isdir(place):
         return None
     for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
         try:
             found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-        except (OSError, ValueError):  # Loading will say why.
+        except (OSError, ValueError):  # Loading the model reports the reason.
             return None
         if found is not None:
             return extract_commit_hash(found, None)
@@ -45,15 +45,16 @@ def commit_of(place: str) -> str | None:
 
 
 def name_revision(model: str) -> str:
-    """Return `model`, if it is a Hub id with its commit: `owner/name@commit`."""
+    """Return `model`; a Hub id with its commit, as `owner/name@commit`."""
     commit = commit_of(model)
     return model if commit is None else f"{model}@{commit}"
 
 
 def state_of_model(model: str) -> str:
     """
-    Return a hash that another version of a model does not have: of its files' names and states and its commit on the
-    Hub, its base's included. Nothing but the files' entries is read.
+    Return a hash of the names, sizes and times of a model's files and of its commit on the Hub, its base's included.
+
+    The files' content is not read.
 
     Args:
         model: Folder or Hub id, checked.
@@ -68,8 +69,9 @@ def state_of_model(model: str) -> str:
 
 def content_of_clip(model: str) -> str:
     """
-    Say in few letters what a training reads of its model: a hash of the files of its CLIP, tokenizer and processor or,
-    of a Hub id, the commit. Adapters are left out, as they are there.
+    Return a hash of the files that a training reads of its model: CLIP, tokenizer and processor, but no adapter.
+
+    For a Hub id, the commit.
 
     Args:
         model: Folder or Hub id, checked.
@@ -78,7 +80,7 @@ def content_of_clip(model: str) -> str:
 
 
 def content_of_adapter(adapter: str) -> str:
-    """Say in few letters which weights an adapter has: their hash or, of a Hub id, the commit."""
+    """Return a hash of an adapter's weights or, for a Hub id, the commit."""
     return _content(adapter, _ADAPTER_FILES)
 
 

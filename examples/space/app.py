@@ -21,21 +21,21 @@ MODELS = read_models()
 def segment(
     path: str | None, labels: str, model: str, threshold: float
 ) -> tuple[Image.Image, list[tuple[str, str, str]], dict[str, Any]]:
-    """Segment a picture; what is wrong becomes one sentence on the page."""
+    """Segment a picture; errors in the input are shown on the page."""
     try:
         result = segment_picture(path, labels, model, MODELS, threshold)
     except (ValueError, OSError) as error:
-        # Gradio shows errors as HTML, and they quote what the user has typed.
+        # Gradio shows messages as HTML, and they quote what the user typed.
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
     return result.overlay, result.rows, gr.update(value=result.warning, visible=result.warning is not None)
 
 
-def file_of(upload: ImageData | None) -> str | None:
-    """Return where an uploaded picture lies, unread."""
+def path_of(upload: ImageData | None) -> str | None:
+    """Return the path of an uploaded picture without reading it."""
     return None if upload is None else upload.path
 
 
-# What was uploaded and made is deleted after an hour or two.
+# Uploads and results are deleted after an hour or two.
 with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
     gr.Markdown(
         "# zegclip: zero-shot semantic segmentation\n"
@@ -62,8 +62,8 @@ with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 360
                 interactive=False,
                 elem_id="table",
             )
-    # Gradio's own preprocessing opens the picture, and has no words for a broken one.
-    picture.preprocess = file_of
+    # Gradio's own preprocessing opens the picture, and fails with a traceback on a broken one.
+    picture.preprocess = path_of
     gr.Examples(EXAMPLES, inputs=[picture, labels])
     gr.on([button.click, labels.submit], segment, [picture, labels, model, threshold], [overlay, table, warning])
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from PIL import Image
 
 import zegclip
-from zegclip.commands.segment import load_segmenter, summarise
+from zegclip.commands.segmentation import load_segmenter, summarise
 from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
-from zegclip.processing.processing_zegclip import check_labels, find_unknown_words
+from zegclip.processing.names import check_labels, find_unknown_words
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
 """The environment variable that lists models: `name=folder or Hub id`, with commas between them."""
 EMBEDDED_NAME = "embedded model"
 
-# As often as a model is chosen, it is loaded once.
+# A model is loaded when it is first chosen, and kept.
 _segmenter = functools.cache(load_segmenter)
 
 
@@ -41,25 +41,25 @@ class Segmentation:
 
 def read_models(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
-    Return the names and places of the models that are offered; the embedded one where none is listed.
+    Return folders or Hub ids of the models to choose from, by name; without a list, the embedded model alone.
 
     Args:
-        environment: Where `ZEGCLIP_MODELS` is looked up.
+        environment: Variables, of which `ZEGCLIP_MODELS` is read.
 
     Raises:
-        ValueError: If an entry is not `name=folder or Hub id`, or a name comes twice; one sentence.
+        ValueError: If an entry is not `name=folder or Hub id`, or a name comes twice.
     """
     text = environment.get(MODELS_VARIABLE, "").strip()
     if not text:
         return {EMBEDDED_NAME: str(zegclip.DEFAULT_MODEL)}
     models: dict[str, str] = {}
     for entry in text.split(","):
-        name, separator, place = (part.strip() for part in entry.partition("="))
-        if not (name and separator and place):
+        name, separator, source = (part.strip() for part in entry.partition("="))
+        if not (name and separator and source):
             raise ValueError(f"{MODELS_VARIABLE}: {entry.strip()!r} must be written as name=folder or name=Hub id.")
         if name in models:
             raise ValueError(f"{MODELS_VARIABLE}: the name {name!r} comes twice.")
-        models[name] = place
+        models[name] = source
     return models
 
 
@@ -67,7 +67,7 @@ def segment_picture(
     path: str | None, label_text: str, model_name: str, models: Mapping[str, str], threshold: float = 0.0
 ) -> Segmentation:
     """
-    Segment a picture into the labels that were typed.
+    Segment a picture into typed class names.
 
     Args:
         path: The picture's file; `None` if there is none yet.
@@ -78,7 +78,7 @@ def segment_picture(
 
     Raises:
         ValueError: If the picture is missing or broken, a label is blank or comes twice, or the model is unknown or
-            cannot be loaded; one sentence, plain text.
+            cannot be loaded. The message is plain text and may quote what the user typed.
     """
     if path is None:
         raise ValueError("There is no picture yet: upload one, or choose an example.")
@@ -86,7 +86,7 @@ def segment_picture(
     if model_name not in models:
         raise ValueError(f"There is no model {model_name!r} here: choose from {', '.join(models)}.")
     file = Path(path)
-    # As bytes, so that a message gives the picture's own name and not where the server has put it.
+    # As bytes, so that a message has the picture's name and not its path on the server.
     picture = load_rgb(file.read_bytes(), name=file.name)
     segmenter = _segmenter(models[model_name])
     ids, scores = segmenter(picture, candidate_labels=labels, threshold=threshold)

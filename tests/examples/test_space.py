@@ -43,17 +43,9 @@ def test_models_are_read_from_the_environment(segmenting):
     assert segmenting.read_models({"ZEGCLIP_MODELS": text}) == {"VOC": "adapters/voc", "COCO": "owner/name"}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("owner/name", r"^ZEGCLIP_MODELS: 'owner/name' must be written as name=folder or name=Hub id\.$"),
-        ("a=b,", r"^ZEGCLIP_MODELS: '' must be written as"),
-        ("=b", r"^ZEGCLIP_MODELS: '=b' must be written as"),
-        ("a=b,a=c", r"^ZEGCLIP_MODELS: the name 'a' comes twice\.$"),
-    ],
-)
-def test_lists_of_models_that_make_no_sense(segmenting, text, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("text", ["owner/name", "a=b,", "=b", "a=b,a=c"])
+def test_lists_of_models_that_make_no_sense(segmenting, text):
+    with pytest.raises(ValueError, match="ZEGCLIP_MODELS"):
         segmenting.read_models({"ZEGCLIP_MODELS": text})
 
 
@@ -79,7 +71,7 @@ def test_each_model_is_loaded_once_and_only_when_it_is_chosen(segmenting, tmp_pa
     first = segmenting.segment_picture(str(SCENE), "boat, sky", "mine", models)
     shutil.rmtree(tmp_path / "other")
     assert segmenting.segment_picture(str(SCENE), "boat, sky", "mine", models).rows == first.rows
-    with pytest.raises(ValueError, match=r"nowhere: there is no such model folder\.$"):
+    with pytest.raises(ValueError, match="nowhere"):
         segmenting.segment_picture(str(SCENE), "boat, sky", "missing", models)
 
 
@@ -87,25 +79,25 @@ def test_words_that_the_model_cannot_know_are_named(segmenting):
     models = segmenting.read_models({})
     result = segmenting.segment_picture(str(SCENE), f"boat, zebra, {INJECTION}", *models, models)
     assert [row[0] for row in result.rows] == ["boat", "zebra", INJECTION]
-    assert result.warning.startswith(f"The embedded model cannot know 'zebra', {INJECTION!r}, so its answer there")
-    assert "boat" in result.warning.split("these words alone: ")[1]
+    for part in ("embedded model", "'zebra'", repr(INJECTION)):
+        assert part in result.warning
 
 
 @pytest.mark.parametrize(
-    ("path", "labels", "model", "message"),
+    ("path", "labels", "model", "named"),
     [
-        (None, "boat", None, "There is no picture yet: upload one, or choose an example."),
-        (SCENE, " ", None, "The list of class names is empty; give at least one name."),
-        (SCENE, "boat,,sky", None, "Class name 2 is blank."),
-        (SCENE, "boat, boat", None, "Class name 'boat' comes twice."),
-        (SCENE, "boat", "other", "There is no model 'other' here: choose from embedded model."),
-        (SPACE / "app.py", "boat", None, "app.py is not a picture in a known format."),
+        (None, "boat", None, "picture"),
+        (SCENE, " ", None, "name"),
+        (SCENE, "boat,,sky", None, "2"),
+        (SCENE, "boat, boat", None, "'boat'"),
+        (SCENE, "boat", "other", "'other'.*embedded model"),
+        (SPACE / "app.py", "boat", None, "^app.py"),
     ],
 )
-def test_bad_input_gets_one_sentence(segmenting, path, labels, model, message):
+def test_bad_input_is_named(segmenting, path, labels, model, named):
     models = segmenting.read_models({})
     path = None if path is None else str(path)
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=named):
         segmenting.segment_picture(path, labels, model or segmenting.EMBEDDED_NAME, models)
 
 
@@ -266,21 +258,21 @@ def test_labels_are_shown_as_text(browser, page):
     fill(browser, SCENE, f"boat, zebra, {INJECTION}")
     assert [row[0] for row in wait_for(lambda: table(browser))] == ["boat", "zebra", INJECTION]
     [warning] = wait_for(lambda: find(browser, "#warning textarea"))
-    assert warning.get_attribute("value").startswith("The first cannot know 'zebra', ")
-    assert repr(INJECTION) in warning.get_attribute("value")
+    for part in ("first", "'zebra'", repr(INJECTION)):
+        assert part in warning.get_attribute("value")
 
     browser.get(page)
     fill(browser, SCENE, f"{INJECTION}, {INJECTION}")
     [message] = wait_for(lambda: texts(browser, ".toast-body"))
-    assert f"{INJECTION!r} comes twice." in message
+    assert repr(INJECTION) in message
     # Had one become an element, its alert would have ended this test.
     assert not find(browser, "img[src=x]")
 
 
 @pytest.mark.slow
-def test_a_broken_picture_gets_one_sentence(browser, page, tmp_path):
+def test_a_broken_picture_is_named(browser, page, tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
     browser.get(page)
     fill(browser, tmp_path / "broken.png", "boat, sky")
     [message] = wait_for(lambda: texts(browser, ".toast-body"))
-    assert "broken.png is not a picture in a known format." in message
+    assert message.count("broken.png") == 1

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from zegclip import ZegClipImageProcessorPil
-from zegclip.modeling.convert_official_checkpoint import DECODER_NAMES, TRANSPOSED, convert
+from zegclip.modeling.convert_official_checkpoint import TRANSPOSED, convert, name_table
 from zegclip.modeling.losses import fill_pseudo_labels
 from zegclip.processing.class_split import ClassSplit
-from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.training.trainer import ZegClipTrainer
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 FORWARD_TOLERANCE = 1e-5
 
@@ -106,27 +107,18 @@ class Golden:
     def official(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Give values of our trainable parameters the official names and shapes."""
         result: dict[str, torch.Tensor] = {}
-        last = self.model.config.num_decoder_layers - 1
-        official_names = {ours: theirs for theirs, ours in DECODER_NAMES[self.method].items()}
+        table = name_table(self.method, self.model.config, self.encoder.prompt_configs["default"])
+        official_names = {ours[0]: theirs for theirs, ours in table.items() if ours}
         for name, value in values.items():
-            name = name.replace(".default", "").split("modules_to_save.")[-1]
             if "deep_prompt_tokens" in name:
                 first = int(self.encoder.prompt_configs["default"].num_deep_layers >= 0)
                 if first:
                     result["backbone.prompt_embeddings"] = value[:1]
                 if len(value) > first:
                     result["backbone.deep_prompt_embeddings"] = value[first:]
-            elif "deep_prompt_filter" in name:
-                result["backbone.complex_weight"] = value
-            elif match := re.search(r"deep_prompt_(proj|norm)\.(.*)", name):
-                result[f"backbone.prompt_{match[1]}.{match[2]}"] = value
-            elif match := re.search(r"query_proj\.(.*)", name):
-                result[f"decode_head.q_proj.{match[1]}"] = value
             else:
-                match = re.search(r"(?:layers\.(\d+)|mask_scores)\.(.*)", name)
-                layer = last if match[1] is None else match[1]
-                theirs = official_names[match[2]]
-                result[f"decode_head.decoder_1.layers.{layer}.{theirs}"] = value.T if theirs in TRANSPOSED else value
+                theirs = official_names[name]
+                result[theirs] = value.T if theirs.endswith(TRANSPOSED) else value
         return result
 
     @staticmethod

@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPModel, pipeline
 
 from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.modeling.model_error import ModelError
 from zegclip.modeling.spectral_prompt import resize_filter, spectral_prompt
 
 
@@ -104,7 +106,7 @@ def test_depths_that_do_not_fit(num_deep_layers):
     ("field", "value"), [("num_tokens", -1), ("dropout", 1.0), ("spectral_grid_size", 0), ("spectral_grid_size", -4)]
 )
 def test_impossible_values(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be"):
+    with pytest.raises(ModelError, match=field):
         DeepPromptConfig(**{field: value})
 
 
@@ -117,10 +119,20 @@ def test_filtered_layers():
         DeepPromptConfig(spectral_prompt=True, spectral_layers=[])
 
 
-@pytest.mark.parametrize("layers", [0, None, ["0"], [True], "01"])
-def test_filtered_layers_are_a_list_of_numbers(layers):
-    with pytest.raises(ValueError, match="spectral_layers must be a list of layer numbers"):
-        DeepPromptConfig(spectral_prompt=True, spectral_layers=layers)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("spectral_layers", value) for value in (0, None, ["0"], [True], "01")),
+        *(("text_prompt_ids", value) for value in (torch.tensor([0, 5, 1]), [0, 5.0, 1], "051")),
+        *(("text_prompts", value) for value in ("all", True)),
+        *(("num_tokens", value) for value in ("ten", True, None)),
+        *(("num_deep_layers", 2.5), ("dropout", None), ("spectral_grid_size", True), ("text_prompt_init", "zeros")),
+        ("base_fingerprint", 5),
+    ],
+)
+def test_values_of_a_wrong_type(field, value):
+    with pytest.raises(StrictDataclassError, match=field):
+        DeepPromptConfig(**{field: value})
 
 
 @pytest.mark.parametrize(("layers", "named"), [([0, 4], 4), ([-1], -1)])
@@ -202,7 +214,7 @@ def test_a_plain_clip_gets_spectral_prompts_on_square_pictures(model):
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
         wide = torch.randn(2, 3, 16, 72)  # 18 patches: no other square either
         for size in ((16, 72), (16, 32), (48, 48)):
-            with pytest.raises(ValueError, match=r"patches lie, which are not the 4x4 .* pass patch_grid"):
+            with pytest.raises(ValueError, match="pass patch_grid"):
                 plain.base_model.model.vision_model(torch.randn(2, 3, *size), interpolate_pos_encoding=True)
         plain.base_model.model.vision_model(wide, interpolate_pos_encoding=True, patch_grid=(2, 9))
 
@@ -501,7 +513,6 @@ def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tm
 def test_fields_can_be_given_with_an_adapter(base_folder, tmp_path):
     tuned = trained(base_folder)
     tuned.config.id2label = {0: "cat", 1: "dog"}
-    tuned.base_model.peft_config["default"].model_config["id2label"] = {0: "cat", 1: "dog"}
     tuned.save_pretrained(tmp_path / "adapter")
     loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter", focal_weight=7.0)
     assert loaded.config.focal_weight == 7.0
@@ -688,9 +699,9 @@ def test_template_tokens_of_another_clip(base_folder):
         get_peft_model(load_base(base_folder), DeepPromptConfig(text_prompts="words", text_prompt_ids=[0, 99999, 1]))
 
 
-@pytest.mark.parametrize("ids", [None, [], [0, 1], torch.tensor([0, 5, 1]), [0, 5.0, 1], [0, -5, 1]])
+@pytest.mark.parametrize("ids", [None, [], [0, 1], [0, -5, 1]])
 def test_text_prompts_need_the_ids_of_a_template(ids):
-    with pytest.raises(ValueError, match="need text_prompt_ids, a list of the template's token ids"):
+    with pytest.raises(ModelError, match="text_prompt_ids"):
         DeepPromptConfig(text_prompts="whole", text_prompt_ids=ids)
 
 

@@ -1,4 +1,4 @@
-"""Captions tell what a scene shows, often in the words of a zero-shot prompt."""
+"""Captions name the classes of a scene, often as a zero-shot prompt does."""
 
 from collections import Counter
 
@@ -17,12 +17,12 @@ def captioned():
     return [(scene, caption(scene, rng)) for scene in scenes for _ in range(50)]
 
 
-def test_captions_name_only_what_the_scene_holds(captioned):
+def test_captions_name_only_classes_of_the_scene(captioned):
     for scene, text in captioned:
         names = {CLASS_NAMES[index] for index in {thing.class_id for thing in scene.things} | set(scene.grounds)}
-        told = set(text.replace("-", " ").split()) & set(CLASS_NAMES)
-        assert told
-        assert told <= names
+        named = set(text.replace("-", " ").split()) & set(CLASS_NAMES)
+        assert named
+        assert named <= names
 
 
 def test_every_class_gets_its_bare_prompt_often(captioned):

@@ -10,6 +10,7 @@ from PIL import Image
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.dataset import draw_example, export_picture_world, load_picture_world, scene_seeds
 from zegclip.picture_world.drawing import draw_scene
+from zegclip.processing.input_error import InputError
 
 
 def _content(row) -> tuple[bytes, bytes, str]:
@@ -44,7 +45,7 @@ def test_stream_equals_the_data_in_memory():
     assert rows == [_content(row) for row in load_picture_world("test", 21, seed=1)]
 
 
-def test_endless_stream_is_shared_out_without_repetition():
+def test_shards_of_an_endless_stream_share_no_scene():
     stream = load_picture_world("train", None, streaming=True)
     assert stream.num_shards == 16
     first = [_content(row) for row in stream.shard(2, 0).take(3)]
@@ -74,17 +75,17 @@ def test_export_equals_the_data_and_reads_back(tmp_path):
     ("arguments", "message"),
     [
         (("validation", 3), "validation"),
-        (("train", 0), "at least one scene"),
-        (("train", None), "without end"),
+        (("train", 0), "num_scenes"),
+        (("train", None), "num_scenes"),
         (("train", 3, -1), "seed"),
     ],
 )
-def test_bad_requests_get_a_sentence(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
         load_picture_world(*arguments)
 
 
 def test_an_export_does_not_replace_another(tmp_path):
     export_picture_world(tmp_path, "train", 2)
-    with pytest.raises(FileExistsError, match="holds an export already"):
+    with pytest.raises(FileExistsError, match="export"):
         export_picture_world(tmp_path, "test", 1)

@@ -1,4 +1,4 @@
-"""Scenes: repeatable, with a class in every pixel and a mask that lies on its picture."""
+"""Scenes: reproducible, with a class for every pixel and a mask aligned with the picture."""
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ def test_every_pixel_has_a_class_of_the_scene(scenes):
     for scene in scenes:
         assert (scene.image.mode, scene.mask.mode) == ("RGB", "L")
         assert scene.image.size == scene.mask.size == (96, 96)
-        told = {thing.class_id for thing in scene.things} | set(scene.grounds)
-        assert set(np.unique(scene.mask)) <= told
+        classes = {thing.class_id for thing in scene.things} | set(scene.grounds)
+        assert set(np.unique(scene.mask)) <= classes
 
 
 def test_every_class_occurs_in_both_pools(scenes):
@@ -50,8 +50,8 @@ def test_every_placed_object_stays_visible(scenes):
 
 
 @pytest.mark.parametrize("class_id", range(len(OBJECT_NAMES)), ids=OBJECT_NAMES)
-def test_object_is_chunky_and_its_mask_lies_on_it(class_id):
-    # Over a ground of nearly one colour, what differs from the bare scene is the object.
+def test_object_is_large_and_aligned_with_its_mask(class_id):
+    # On a ground of nearly one colour, the pixels that differ from the empty scene are the object.
     scene = draw_scene(class_id, objects=(class_id,), grounds=(NIGHT,))
     inside = np.asarray(scene.mask) == class_id
     assert inside.sum() >= 150

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from zegclip.picture_world import evaluation
+from zegclip.picture_world import pretrain as pretrain_module
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.crops import captioned_windows, draw_scenes
 from zegclip.picture_world.drawing import draw_scene
@@ -21,6 +22,7 @@ from zegclip.picture_world.tiny_clip import (
     sine_cosine_positions,
 )
 from zegclip.picture_world.tokenizer import build_tokenizer
+from zegclip.processing.input_error import InputError
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def model():
     return build_model(build_tokenizer(), patch_size=12, width=32, layers=2)
 
 
-def test_windows_come_from_their_scenes(scenes):
+def test_windows_are_cut_from_their_scenes(scenes):
     batch = next(captioned_windows(scenes, 48, 6, np.random.default_rng(0)))
     assert batch.pictures.shape == (6, 48, 48, 3)
     for picture in batch.pictures.numpy():
@@ -73,7 +75,7 @@ def test_close_ups_show_more_objects(scenes):
 
 
 def test_loss_is_small_only_for_patches_that_name_their_picture(model):
-    # One patch of each picture says its caption, the others say nothing: wholes fail, gathered patches succeed.
+    # One patch of each picture matches its caption, the others none: only the loss on patches can be small.
     training = CaptionTraining(model)
     texts = torch.eye(4, 128)
     patches = torch.nn.functional.normalize(torch.ones(4, 9, 128), dim=-1).clone()
@@ -89,7 +91,7 @@ def test_loss_is_small_only_for_patches_that_name_their_picture(model):
 
 
 def test_patch_features_are_in_reading_order(model):
-    # Before any layer mixes them, only the patch under a bright spot may change.
+    # As long as no layer mixes patches, only the one under a bright spot may change.
     for layer in model.vision_model.encoder.layers:
         for weight in (layer.self_attn.out_proj, layer.mlp.fc2):
             torch.nn.init.zeros_(weight.weight)
@@ -136,7 +138,13 @@ def test_untrained_model_is_measured_from_its_masks(model):
     assert overlap.nanmean() < 0.3
 
 
-def test_pretraining_learns_saves_and_repeats(tmp_path, caplog):
+@pytest.fixture
+def few_close_ups(monkeypatch):
+    monkeypatch.setattr(pretrain_module, "_CLOSE_UPS", 24)
+
+
+@pytest.mark.usefixtures("few_close_ups")
+def test_pretraining_learns_and_saves(tmp_path, caplog):
     settings = {
         "batch_size": 24,
         "scenes": 40,
@@ -163,6 +171,7 @@ def test_pretraining_learns_saves_and_repeats(tmp_path, caplog):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.usefixtures("few_close_ups")
 def test_seed_decides_the_weights(tmp_path):
     settings = {"steps": 2, "batch_size": 8, "scenes": 8, "patch_size": 12, "width": 32, "layers": 1, "eval_scenes": 1}
 
@@ -183,5 +192,5 @@ def test_quick_never_makes_a_run_longer():
 
 @pytest.mark.parametrize("sizes", [{"patch_size": 7}, {"patch_size": 0}, {"width": 100}])
 def test_sizes_that_do_not_fit_are_refused(sizes):
-    with pytest.raises(ValueError, match=next(iter(sizes))):
+    with pytest.raises(InputError, match=next(iter(sizes))):
         PretrainArguments(output="x", **sizes)

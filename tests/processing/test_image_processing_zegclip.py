@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
+from zegclip.processing.input_error import InputError
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parents[1] / "goldens"))
 BACKENDS = list(dict.fromkeys([ZegClipImageProcessor, ZegClipImageProcessorPil]))
@@ -32,7 +33,7 @@ def small(request):
 def test_official_test_pipeline(golden, backend, case):
     picture = Image.fromarray(golden[f"{case}.image_rgb_uint8"].numpy())
     pixel_values = backend(size={"shortest_edge": 64})(picture, return_tensors="pt")["pixel_values"]
-    # One grey level is 0.017: there is none of difference, only float32 rounding of the normalisation.
+    # Only float32 rounding of the normalisation differs: one grey level would be 0.017.
     torch.testing.assert_close(pixel_values[0], golden[f"{case}.pixel_values"], rtol=0, atol=1e-6)
 
 
@@ -86,7 +87,7 @@ TYPES = [
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["array", "list", "batch", "channels first", "tensor"])
-def test_numbers_of_every_type_are_the_same_picture(small, dtype, kind):
+def test_every_number_type_gives_the_same_pixel_values(small, dtype, kind):
     expected = small(NOISE, return_tensors="pt")["pixel_values"]
     array = of_type(dtype)
     if kind == "tensor":
@@ -119,13 +120,12 @@ def test_bfloat16_and_booleans_are_understood(small):
     ],
 )
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_numbers_that_are_no_colours_are_refused(small, change, as_tensor):
+def test_numbers_that_are_not_colours_are_refused(small, change, as_tensor):
     array = change(NOISE)
     images = torch.from_numpy(array) if as_tensor else array
     for given in (images, [NOISE, images], images[None]):
-        with pytest.raises(ValueError, match=r"neither 0\.\.1 nor 0\.\.255|no colours") as error:
+        with pytest.raises(InputError, match=str(array.dtype)):
             small(given, return_tensors="pt")
-        assert "\n" not in str(error.value)
 
 
 def test_without_rescaling_numbers_are_used_as_they_are(small):
@@ -148,7 +148,7 @@ def test_grey_arrays(small):
 
 
 @pytest.mark.parametrize(("side", "data_format"), [(3, "channels_first"), (3, "channels_last"), (4, "channels_last")])
-def test_a_format_of_channels_that_is_named_is_used(small, side, data_format):
+def test_input_data_format_is_used(small, side, data_format):
     array = np.random.default_rng(2).integers(0, 256, (3, 5, side), dtype=np.uint8)
     if side == 4:
         array[..., 3] = 255
@@ -198,8 +198,8 @@ def results(image_processor, model_like, picture, target_size):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("scale", [1, 2])
-def test_the_obvious_target_size_fits_the_picture_that_one_has(tmp_path, orientation, scale):
-    """Of a picture in memory that EXIF turns by a quarter; by a half, the map is upright, with a warning."""
+def test_height_and_width_of_a_pil_image_are_a_target_size(tmp_path, orientation, scale):
+    """The map matches the stored pixels after a rotation by 90 degrees; otherwise it is upright, with a warning."""
     image_processor = ZegClipImageProcessor(size={"shortest_edge": 40})
     picture = turned(NOISE, orientation, tmp_path)
 
@@ -226,7 +226,7 @@ def test_a_square_picture_that_is_turned_comes_with_a_warning(tmp_path):
     assert len(caught) == 1
 
 
-def test_orientations_are_there_for_pictures_in_memory_alone(small, tmp_path):
+def test_orientations_are_returned_for_pil_images_only(small, tmp_path):
     picture = turned(NOISE, 6, tmp_path)
     path = tmp_path / "6.png"
     assert "orientations" not in small([path, NOISE, Image.fromarray(NOISE)], return_tensors="pt")
@@ -248,7 +248,7 @@ def test_a_picture_is_upright_without_conversion_to_rgb_too(small, tmp_path):
 
 
 def test_a_target_size_of_another_format_comes_with_a_warning():
-    """PIL's `size` is (width, height); and a picture may have been turned before."""
+    """For instance (width, height) instead of (height, width)."""
     image_processor = ZegClipImageProcessor()
     outputs = SimpleNamespace(logits=torch.zeros(1, 2, 4, 6))
     with pytest.warns(UserWarning, match=r"\(60, 40\) has another format"):
@@ -279,7 +279,7 @@ def test_a_picture_of_one_pixel(small):
     assert (outputs["labels"] == 7).all()
 
 
-def test_other_filters_are_the_library_s_own(small):
+def test_other_filters_are_those_of_the_backend(small):
     picture = Image.fromarray(NOISE)
     bicubic = small(picture, resample=Image.Resampling.BICUBIC, return_tensors="pt")["pixel_values"]
     bilinear = small(picture, return_tensors="pt")["pixel_values"]
@@ -290,14 +290,10 @@ def test_other_filters_are_the_library_s_own(small):
 def test_pictures_of_different_sizes(small):
     pictures = [Image.new("RGB", (40, 30)), Image.new("RGB", (30, 40))]
     assert [values.shape for values in small(pictures)["pixel_values"]] == [(3, 32, 43), (3, 43, 32)]
-    with pytest.raises(ValueError, match=r"different sizes \(32x43, 43x32\).*\"height\""):
+    with pytest.raises(InputError, match="32x43, 43x32"):
         small(pictures, return_tensors="pt")
-    assert small(pictures, size={"height": 16, "width": 24}, return_tensors="pt")["pixel_values"].shape == (
-        2,
-        3,
-        16,
-        24,
-    )
+    outputs = small(pictures, size={"height": 16, "width": 24}, return_tensors="pt")
+    assert outputs["pixel_values"].shape == (2, 3, 16, 24)
 
 
 def test_label_maps_of_every_kind_keep_their_ids(small, tmp_path):
@@ -325,18 +321,18 @@ def test_label_maps_of_every_kind_keep_their_ids(small, tmp_path):
 @pytest.mark.parametrize(
     ("segmentation_maps", "reason"),
     [
-        (Image.new("L", (40, 60)), "60x40 pixels .* its picture has 40x60"),
-        (Image.new("RGB", (60, 40)), "not a label map"),
+        (Image.new("L", (40, 60)), "60x40 .* 40x60"),
+        (Image.new("RGB", (60, 40)), "RGB"),
         ([Image.new("L", (60, 40))] * 2, "2 segmentation maps for 1 pictures"),
-        (np.zeros((40, 60), dtype=np.float32), "integer class ids"),
-        (np.uint8(3), r"integer class ids \(height, width\), but got uint8 of shape \(\)"),
-        (np.zeros(60, dtype=np.uint8), r"but got uint8 of shape \(60,\)"),
-        (3, r"but got int64 of shape \(\)"),
-        (np.zeros((40, 60, 3), dtype=np.uint8), "integer class ids|segmentation maps for"),
+        (np.zeros((40, 60), dtype=np.float32), "float32"),
+        (np.uint8(3), r"uint8 .*\(\)"),
+        (np.zeros(60, dtype=np.uint8), r"uint8 .*\(60,\)"),
+        (3, r"int64 .*\(\)"),
+        (np.zeros((40, 60, 3), dtype=np.uint8), "40 segmentation maps"),
     ],
 )
 def test_label_maps_that_do_not_fit(small, segmentation_maps, reason):
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(InputError, match=reason):
         small(Image.fromarray(NOISE), segmentation_maps)
 
 
@@ -368,13 +364,13 @@ def test_post_processing_with_and_without_scores_agrees(target_sizes, dtype):
 
 def test_post_processing_needs_one_target_size_per_picture():
     outputs = SimpleNamespace(logits=torch.zeros(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="1 target sizes for the logits of 2 pictures"):
+    with pytest.raises(InputError, match="target sizes"):
         ZegClipImageProcessor().post_process_semantic_segmentation(outputs, [(4, 4)])
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["path", "bytes"])
-def test_a_map_that_is_not_turned_with_its_picture_is_remarked_on(
+def test_a_map_that_is_not_rotated_like_its_picture_comes_with_a_warning(
     image_processor, tmp_path, orientation, kind, recwarn
 ):
     exif = Image.Exif()

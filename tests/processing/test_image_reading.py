@@ -1,3 +1,4 @@
+import re
 import socket
 import struct
 import warnings
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from zegclip.processing.image_reading import load_class_ids, load_rgb
+from zegclip.processing.input_error import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -81,7 +83,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("content", [b"MM\0*\0\0\0\x08\0\x05", b"MM\0*\0\0", b"?"])
-def test_damaged_exif_data_do_not_matter(tmp_path, content):
+def test_damaged_exif_data_are_ignored(tmp_path, content):
     Image.fromarray(NOISE).save(tmp_path / "odd.png", exif=b"Exif\0\0" + content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -105,33 +107,42 @@ def write_bad_files(folder):
 
 
 @pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+@pytest.mark.parametrize("way", ["path", "bytes", "URL"])
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("missing.png", "no picture file"),
-        ("empty.png", "is empty"),
-        ("text.jpg", "not a picture"),
+        ("missing.png", "no picture file|404"),
+        ("empty.png", "empty"),
+        ("text.jpg", "known format"),
         ("bomb.png", "decompression bombs"),
         ("bomblet.png", "decompression bombs"),
-        ("truncated.png", "truncated or damaged"),
-        ("truncated.jpg", "truncated or damaged"),
-        (".", "no picture file"),
+        ("truncated.png", "truncated"),
+        ("truncated.jpg", "truncated"),
+        (".", "no picture file|known format"),
     ],
 )
-def test_bad_files_raise_one_sentence_that_names_the_file(tmp_path, read, name, reason):
-    write_bad_files(tmp_path)
-    with pytest.raises(ValueError, match=reason) as error:
-        read(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value)
+def test_bad_files_are_named(served, read, way, name, reason):
+    folder, address = served
+    write_bad_files(folder)
+    if way == "bytes" and name in ("missing.png", "."):
+        pytest.skip("there are no bytes")
+    source, expected = {
+        "path": lambda: (folder / name, str(folder / name)),
+        "bytes": lambda: ((folder / name).read_bytes(), "picture 17"),
+        "URL": lambda: (f"{address}/{name}", f"{address}/{name}"),
+    }[way]()
+    with pytest.raises(InputError, match=reason) as error:
+        read(source, name="picture 17" if way == "bytes" else None)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_name_with_line_breaks_stays_on_one_line(tmp_path):
+@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
+def test_control_characters_of_a_name_are_escaped(tmp_path, read):
     name = "a\nb\x1b[2J\u2028é\udcff.png"
     (tmp_path / name).write_bytes(b"")
-    for read in (load_rgb, load_class_ids):
-        with pytest.raises(ValueError, match="is empty") as error:
-            read(tmp_path / name)
-        assert str(error.value) == f"{tmp_path}/a\\nb\\x1b[2J\\u2028é\\udcff.png is empty (0 bytes)."
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}/a\\nb\\x1b[2J\\u2028é\\udcff.png ")):
+        read(tmp_path / name)
 
 
 def test_a_palette_picture_without_a_palette(tmp_path):
@@ -139,7 +150,7 @@ def test_a_palette_picture_without_a_palette(tmp_path):
     end = struct.pack(">I", zlib.crc32(pixels)) + bytes(4) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
     content = png_with_header(1, 2, kind=3)[:-8] + struct.pack(">I", len(pixels) - 4) + pixels + end
     (tmp_path / "picture.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"picture\.png has numbers of colours, but lacks its palette"):
+    with pytest.raises(InputError, match=r"picture\.png .*palette"):
         load_rgb(tmp_path / "picture.png")
     np.testing.assert_array_equal(load_class_ids(tmp_path / "picture.png"), [[1], [3]])
 
@@ -154,23 +165,7 @@ def test_bytes_are_read_as_the_file_they_come_from(tmp_path):
     np.testing.assert_array_equal(load_class_ids((tmp_path / "mask.png").read_bytes()), NOISE[..., 0])
 
 
-@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("empty.png", r"picture 17 is empty \(0 bytes\)\."),
-        ("text.jpg", "picture 17 is not a picture in a known format"),
-        ("bomb.png", "picture 17 claims to have more than"),
-        ("truncated.jpg", "picture 17 is truncated or damaged"),
-    ],
-)
-def test_errors_call_bytes_by_the_name_given(tmp_path, read, name, sentence):
-    write_bad_files(tmp_path)
-    with pytest.raises(ValueError, match=sentence):
-        read((tmp_path / name).read_bytes(), name="picture 17")
-
-
-def test_an_address_gives_what_its_file_gives(served):
+def test_a_url_gives_the_same_as_its_file(served):
     folder, address = served
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -187,31 +182,11 @@ def test_an_address_gives_what_its_file_gives(served):
 
 
 @pytest.mark.parametrize("read", [load_rgb, load_class_ids])
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("missing.png", "could not be fetched: .*404"),
-        ("empty.png", "is empty"),
-        ("text.jpg", "not a picture in a known format"),
-        ("bomb.png", "decompression bombs"),
-        ("truncated.jpg", "truncated or damaged"),
-    ],
-)
-def test_bad_addresses_raise_one_sentence_that_names_them(served, read, name, reason):
-    folder, address = served
-    write_bad_files(folder)
-    with pytest.raises(ValueError, match=reason) as error:
-        read(f"{address}/{name}")
-    assert f"{address}/{name}" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("read", [load_rgb, load_class_ids])
-def test_an_address_that_nobody_answers_ends_after_the_timeout(read):
+def test_a_server_that_does_not_answer_ends_in_a_timeout(read):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(ValueError, match="could not be fetched"):
+        with pytest.raises(InputError, match="fetched"):
             read(f"http://127.0.0.1:{silent.getsockname()[1]}/a.png", timeout=0.1)
 
 
@@ -222,14 +197,14 @@ def test_an_address_that_nobody_answers_ends_after_the_timeout(read):
         np.float32([[np.inf, 0]]), np.int32([[-1, 3]]), np.int32([[0, 65536]]),
     ],
 )  # fmt: skip
-def test_values_that_are_no_grey_values_are_refused(tmp_path, values):
+def test_values_that_are_not_grey_values_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "odd.tif")
-    with pytest.raises(ValueError, match=r"odd\.tif has .* values from .* neither 0\.\.1 nor 0\.\.255"):
+    with pytest.raises(InputError, match=r"odd\.tif .*0\.\.255"):
         load_rgb(tmp_path / "odd.tif")
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(TypeError, match="not a int"):
+    with pytest.raises(TypeError, match="int"):
         load_rgb(3)
 
 
@@ -253,36 +228,29 @@ def test_class_ids_of_a_palette_image_are_its_indices(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
 def test_masks_with_colours_are_refused(tmp_path, mode):
-    with pytest.raises(ValueError, match=f"not a label map: its mode is {mode}"):
+    with pytest.raises(InputError, match=f"label map: .*{mode}"):
         load_class_ids(Image.new(mode, (2, 2)))
     if mode not in ("CMYK", "F"):
         Image.new(mode, (2, 2)).save(tmp_path / "mask.png")
-        with pytest.raises(ValueError, match=f"mask 3 is not a label map: its mode is {mode}"):
+        with pytest.raises(InputError, match=f"mask 3 .*{mode}"):
             load_class_ids((tmp_path / "mask.png").read_bytes(), name="mask 3")
 
 
-def test_a_jpeg_is_no_label_map(tmp_path):
-    path = tmp_path / "mask.jpg"
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"mask\.jpg is not a label map: JPEG changes class ids"):
-        load_class_ids(path)
-
-
 @pytest.mark.parametrize("step", ["load", "convert"])
-def test_a_picture_without_room_is_not_called_damaged(tmp_path, monkeypatch, step):
+def test_running_out_of_memory_is_not_called_a_damaged_file(tmp_path, monkeypatch, step):
     Image.new("L", (5, 4)).save(tmp_path / "picture.png")
 
     def no_room(*args, **kwargs):
         raise MemoryError
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if step == "load" else "PIL.Image.Image.convert", no_room)
-    with pytest.raises(MemoryError, match=r"^There is not enough memory for .*picture\.png, which has 4 x 5 pixels"):
+    with pytest.raises(MemoryError, match=r"picture\.png.* 4 x 5"):
         load_rgb(tmp_path / "picture.png")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_threads_refuse_what_pil_only_warns_of(tmp_path, monkeypatch):
-    """Between one and two times its limit; Python's filters of warnings belong to all threads and stay as they are."""
+    """Between one and two times its limit, and without changing Python's warning filters, which threads share."""
     Image.new("RGB", (15, 10)).save(tmp_path / "large.png")
     Image.new("RGB", (5, 10)).save(tmp_path / "small.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -290,7 +258,7 @@ def test_threads_refuse_what_pil_only_warns_of(tmp_path, monkeypatch):
 
     def refused(number):
         load_rgb(tmp_path / "small.png")
-        with pytest.raises(ValueError, match="more than 100 pixels"):
+        with pytest.raises(InputError, match="100 pixels"):
             load_rgb(tmp_path / "large.png")
 
     with ThreadPoolExecutor(8) as pool:

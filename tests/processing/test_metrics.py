@@ -1,4 +1,4 @@
-"""The protocol's figures against an independent computation."""
+"""The metrics against an independent computation."""
 
 import math
 from fractions import Fraction
@@ -14,7 +14,7 @@ NUM_CLASSES = 12
 
 
 def random_maps(rng, ignore_index):
-    """Label maps of some pictures and what is predicted for them, often with absent classes and ignored pixels."""
+    """Predictions and label maps of some pictures, often with absent classes and ignored pixels."""
     labelled = rng.choice(NUM_CLASSES, size=rng.integers(1, NUM_CLASSES + 1), replace=False)
     predictable = rng.choice(NUM_CLASSES, size=rng.integers(1, NUM_CLASSES + 1), replace=False)
     pictures = []
@@ -28,7 +28,7 @@ def random_maps(rng, ignore_index):
 
 
 def random_split(rng, ignore_index):
-    """Seen, unseen and left-out classes in any order, sometimes without unseen ones, and two groups."""
+    """Seen, unseen and other classes in random order, sometimes no unseen ones, and two groups."""
     order = rng.permutation(NUM_CLASSES).tolist()
     seen, unseen = order[: rng.integers(1, 8)], order[8 : 8 + rng.integers(0, 4)]
     return ClassSplit(
@@ -41,7 +41,7 @@ def random_split(rng, ignore_index):
 
 
 def confusion_matrix(pictures, ignore_index):
-    """Pixels by label (rows) and prediction (columns), one at a time."""
+    """Pixels by label (rows) and prediction (columns), counted one at a time."""
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
     for predicted, labels in pictures:
         for found, label in zip(predicted.ravel().tolist(), labels.ravel().tolist(), strict=True):
@@ -51,7 +51,7 @@ def confusion_matrix(pictures, ignore_index):
 
 
 def nan_mean(values):
-    """Mean of what is not nan, its sum without rounding, nan if there is nothing."""
+    """Mean of the values that are not NaN, summed without rounding; NaN for none."""
     values = [Fraction(float(value)) for value in values if not math.isnan(value)]
     return float(sum(values)) / len(values) if values else math.nan
 

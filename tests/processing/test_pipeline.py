@@ -9,8 +9,9 @@ from transformers import pipeline
 
 from zegclip import DeepPromptConfig
 from zegclip.processing import pipeline as pipeline_module
+from zegclip.processing.input_error import InputError
+from zegclip.processing.names import UnknownWordsWarning
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.processing_zegclip import UnknownWordsWarning
 from zegclip.processing.windows import merge_masks, predict_windows
 
 LABELS = ["cat", "tree", "b"]
@@ -47,7 +48,7 @@ def test_every_label_comes_back_and_the_masks_tile_the_picture(pipe):
         assert (result["score"] == 0) == (result["mask"].getbbox() is None)
 
 
-def test_it_is_processor_model_and_sliding_windows_in_a_row(pipe, model, processor):
+def test_it_equals_processor_model_and_sliding_windows_in_sequence(pipe, model, processor):
     picture = noise()
     with torch.no_grad():
         inputs = processor(images=picture, text=LABELS, return_tensors="pt")
@@ -128,10 +129,10 @@ def test_a_converted_model_gives_results_in_its_new_precision(pipe, model, proce
     pipe(noise(), candidate_labels=LABELS)
     model.to(dtype)
     assert pipe._encode(LABELS).dtype == dtype
+    results = pipe(noise(), candidate_labels=LABELS)
+    assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
     fresh = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
-    assert same(pipe(noise(), candidate_labels=LABELS), fresh(noise(), candidate_labels=LABELS))
-    model.half()
-    assert pipe._encode(LABELS).dtype == torch.float16
+    assert same(results, fresh(noise(), candidate_labels=LABELS))
 
 
 def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):
@@ -163,10 +164,31 @@ def test_labels_as_a_string_and_as_a_default(pipe, model, processor):
     assert same(with_default(noise()), expected)
 
 
-@pytest.mark.parametrize("labels", [[], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", None])
-def test_bad_labels(pipe, labels):
-    with pytest.raises(ValueError, match=r"[Cc]lass"):
-        pipe(noise(), candidate_labels=labels)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        *(
+            ({"candidate_labels": labels}, "[Cc]lass")
+            for labels in ([], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", "", None)
+        ),
+        *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"))),
+        ({"window_size": 16, "window_stride": 17}, "window_stride"),
+        ({"window_batch_size": 0}, "window_batch_size"),
+        ({"batch_size": 2}, "window_batch_size"),
+        ({"images": "no_such.png"}, r"no_such\.png"),
+        # Names are compared also if they are not encoded together.
+        ({"candidate_labels": ["a  b", "a b", "cat"]}, "'a  b' and 'a b'"),
+    ],
+)
+def test_bad_arguments_are_named(pipe, monkeypatch, arguments, named):
+    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 1)
+    with pytest.raises(InputError, match=named):
+        pipe(**{"images": noise(), "candidate_labels": LABELS, **arguments})
+
+
+def test_unknown_arguments_are_refused(pipe):
+    with pytest.raises(TypeError, match="'windows'"):
+        pipe(noise(), candidate_labels=LABELS, windows=3)
 
 
 def test_threshold_takes_pixels_away(pipe):
@@ -192,66 +214,35 @@ def test_window_arguments(pipe, processor):
         pipe(noise(), candidate_labels=LABELS, window_size=16, window_stride=17)
 
 
-def test_unknown_arguments_and_batches_are_refused(pipe):
-    with pytest.raises(TypeError, match="'windows'"):
-        pipe(noise(), candidate_labels=LABELS, windows=3)
-    with pytest.raises(ValueError, match="window_batch_size"):
-        pipe([noise()] * 2, candidate_labels=LABELS, batch_size=2)
-
-
-def test_a_bad_file_is_named(pipe, tmp_path):
-    (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty\.png is empty"):
-        pipe(tmp_path / "empty.png", candidate_labels=LABELS)
-
-
 def test_several_templates_of_the_processor_are_averaged(pipe, processor):
     processor.prompt_templates = ["a {}", "the {} there", "one {}"]
     assert [result["label"] for result in pipe(noise(), candidate_labels=LABELS)] == LABELS
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(model, processor, dtype):
-    pipe = ZeroShotImageSegmentationPipeline(model=model.to(dtype), processor=processor, task=TASK, device="cpu")
-    results = pipe(noise(), candidate_labels=LABELS)
-    assert sum(np.asarray(result["mask"], dtype=int).sum() for result in results) == 255 * 40 * 90
-
-
-def test_scores_that_are_no_numbers_are_no_masks(pipe, model):
+def test_scores_that_are_nan_are_refused(pipe, model):
     with torch.no_grad():
         model.clip.visual_projection.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="scores are no numbers"):
+    with pytest.raises(InputError, match="NaN"):
         pipe(noise(), candidate_labels=LABELS)
 
 
 def test_a_tokenizer_of_another_model(pipe, tokenizer):
     tokenizer.add_tokens(["zebra"])
     pipe.processor.tokenizer = tokenizer
-    with pytest.raises(ValueError, match="not the model's: it gives the token 82, but the text tower knows 82 tokens"):
+    with pytest.raises(InputError, match="token id 82"):
         pipe(noise(), candidate_labels=["cat", "zebra"])
 
 
-def test_a_model_in_training_mode_predicts_without_dropout(model, processor):
-    model.train()
-    pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor, task=TASK, device="cpu")
-    assert same(pipe(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
-
-
-def test_a_saved_pipeline_is_found_by_the_name_of_the_task(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
-    loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
-    assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
-
-
-def test_a_saved_model_and_processor_are_found_by_the_name_of_the_task(pipe, model, processor, tmp_path):
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+@pytest.mark.parametrize("together", [True, False])
+def test_what_is_saved_is_found_by_the_name_of_the_task(pipe, model, processor, tmp_path, together):
+    for part in (pipe,) if together else (model, processor):
+        part.save_pretrained(tmp_path)
     loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
     assert type(loaded) is ZeroShotImageSegmentationPipeline
     assert same(loaded(noise(), candidate_labels=LABELS), pipe(noise(), candidate_labels=LABELS))
 
 
-def test_windows_without_room_are_not_tried_again_in_the_same_call(pipe, monkeypatch):
+def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again_in_the_same_call(pipe, monkeypatch):
     expected = pipe([noise(seed=seed) for seed in range(3)], candidate_labels=LABELS)
     calls, forward = [], pipe.model.forward
 
@@ -273,7 +264,7 @@ def test_windows_without_room_are_not_tried_again_in_the_same_call(pipe, monkeyp
     assert calls == [1] * 3
 
 
-def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monkeypatch):
+def test_a_picture_too_large_for_the_memory_is_named_and_the_next_is_segmented(pipe, monkeypatch):
     merge = pipeline_module.merge_masks
 
     def refuse_wide(windows, target_size):
@@ -282,7 +273,7 @@ def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monke
         return merge(windows, target_size=target_size)
 
     monkeypatch.setattr(pipeline_module, "merge_masks", refuse_wide)
-    with pytest.raises(MemoryError, match=r"^There is not enough memory for a picture of 40 x 90 pixels"):
+    with pytest.raises(MemoryError, match="40 x 90"):
         pipe(noise(), candidate_labels=LABELS)
     results = iter(pipe((noise(width=width) for width in (60, 90, 60)), candidate_labels=LABELS))
     first = next(results)
@@ -291,7 +282,7 @@ def test_a_picture_without_room_is_one_sentence_and_the_next_goes_on(pipe, monke
     assert same(next(results), first)
 
 
-def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn):
+def test_unknown_words_are_reported_before_segmentation(pipe, recwarn):
     pipe.model.config.vocabulary = ["a", "photo", "of", "cat", "tree"]
     pipe(noise(), candidate_labels=["cat", "tree"])
     assert not [item for item in recwarn if item.category is UnknownWordsWarning]
@@ -304,14 +295,7 @@ def test_names_that_the_model_cannot_know_are_said_before_the_work(pipe, recwarn
         pipe(noise(), candidate_labels=["cat", "tree"])
 
 
-def test_names_are_compared_with_all_others(pipe, monkeypatch):
-    """Also where they are not encoded together."""
-    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 1)
-    with pytest.raises(ValueError, match="the same to the tokenizer"):
-        pipe(Image.new("RGB", (32, 32)), candidate_labels=["a  b", "a b", "cat"])
-
-
-def test_a_picture_in_memory_that_is_turned_comes_with_a_warning(pipe, tmp_path):
+def test_a_pil_image_with_an_exif_orientation_comes_with_a_warning(pipe, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (32, 64)).save(tmp_path / "phone.png", exif=exif)
@@ -324,7 +308,7 @@ def test_a_picture_in_memory_that_is_turned_comes_with_a_warning(pipe, tmp_path)
     assert row["mask"].size == (64, 32)
 
 
-def test_a_model_in_training_predicts_without_dropout_and_stays_in_training(pipe):
+def test_a_model_in_training_mode_predicts_without_dropout_and_stays_in_it(pipe):
     picture = noise()
     expected = pipe(picture, candidate_labels=["cat", "tree"])
     for module in pipe.model.modules():
@@ -334,9 +318,3 @@ def test_a_model_in_training_predicts_without_dropout_and_stays_in_training(pipe
     again = pipe(picture, candidate_labels=["cat", "tree"])
     assert [row["score"] for row in again] == [row["score"] for row in expected]
     assert pipe.model.training
-
-
-@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
-def test_a_threshold_is_a_score(pipe, threshold):
-    with pytest.raises(ValueError, match="threshold"):
-        pipe(noise(), candidate_labels=["cat"], threshold=threshold)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -6,29 +7,8 @@ import torch
 from PIL import Image
 
 from zegclip import DEFAULT_MODEL
-from zegclip.processing.processing_zegclip import ZegClipProcessor, check_labels, find_unknown_words
-
-
-def test_check_labels_strips_and_keeps_the_order():
-    assert check_labels((" tree", "cat ", "dining table")) == ["tree", "cat", "dining table"]
-
-
-@pytest.mark.parametrize(
-    ("labels", "reason"),
-    [
-        ([], "empty"),
-        ((), "empty"),
-        ("cat, tree", "'cat, tree'"),
-        (None, "None"),
-        (["cat", 3], "name 2 is not a string: 3"),
-        (["cat", "  "], "name 2 is blank"),
-        (["cat", "tree", " cat"], "'cat' comes twice"),
-        (["cat", "\udcff"], r"name 2 is not valid Unicode text: '\\udcff'"),
-    ],
-)
-def test_check_labels_names_the_offender(labels, reason):
-    with pytest.raises(ValueError, match=reason):
-        check_labels(labels)
+from zegclip.processing.input_error import InputError
+from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 
 def test_pictures_names_and_label_maps_together(processor):
@@ -45,9 +25,9 @@ def test_pictures_names_and_label_maps_together(processor):
 def test_either_alone(processor):
     assert set(processor(text=["cat"], return_tensors="pt")) == {"input_ids", "attention_mask"}
     assert set(processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")) == {"pixel_values"}
-    with pytest.raises(ValueError, match="images, text or both"):
+    with pytest.raises(InputError, match="images"):
         processor()
-    with pytest.raises(ValueError, match="belong to images"):
+    with pytest.raises(InputError, match="images"):
         processor(text=["cat"], segmentation_maps=Image.new("L", (8, 8)))
 
 
@@ -81,10 +61,10 @@ def test_a_name_that_spells_a_special_token_is_text_as_any_other(processor, name
     assert tokens.count("<|startoftext|>") == 1
 
 
-def test_a_name_too_long_is_an_error_that_names_it(processor, caplog):
-    with pytest.raises(ValueError, match=r"'xxxx.* is too long.*at most 32"):
+def test_a_name_that_is_too_long_is_refused(processor, caplog):
+    with pytest.raises(InputError, match=r"'x{40}'.* 32"):
         processor(text=["cat", "x" * 40])
-    assert not caplog.records  # which would come before the sentence
+    assert not caplog.records  # Nor does the tokenizer warn of it.
 
 
 @pytest.mark.parametrize("templates", [None, ["a {}", "the {} there"]])
@@ -100,15 +80,14 @@ def test_a_name_too_long_is_an_error_that_names_it(processor, caplog):
     ],
 )
 def test_names_that_the_tokenizer_cannot_tell_apart(image_processor, templates, names):
-    """Its ids say which: one of them would win no pixel."""
+    """Equal tokens mean equal scores: one of the names would win no pixel."""
     tokenizer = ZegClipProcessor.from_pretrained(DEFAULT_MODEL).tokenizer
     processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
     first, second = (processor(text=[name])["input_ids"] for name in names)
     assert first == second
-    with pytest.raises(ValueError, match="the same to the tokenizer") as error:
+    with pytest.raises(InputError) as error:
         processor(text=[names[0], "tree", names[1]])
     assert all(repr(name) in str(error.value) for name in names)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +120,7 @@ def test_the_readme_s_steps_on_a_picture_that_is_turned(processor, model, tmp_pa
 
 @pytest.mark.parametrize("templates", [["a photo"], ["{} and {}"], [3], []])
 def test_bad_templates(image_processor, tokenizer, templates):
-    with pytest.raises(ValueError, match="template"):
+    with pytest.raises(InputError, match="template"):
         ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
 
 
@@ -171,10 +150,8 @@ def test_the_default_template_has_six_text_prompts():
 def test_templates_that_text_prompts_cannot_stand_for(image_processor, tokenizer, templates):
     """Without a space before the name, its letters and the last word's make tokens that no other name has."""
     processor = ZegClipProcessor(image_processor, tokenizer, prompt_templates=templates)
-    with pytest.raises(ValueError, match="stand for one template that ends with the name") as refused:
+    with pytest.raises(InputError, match=re.escape(str(templates))):
         processor.text_prompt_ids()
-    assert str(templates) in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("templates", [None, ["a {}", "the {} there"]])
@@ -198,35 +175,6 @@ def test_the_model_takes_what_the_processor_gives(processor, model):
     (ids,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(10, 20)])
     assert ids.shape == (10, 20)
     assert 0 <= ids.min() <= ids.max() < 3
-
-
-@pytest.mark.parametrize(
-    ("label", "known"),
-    [
-        ("tree", True),
-        ("Red Tree", True),
-        ("red-tree", True),
-        ("zebra", False),
-        ("red zebra", False),
-        ("猫", False),
-        ("🎉", False),
-        ("tree!", False),
-        ("???", False),
-    ],
-)
-def test_unknown_words(label, known):
-    sentence = find_unknown_words([label], ["red", "tree"])
-    assert (sentence is None) == known
-    assert known or repr(label) in sentence
-    assert find_unknown_words([label], None) is None
-
-
-def test_unknown_words_of_templates_and_of_many_names():
-    assert find_unknown_words(["tree"], ["a", "tree"], ["a {}", "{} a"]) is None
-    assert "'a sketch of a {}'" in find_unknown_words(["tree"], ["a", "tree"], ["a {}", "a sketch of a {}"])
-    sentence = find_unknown_words([f"name{index}" for index in range(171)], ["tree"])
-    assert "'name19' and 151 more" in sentence
-    assert "name20" not in sentence
 
 
 def test_names_are_padded_on_the_right_whatever_the_tokenizer_is_told(processor):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.image_utils import SizeDict
 
+from zegclip.processing.input_error import InputError
 from zegclip.processing.resizing import resize_bilinear, resize_nearest, resized_shape
 
 
@@ -28,12 +29,12 @@ def test_resized_shape(shape, size, expected):
     ("shape", "size", "reason"),
     [
         ((0, 5), {"shortest_edge": 512}, "empty"),
-        ((1, 5000), {"shortest_edge": 512}, "limit the long side"),
+        ((1, 5000), {"shortest_edge": 512}, "longest_edge"),
         ((5, 5), {"max_height": 3, "max_width": 3}, "shortest_edge"),
     ],
 )
 def test_resized_shape_refuses(shape, size, reason):
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(InputError, match=reason):
         resized_shape(*shape, SizeDict(**size))
 
 
@@ -59,13 +60,13 @@ SIDES = [1, 2, 3, 7, 48, 97, 333, 375, 427, 500, 512, 640, 683, 1023, 2048]
 
 
 @pytest.mark.parametrize("old", SIDES)
-def test_nearest_takes_opencvs_pixels(old):
+def test_nearest_is_identical_to_opencv(old):
     for new in (*SIDES, *range(5, 200, 13)):
         expected = cv2.resize(np.arange(old, dtype=np.int32)[None], (new, 1), interpolation=cv2.INTER_NEAREST)
         assert np.array_equal(resize_nearest(np.arange(old)[None], 1, new), expected)
 
 
-def test_bilinear_has_opencvs_bits():
+def test_bilinear_is_bit_identical_to_opencv():
     rng = np.random.default_rng(0)
     for _ in range(40):
         height, width, new_height, new_width = rng.integers(1, 120, 4).tolist()

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from zegclip.processing import windows as windows_module
+from zegclip.processing.input_error import InputError
 from zegclip.processing.windows import (
     SCORES_PER_CHUNK,
     BatchSize,
@@ -54,7 +56,7 @@ def test_no_window_size_is_one_window_and_no_stride_is_no_overlap():
 
 @pytest.mark.parametrize(("window_size", "stride"), [(10, 11), (10, 0), (0, 0), (10, -1), (-5, None)])
 def test_geometry_that_leaves_gaps_is_refused(window_size, stride):
-    with pytest.raises(ValueError, match="window_stride"):
+    with pytest.raises(InputError, match="window_stride"):
         window_boxes(30, 30, window_size, stride)
 
 
@@ -114,27 +116,25 @@ def test_fewer_windows_at_once_where_memory_runs_out(error):
     picture, class_embeds = torch.randn(1, 3, 24, 31, generator=generator), torch.randn(4, 3, generator=generator)
     expected = predict_windows(SmallDevice(100, error), picture, class_embeds, 10, 7)
     device, batch = SmallDevice(2, error), BatchSize(8)
-    with pytest.warns(UserWarning, match="not enough memory for . windows of 10 x 10 pixels at once") as warned:
+    with pytest.warns(UserWarning, match="not enough memory .* 10 x 10") as warned:
         found = predict_windows(device, picture, class_embeds, 10, 7, batch)
-    assert [str(warning.message)[-2:] for warning in warned] == ["4.", "2."]
+    assert len(warned) == 2
     assert device.calls == [8, 4, 2, 2, 2, 2, 2, 2]
     assert found.boxes == expected.boxes
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
-    # What had no room is not tried again with the next picture, whose windows may be few.
+    # The reduced number is kept for the next picture, even if that has fewer windows.
     assert batch == BatchSize(2)
     predict_windows(device, picture[..., :10, :10], class_embeds, 10, 7, batch)
     predict_windows(device, picture[..., :17], class_embeds, 10, 7, batch)
     assert device.calls[8:] == [1, 2, 2, 2]
 
 
-def test_one_window_without_room_is_one_sentence():
-    with pytest.raises(
-        MemoryError, match=r"^There is not enough memory for one window of 10 x 9 .* 4 names, of 2 .*:"
-    ):
+def test_a_single_window_that_is_too_large_is_an_error():
+    with pytest.raises(MemoryError, match=r"10 x 9 .* 17 x 9"):
         predict_windows(SmallDevice(0, OUT_OF_MEMORY[0]), torch.zeros(1, 3, 17, 9), torch.zeros(4, 3), 10, 7, 1)
 
 
-def test_other_errors_of_the_model_are_its_own():
+def test_other_errors_of_the_model_are_not_caught():
     device = SmallDevice(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         predict_windows(device, torch.zeros(1, 3, 10, 10), torch.zeros(4, 3), 10, 7)
@@ -144,7 +144,7 @@ def test_other_errors_of_the_model_are_its_own():
 def test_bad_arguments_of_prediction():
     with pytest.raises(ValueError, match="one picture"):
         predict_windows(lambda **_: None, torch.zeros(2, 3, 8, 8), torch.zeros(1, 3), 8, 8)
-    with pytest.raises(ValueError, match="window_batch_size"):
+    with pytest.raises(InputError, match="window_batch_size"):
         predict_windows(lambda **_: None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3), 8, 8, batch_size=0)
 
 
@@ -198,9 +198,9 @@ def test_ties_go_to_the_first_class_also_across_chunks():
     assert (best == 1).all()
 
 
-def test_the_maximum_leaves_its_chunks_alone_and_needs_no_more_than_some_pixels_at_once():
+def test_the_maximum_over_more_pixels_than_one_step_does_not_change_its_chunks():
     torch.manual_seed(0)
-    scores = torch.rand(7, 400, 401)  # more pixels than are looked at together
+    scores = torch.rand(7, 400, 401)  # More pixels than one step takes.
     given = scores.clone()
     ids, best = running_max(given.split(3))
     assert torch.equal(given, scores)
@@ -208,7 +208,7 @@ def test_the_maximum_leaves_its_chunks_alone_and_needs_no_more_than_some_pixels_
     assert torch.equal(best, scores.amax(dim=0))
 
 
-def test_chunks_of_classes_are_all_classes_in_order_and_never_none():
+def test_chunks_contain_all_classes_in_order():
     for names, height, width in [(5, 1, 1), (5, 600, 1000), (3, 5000, 5000), (4001, 32, 32)]:
         chunks = list(class_chunks(names, height, width))
         assert [index for chunk in chunks for index in range(names)[chunk]] == list(range(names))
@@ -216,7 +216,7 @@ def test_chunks_of_classes_are_all_classes_in_order_and_never_none():
         assert largest == 1 or largest * height * width <= SCORES_PER_CHUNK
 
 
-def test_the_maximum_is_there_for_scores_with_a_gradient_too():
+def test_the_maximum_of_scores_that_require_a_gradient():
     scores = torch.rand(3, 4, 5, requires_grad=True)
     ids, _ = running_max(scores.split(2))
     assert torch.equal(ids, scores.argmax(dim=0))
@@ -224,7 +224,7 @@ def test_the_maximum_is_there_for_scores_with_a_gradient_too():
 
 def test_chunks_fit_the_picture_that_is_cut_up_even_if_less_of_it_is_asked_for(monkeypatch):
     windows = random_windows(200, 300, 100, 100)
-    monkeypatch.setattr(windows, "SCORES_PER_CHUNK", 200 * 300 * 2)
-    sizes = [chunk.shape for chunk in windows._merged_chunks(windows, (4, 5), (), 0.0)]
-    assert [size[0] for size in sizes] == [2, 2, 2, 2, 2, 1]
+    monkeypatch.setattr(windows_module, "SCORES_PER_CHUNK", 200 * 300 * 2)
+    sizes = [len(chunk) for chunk in windows_module._merged_chunks(windows, (4, 5), (), 0.0)]
+    assert sizes == [2, 2, 2, 2, 2, 1]
     assert merge_masks(windows, (4, 5))[0].shape == (4, 5)

@@ -1,7 +1,7 @@
-"""The module for `evaluate` gives the figures of our own metrics, whichever way the maps come in."""
+"""The module for `evaluate` returns the same metrics as `zegclip.processing.metrics`, however the maps are passed."""
 
 import math
-import subprocess
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -94,38 +94,37 @@ def test_without_unseen_classes():
     assert set(result) == {"pacc", "miou", "per_class_iou"}
 
 
-WORKER = """
-import sys
-import evaluate
-import numpy as np
-maps = np.load(sys.argv[2])
-metric = evaluate.load(sys.argv[1], num_process=2, process_id=1, experiment_id="two", cache_dir=sys.argv[3])
-metric.add_batch(predictions=list(maps["predicted"]), references=list(maps["labels"]))
-assert metric.compute(names=["a", "b", "c", "d", "e"], seen_ids=[0, 2], unseen_ids=[1, 3]) is None
-"""
-
-
 def test_two_processes(tmp_path):
     predicted, labels = random_maps(4, same_size=True)
-    np.savez(tmp_path / "maps.npz", predicted=np.stack(predicted[:4]), labels=np.stack(labels[:4]))
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, METRIC, tmp_path / "maps.npz", tmp_path / "cache"])
-    metric = evaluate.load(METRIC, num_process=2, process_id=0, experiment_id="two", cache_dir=str(tmp_path / "cache"))
-    metric.add_batch(predictions=predicted[4:], references=labels[4:])
-    result = metric.compute(**CLASSES)
-    assert worker.wait(timeout=60) == 0
+
+    def compute(process_id, maps):
+        metric = evaluate.load(
+            METRIC, num_process=2, process_id=process_id, experiment_id="two", cache_dir=str(tmp_path)
+        )
+        metric.add_batch(predictions=predicted[maps], references=labels[maps])
+        return metric.compute(**CLASSES)
+
+    # Forked, as a started process would first import everything again.
+    worker = multiprocessing.get_context("fork").Process(
+        target=lambda: sys.exit(compute(1, slice(None, 4)) is not None)
+    )
+    worker.start()
+    result = compute(0, slice(4, None))
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
     assert_same(result, expected(predicted, labels))
 
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "message"),
     [
-        ([[0, 9, 1]], [[0, 1, 1]], r"Prediction 1 holds the id 9, outside of the class list \(0 to 4\)\."),
-        ([[0, -1, 1]], [[0, 1, 1]], "Prediction 1 holds the id -1"),
-        ([[0, 255, 1]], [[0, 1, 1]], "Prediction 1 holds the id 255"),
-        ([[0, 1, 1]], [[0, 7, 1]], "A label map holds the id 7"),
-        ([[0, 1, 1]], [[0, 1]], "Prediction 1 and reference 1 are not two maps of the same height and width."),
-        ([[0, 1], [0, 1]], [[0, 1]], "Prediction 1 and reference 1 are not two maps"),
-        ([[0, 1], [0]], [[0, 1], [0]], "Prediction 1 and reference 1 are not two maps"),
+        ([[0, 9, 1]], [[0, 1, 1]], "Prediction 1 .* id 9"),
+        ([[0, -1, 1]], [[0, 1, 1]], "Prediction 1 .* id -1"),
+        ([[0, 255, 1]], [[0, 1, 1]], "Prediction 1 .* id 255"),
+        ([[0, 1, 1]], [[0, 7, 1]], "id 7"),
+        ([[0, 1, 1]], [[0, 1]], "Prediction 1 and reference 1"),
+        ([[0, 1], [0, 1]], [[0, 1]], "Prediction 1 and reference 1"),
+        ([[0, 1], [0]], [[0, 1], [0]], "Prediction 1 and reference 1"),
     ],
 )
 def test_maps_that_cannot_be_compared(prediction, reference, message):
@@ -142,7 +141,7 @@ def test_what_is_predicted_at_ignored_pixels_does_not_matter():
 
 
 def test_a_split_that_contradicts_itself():
-    with pytest.raises(ValueError, match="Class 'a' is listed as seen and as unseen"):
+    with pytest.raises(ValueError, match="'a'"):
         evaluate.load(METRIC, keep_in_memory=True).compute(
             predictions=[[[0]]], references=[[[0]]], names=["a"], seen_ids=[0], unseen_ids=[0]
         )

@@ -1,12 +1,13 @@
-"""Class maps made visible: colours, index masks, and a picture under its classes with a legend beside it."""
+"""Class maps made visible: colours, index masks, and pictures tinted with the colours of their classes."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageEnhance
+
+from zegclip.drawing.legend import LETTER, LegendEntry, arrange, class_entries, draw_legend, draw_stripes, draw_text
+from zegclip.processing.class_split import ClassSplit
 
 # Twenty colours that stay apart under a picture, before the regular colour map of Pascal VOC goes on: its own first
 # colours are dark and much alike.
@@ -37,8 +38,7 @@ NO_LABEL = 255
 NO_LABEL_16_BIT = 65535
 
 _SMALLEST_SIDE = 480  # A picture's longer side in an overlay, so that the legend fits its size.
-_MOST_ENTRIES = 40  # Lines of a legend.
-_LONGEST_LABEL = 16  # Width of a legend's texts, in heights of a letter.
+_SMALLEST_PANE, _LARGEST_PANE = 360, 512  # The longer side of the pictures on a sheet, in pixels.
 
 
 def make_colours(count: int) -> np.ndarray:
@@ -101,16 +101,71 @@ def overlay(
         RGB, at least as high as the picture and wider.
     """
     factor = max(math.ceil(_SMALLEST_SIDE / max(picture.size)), 1)
-    enlarged = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    large_ids = ids.repeat(factor, axis=0).repeat(factor, axis=1)
-    line_width = max(round(max(enlarged.size) / 600), 1)
-    tinted = tint(enlarged, large_ids, colours, alpha, unlabelled=enlarged, line_width=line_width)
+    size = picture.width * factor, picture.height * factor
+    enlarged = picture.resize(size, Image.Resampling.BICUBIC)
+    line_width = max(round(max(size) / 600), 1)
+    tinted = tint(enlarged, _resize_ids(ids, size), colours, alpha, unlabelled=enlarged, line_width=line_width)
+    shown, shares = class_shares(ids, len(labels))
+    entries = class_entries(shown, labels, colours, shares)
+    if (ids < 0).any():
+        entries.append(LegendEntry(None, "no label", f"{100 * (ids < 0).mean():.1f} %"))
+    return arrange([tinted, draw_legend(entries, tinted.height, letter=max(max(size) // 36, 13))], columns=2, gap=0)
 
-    legend = _draw_legend(_legend_entries(ids, labels, colours), max(tinted.size), tinted.height)
-    result = Image.new("RGB", (tinted.width + legend.width, max(tinted.height, legend.height)), "white")
-    result.paste(tinted)
-    result.paste(legend, (tinted.width, 0))
-    return result
+
+def class_panes(
+    picture: Image.Image,
+    maps: Mapping[str, np.ndarray],
+    split: ClassSplit,
+    colours: np.ndarray,
+    shown: Sequence[int],
+    values: Sequence[str],
+    *,
+    title: str = "picture",
+    heading: str = "",
+    ignored: str = "",
+    alpha: float = 0.55,
+) -> Image.Image:
+    """
+    Put a picture and class maps of it side by side, with titles above and one legend for all maps at the right.
+
+    Args:
+        picture: RGB. It is shown with a longer side of 360 to 512 pixels.
+        maps: By title, `(height, width)` class ids of the picture's size, or -1 for ignored pixels, which are striped.
+        split: The classes; the legend marks those that training had no masks of.
+        colours: `(classes, 3)` uint8.
+        shown: Classes of the legend, in its order.
+        values: Text at the right of each of them.
+        title: Of the picture.
+        heading: Above the values.
+        ignored: Text at the right of "ignored", which stands in the legend where pixels are.
+        alpha: Share of the class colours, in [0, 1].
+
+    Returns:
+        RGB.
+    """
+    # Small ones are enlarged, by a whole number where that fits.
+    longer = max(picture.size)
+    scale = min(_LARGEST_PANE / longer, max(math.ceil(_SMALLEST_PANE / longer), 1))
+    size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    resized, stripes = picture.resize(size, Image.Resampling.BICUBIC), draw_stripes(*size)
+    panes = {title: resized}
+    for name, ids in maps.items():
+        panes[name] = tint(resized, _resize_ids(ids, size), colours, alpha, unlabelled=stripes)
+    columns = [arrange([draw_text(text, size[0]), pane], columns=1, gap=0) for text, pane in panes.items()]
+
+    marks = [" (unseen)" if index in split.unseen_ids else "" for index in range(len(split.names))]
+    entries = class_entries(shown, split.names, colours, values, marks)
+    if any((ids < 0).any() for ids in maps.values()):
+        entries.append(LegendEntry(draw_stripes(LETTER, LETTER), "ignored", ignored))
+    legend = draw_legend(entries, columns[0].height, heading=heading)
+    return arrange([*columns, legend], columns=len(columns) + 1)
+
+
+def class_shares(ids: np.ndarray, num_classes: int) -> tuple[list[int], list[str]]:
+    """List the classes that occur in a map, the largest first, and the share of the pixels of each as text."""
+    shares = np.bincount(ids.ravel() + 1, minlength=num_classes + 1)[1:] / ids.size
+    shown = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index]]
+    return shown, [f"{100 * shares[index]:.1f} %" for index in shown]
 
 
 def tint(
@@ -149,57 +204,7 @@ def find_boundaries(ids: np.ndarray, width: int) -> np.ndarray:
     return marked
 
 
-Entry = tuple[np.ndarray | None, str, float]
-
-
-def _legend_entries(ids: np.ndarray, labels: Sequence[str], colours: np.ndarray) -> list[Entry]:
-    """Colour (`None` for no swatch), text and share of pixels of each line of the legend."""
-    counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)
-    shares = counts[1:] / ids.size
-    order = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
-    entries: list[Entry] = [(colours[index], labels[index], shares[index]) for index in order[:_MOST_ENTRIES]]
-    rest = order[_MOST_ENTRIES:]
-    if rest:
-        entries.append((None, f"{len(rest)} more", shares[rest].sum()))
-    if counts[0]:
-        entries.append((None, "no label", counts[0] / ids.size))
-    return entries
-
-
-def _draw_legend(entries: Sequence[Entry], longer_side: int, height: int) -> Image.Image:
-    """Draw swatches, labels and shares, in as many columns as `height` pixels ask for."""
-    size = max(longer_side // 36, 13)
-    line, gap = round(1.6 * size), size // 2
-    font = load_font(size)
-    texts = [shorten(label, font, _LONGEST_LABEL * size) for _, label, _ in entries]
-    label_width = math.ceil(max(font.getlength(text) for text in texts))
-    share_width = math.ceil(font.getlength("100.0 %"))
-    column = size + label_width + share_width + 4 * gap
-    rows = min(max((height - 2 * gap) // line, 10), len(entries))
-
-    legend = Image.new("RGB", (math.ceil(len(entries) / rows) * column + gap, rows * line + 2 * gap), "white")
-    draw = ImageDraw.Draw(legend)
-    for index, ((colour, _, share), text) in enumerate(zip(entries, texts, strict=True)):
-        left = index // rows * column + 2 * gap
-        middle = gap + index % rows * line + line // 2
-        if colour is not None:
-            box = (left, middle - size // 2, left + size, middle - size // 2 + size)
-            draw.rectangle(box, fill=tuple(colour.tolist()), outline="grey")
-        draw.text((left + size + gap, middle), text, fill="black", font=font, anchor="lm")
-        right = left + size + label_width + share_width + 2 * gap
-        draw.text((right, middle), f"{100 * share:.1f} %", fill="black", font=font, anchor="rm")
-    return legend
-
-
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load the font that matplotlib brings along: it has more scripts than Pillow's own."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Put a text on one line and cut it, with an ellipsis, until it is at most `width` pixels wide."""
-    text = " ".join(text.split())
-    short = text[:100]
-    while short and font.getlength(short if short == text else short + "…") > width:
-        short = short[:-1]
-    return short if short == text else short.rstrip() + "…"
+def _resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a class map to a width and height, each pixel to the nearest."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], ids.shape))
+    return ids[rows[:, None], columns]

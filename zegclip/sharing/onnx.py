@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from transformers.image_utils import PILImageResampling, SizeDict
 
+from zegclip.errors import UsageError
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.prompt_layers import TextPromptLayer
 from zegclip.processing.processing_zegclip import ZegClipProcessor
+from zegclip.sharing.any_size import functions_for_any_size
 
 VISION_FILE = "vision.onnx"
 TEXT_FILE = "text.onnx"
@@ -28,7 +30,7 @@ OPSET = 18
 TOLERANCE = 1e-4
 """Largest difference between ONNX and PyTorch, of logits and of embeddings of length 1."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# "Dynamic" in torch's words: all but 0 and 1, so what a graph is traced with must have two of everything.
+# A dynamic axis must not be of length 0 or 1 while a graph is traced.
 _TRACED_NAMES = ("a", "b", "c")
 
 
@@ -41,7 +43,8 @@ class VisionGraph(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, 3, height, width)` and `(names, dim)` float32 to `(batch, names, rows, columns)`."""
-        return self.model(pixel_values=pixel_values, class_embeds=class_embeds).logits
+        with functions_for_any_size():
+            return self.model(pixel_values=pixel_values, class_embeds=class_embeds).logits
 
 
 class TextGraph(nn.Module):
@@ -52,7 +55,7 @@ class TextGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """`(names, templates, length)` int64 to `(names, dim)`; padding behind the end token is never looked at."""
+        """`(names, templates, length)` int64 to `(names, dim)`; padding behind the end token has no effect."""
         return self.model.get_class_embeds(input_ids.flatten(0, 1), num_templates=input_ids.shape[1])
 
 
@@ -60,7 +63,7 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
     """
     Write a model as `vision.onnx`, `text.onnx`, `tokenizer.json` and `zegclip.json`, with its active adapter.
 
-    Free in the files are the numbers of pictures, names, templates and tokens, height and width; weights are float32.
+    The numbers of pictures, names, templates and tokens, height and width are dynamic axes; weights are float32.
     [`check_onnx`] compares the files with the model.
 
     Args:
@@ -69,18 +72,18 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
         folder: Exists; files in it are overwritten. Make it a temporary one, as a failure leaves it in part.
 
     Raises:
-        ValueError: One sentence, if a package is missing, the model is not in float32, its processor does something
-            that `zegclip.json` has no words for, or its template is not that of the adapter's text prompts.
+        UsageError: One sentence, if a package is missing, the model is not in float32, its processor does something
+            that `zegclip.json` cannot express, or its template is not that of the adapter's text prompts.
     """
     check_packages()
     if model.dtype != torch.float32:
-        raise ValueError(f"ONNX files are written in float32, but the model is in {model.dtype}: load it in float32.")
+        raise UsageError(f"ONNX files are written in float32, but the model is in {model.dtype}: load it in float32.")
     settings = describe(model, processor)
     tokens = torch.tensor(_tokenize(processor, _TRACED_NAMES, repeats=2))
     patch = settings["patch_size"]
     pictures = torch.zeros(2, 3, 9 * patch - 1, 11 * patch - 1)
     embeds = torch.zeros(len(_TRACED_NAMES), settings["embedding_size"])
-    with _plain_attention(model), _end_token(model, processor.tokenizer.eos_token_id):
+    with _prepared(model, processor.tokenizer.eos_token_id):
         _write(
             TextGraph(model),
             folder / TEXT_FILE,
@@ -102,30 +105,30 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
 
 
 def check_packages() -> None:
-    """Raise a `ValueError` with one sentence unless everything is installed that export and check need."""
+    """Raise a `UsageError` unless everything is installed that export and check need."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"ONNX files need {', '.join(missing)}, not installed here: pip install 'zegclip[onnx]'.")
+        raise UsageError(f"ONNX files need {', '.join(missing)}, not installed here: pip install 'zegclip[onnx]'.")
 
 
 def describe(model: ZegClipForSemanticSegmentation, processor: ZegClipProcessor) -> dict[str, Any]:
     """
-    Say what a program has to do around the two graphs: how it prepares pictures and names, and cuts windows.
+    Describe what a program has to do around the two graphs: prepare pictures and names, and cut windows.
 
     Raises:
-        ValueError: As [`export_onnx`].
+        UsageError: As [`export_onnx`].
     """
     pictures = processor.image_processor
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not getattr(pictures, step):
-            raise ValueError(
+            raise UsageError(
                 f"An ONNX folder always resizes, rescales and normalises, but the processor has {step}=False."
             )
     if pictures.resample != PILImageResampling.BILINEAR:
-        raise ValueError(f"An ONNX folder resizes bilinearly, but the processor has resample={pictures.resample}.")
+        raise UsageError(f"An ONNX folder resizes bilinearly, but the processor has resample={pictures.resample}.")
     tokenizer = processor.tokenizer
     if tokenizer.padding_side != "right":
-        raise ValueError("An ONNX folder pads texts on the right, but the tokenizer has padding_side='left'.")
+        raise UsageError("An ONNX folder pads texts on the right, but the tokenizer has padding_side='left'.")
     clip = model.config.clip_config
     length = min(tokenizer.model_max_length, clip.text_config.max_position_embeddings)
     encoder = model.clip.text_model.encoder
@@ -133,7 +136,7 @@ def describe(model: ZegClipForSemanticSegmentation, processor: ZegClipProcessor)
     if adapter is not None:
         config = encoder.prompt_configs[adapter]
         if processor.text_prompt_ids() != list(config.text_prompt_ids):
-            raise ValueError(
+            raise UsageError(
                 f"This adapter's text prompts stand for another template than {processor.prompt_templates[0]!r}: use "
                 "the processor that is saved with the adapter."
             )
@@ -165,7 +168,7 @@ def check_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcesso
         The largest difference of `class_embeds` and of `logits`.
 
     Raises:
-        ValueError: One sentence, if one of them is above `TOLERANCE`.
+        UsageError: One sentence, if one of them is above `TOLERANCE`.
     """
     patch = model.config.clip_config.vision_config.patch_size
     differences = {"class_embeds": 0.0, "logits": 0.0}
@@ -177,7 +180,7 @@ def check_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcesso
                 differences[output] = difference
     for output, difference in differences.items():
         if not difference <= TOLERANCE:
-            raise ValueError(
+            raise UsageError(
                 f"{output} of the ONNX files differ from the model's by {difference:.1e}, more than {TOLERANCE:.0e}: "
                 "onnxruntime may be too old."
             )
@@ -204,7 +207,7 @@ def compare(
     with torch.no_grad():
         inputs = processor(text=list(names), return_tensors="pt")
         expected_embeds = model.get_class_embeds(**inputs, num_templates=len(processor.prompt_templates))
-        expected_logits = VisionGraph(model)(pictures, expected_embeds)
+        expected_logits = model(pixel_values=pictures, class_embeds=expected_embeds).logits
     return {
         "class_embeds": float(np.abs(embeds - expected_embeds.numpy()).max()),
         "logits": float(np.abs(logits - expected_logits.numpy()).max()),
@@ -219,30 +222,23 @@ def _tokenize(processor: ZegClipProcessor, names: Sequence[str], repeats: int = 
 
 
 @contextlib.contextmanager
-def _plain_attention(model: ZegClipForSemanticSegmentation) -> Iterator[None]:
-    """Use PyTorch's own attention, whatever the model runs with."""
-    implementation = model.config._attn_implementation
+def _prepared(model: ZegClipForSemanticSegmentation, end_token_id: int) -> Iterator[None]:
+    """Use SDPA, and the tokenizer's end token: in a graph, the text tower gets no attention mask to find it."""
+    text_model = model.clip.text_model
+    implementation, configured = model.config._attn_implementation, text_model.eos_token_id
     model.set_attn_implementation("sdpa")
+    text_model.eos_token_id = end_token_id
     try:
         yield
     finally:
         model.set_attn_implementation(implementation)
-
-
-@contextlib.contextmanager
-def _end_token(model: ZegClipForSemanticSegmentation, token_id: int) -> Iterator[None]:
-    """Let the text tower, which sees no attention mask in a graph, look for the end token that the tokenizer gives."""
-    text_model = model.clip.text_model
-    configured, text_model.eos_token_id = text_model.eos_token_id, token_id
-    try:
-        yield
-    finally:
         text_model.eos_token_id = configured
 
 
 def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], output: str) -> None:
-    """Trace a graph and write it, without what it knows of the machine that it was traced on."""
+    """Trace a graph and write it, without metadata about the machine that it was traced on."""
     import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with _quiet():
         program = torch.onnx.export(
@@ -256,31 +252,15 @@ def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, d
             verbose=False,
         )
     if program is None:
-        raise ValueError(f"{path.name} could not be traced.")
-    _forget_sources(program.model)
+        raise UsageError(f"{path.name} could not be traced.")
+    # Exporters attach names of source files and the like to every node.
+    ClearMetadataAndDocStringPass()(program.model)
     onnx_ir.save(program.model, path)
-
-
-def _forget_sources(model: Any) -> None:
-    """Remove names of source files and the like, which exporters write beside every node."""
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        values = [*graph.inputs, *getattr(graph, "initializers", {}).values()]
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            values += node.outputs
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep exporters from warning of what does not matter here, such as that torchvision is not installed."""
+    """Silence warnings of exporters that do not matter here, such as that torchvision is not installed."""
     loud = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

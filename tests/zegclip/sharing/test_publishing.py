@@ -5,6 +5,7 @@ import getpass
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from zegclip import (
     ZegClipForSemanticSegmentation,
 )
 from zegclip.commands.main import main
+from zegclip.errors import UsageError
 from zegclip.sharing.publishing import code_files, export, push
 
 ROOT = Path(__file__).parents[3]
@@ -205,9 +207,9 @@ def test_only_the_active_adapter_is_shared(models, artefacts, tmp_path):
 
 
 def test_an_adapter_alone_needs_a_base_that_others_have(models, processor, tmp_path):
-    with pytest.raises(ValueError, match="beside it and nowhere else: they can only go together"):
+    with pytest.raises(UsageError, match="base"):
         export(models["base + adapter"], tmp_path / "out", whole=False)
-    with pytest.raises(ValueError, match=r"is a folder of this machine, .*: push that base first"):
+    with pytest.raises(UsageError, match=f"base.* {re.escape(str(tmp_path))}"):
         export(models["adapter alone"], tmp_path / "out", whole=False, repo_id="someone/adapter")
     assert not list(tmp_path.glob("*out*"))
 
@@ -220,7 +222,7 @@ def test_an_adapter_alone_finds_its_base_whatever_lies_around(artefacts, process
     monkeypatch.chdir(tmp_path / "elsewhere" / "inside")
     loaded = ZegClipForSemanticSegmentation.from_pretrained(artefacts["adapter alone"]).eval()
     assert torch.equal(expected_results(loaded, processor), expected_results(models["adapter alone"], processor))
-    with pytest.raises(ValueError, match="does not lie beside"):
+    with pytest.raises(UsageError, match="out"):
         export(loaded, tmp_path / "elsewhere" / "out", whole=False)
 
 
@@ -240,20 +242,20 @@ def test_the_processor_is_that_of_the_active_adapter(models, artefacts, processo
 
 def test_what_saving_cannot_do_is_said(models, tmp_path):
     for source in models.values():
-        with pytest.raises(ValueError, match="use push_to_hub"):
+        with pytest.raises(ValueError, match="push_to_hub"):
             source.save_pretrained(tmp_path / "out", push_to_hub=True)
         source.save_pretrained(tmp_path / "out", is_main_process=False)
         assert not list((tmp_path / "out").glob("*"))
-    with pytest.raises(ValueError, match="no adapter that could go alone"):
+    with pytest.raises(UsageError, match="adapter"):
         export(models["full model"], tmp_path / "out", whole=False)
-    with pytest.raises(ValueError, match="no adapter that could go alone"):  # before a repository is made
+    with pytest.raises(UsageError, match="adapter"):  # before a repository is made
         push(models["full model"], "someone/full", whole=False)
 
 
 def test_nothing_is_replaced(models, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "note").touch()
-    with pytest.raises(ValueError, match="this exists already"):
+    with pytest.raises(ValueError, match="there"):
         export(models["full model"], tmp_path / "there")
 
 
@@ -375,9 +377,9 @@ def test_training_ends_on_the_hub(hub, clip_folder, tmp_path):
 
 
 def test_half_finished_trainings_are_not_pushed(tmp_path):
-    from zegclip.training.trainer import ZegClipTrainingArguments
+    from zegclip.training.training_arguments import ZegClipTrainingArguments
 
-    with pytest.raises(ValueError, match="hub_strategy=every_save: only what is finished is pushed"):
+    with pytest.raises(ValueError, match="hub_strategy=every_save"):
         ZegClipTrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_strategy="every_save", report_to="none"
         )

@@ -1,0 +1,54 @@
+"""What differs from CLIP's own vision tower: how pictures and the position table are resized."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings, CLIPVisionModel
+
+
+def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize `(batch, channels, height, width)` bilinearly to `size`, height and width."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
+    """
+    CLIP's embeddings for pictures of any size.
+
+    Sides that the patch size does not divide are stretched to the next multiple, so that the patch grid covers the
+    whole picture. The position table is resized bilinearly as ZegCLIP does (CLIP's own way is bicubic). Where the
+    active adapter has `double_class_embedding`, the class token's position holds the class embedding a second time.
+
+    Args:
+        vision_model: The tower that they belong to, whose encoder holds the adapters.
+    """
+
+    def __init__(self, vision_model: CLIPVisionModel):
+        super().__init__(vision_model.config)
+        self._vision_model = (vision_model,)  # in a tuple, so that it does not become a submodule
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches that cover pictures `(batch, 3, height, width)`."""
+        height, width = ((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
+        return height, width
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """`(batch, 3, height, width)` to `(batch, 1 + patches, dim)`."""
+        size = [side * self.patch_size for side in self.patch_grid(pixel_values)]
+        return super().forward(resize(pixel_values, size), interpolate_pos_encoding)
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
+        side = self.image_size // self.patch_size
+        table = self.position_embedding.weight
+        first = table[:1]
+        if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
+            first = first + self.class_embedding
+        patches = resize(table[1:].T.reshape(1, -1, side, side), (height // self.patch_size, width // self.patch_size))
+        return torch.cat([first, patches.flatten(2)[0].T]).unsqueeze(0)
+
+
+__all__ = ["ZegClipVisionEmbeddings"]

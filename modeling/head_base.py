@@ -1,0 +1,69 @@
+"""The base class of the decode heads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+class DecodeHead(nn.Module):
+    """
+    A decode head turns the embeddings of a picture and of class names into mask logits.
+
+    A subclass implements `forward`, and overrides what differs of the rest. Parts of a head may also have a method
+    `init_weights`. The table of all heads is in `heads.py`.
+
+    Args:
+        config: The model's [`ZegClipConfig`]. Its class is not imported, because it imports the heads.
+
+    Attributes:
+        config_fields: Fields of the configuration that determine the shape or the meaning of the weights. An adapter
+            fits a model if they are equal.
+        out_indices: Layers of the vision tower, counted from 0, whose hidden states `forward` gets.
+    """
+
+    config_fields: tuple[str, ...] = ("decode_head_type",)
+    out_indices: Sequence[int] = ()
+    # Names of the classes that must not be split between devices; `post_init` of the model collects them.
+    _no_split_modules: tuple[str, ...] = ()
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the weights, and of what `forward` gets; `None` without weights: as the CLIP's."""
+        return next((parameter.dtype for parameter in self.parameters()), None)
+
+    @classmethod
+    def validate(cls, config: PreTrainedConfig) -> None:
+        """Check the fields that this head reads; `ModelError` with one sentence that names the field."""
+
+    def init_weights(self) -> None:
+        """Set initial values, after those of all parts: PyTorch's own for linear layers, 1 and 0 for norms."""
+
+    def forward(
+        self,
+        image_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        hidden_states: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """
+        Compute one mask logit map per class.
+
+        Args:
+            image_embeds: `(batch, dim)` global embedding, L2-normalised.
+            patch_embeds: `(batch, height, width, dim)`, *not* normalised.
+            class_embeds: `(classes, dim)`, L2-normalised.
+            hidden_states: `(batch, height, width, vision width)` of each of `out_indices`.
+
+        Returns:
+            `(batch, classes, height, width)` mask logits.
+        """
+        raise NotImplementedError
+
+
+__all__ = ["DecodeHead"]

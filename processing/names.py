@@ -1,0 +1,138 @@
+"""Class names and prompt templates: reading and checking them, and finding the words that a model cannot know."""
+
+import re
+from collections.abc import Sequence
+
+from .input_error import InputError
+
+DEFAULT_PROMPT_TEMPLATES = ("a photo of a {}",)
+_MAX_LISTED = 20
+
+
+class UnknownWordsWarning(UserWarning):
+    """A class name or template has words that the model's text tower was never trained on."""
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """
+    Checks a list of class names.
+
+    Args:
+        labels: Class names.
+
+    Returns:
+        The names without surrounding white space, in the given order.
+
+    Raises:
+        InputError: If `labels` is not a list or tuple, is empty, or contains a name that is not a string, not valid
+            Unicode, blank or a duplicate.
+    """
+    if not isinstance(labels, (list, tuple)):
+        raise InputError(f"Class names must be a list of strings, not {labels!r}.")
+    if not labels:
+        raise InputError("The list of class names is empty; give at least one name.")
+    names: list[str] = []
+    for position, label in enumerate(labels, start=1):
+        if not isinstance(label, str):
+            raise InputError(f"Class name {position} is not a string: {label!r}.")
+        name = label.strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # A lone surrogate, which no tokenizer accepts.
+            raise InputError(f"Class name {position} is not valid Unicode text: {label!r}.")
+        if not name:
+            raise InputError(f"Class name {position} is blank.")
+        if name in names:
+            raise InputError(f"Class name {name!r} comes twice.")
+        names.append(name)
+    return names
+
+
+def split_labels(text: str) -> list[str]:
+    """Splits class names at commas and checks them with [`check_labels`]."""
+    return check_labels(text.split(",") if text.strip() else [])
+
+
+def find_unknown_words(
+    labels: Sequence[str],
+    vocabulary: Sequence[str] | None,
+    prompt_templates: Sequence[str] = (),
+    model: str = "this model",
+) -> str | None:
+    """
+    Finds class names and templates with words that are not in the vocabulary a text tower was trained on.
+
+    Args:
+        labels: Class names.
+        vocabulary: All words of the training captions, the field `vocabulary` of the configuration; `None` for an
+            open vocabulary, to which every word is known.
+        prompt_templates: Templates that the names are inserted into.
+        model: How the message calls the model.
+
+    Returns:
+        A message that lists the unknown names and templates, or `None` if every word is known.
+    """
+    if vocabulary is None:
+        return None
+    known = {word.lower() for word in vocabulary}
+
+    def is_known(text: str) -> bool:
+        words = set(re.findall(r"\w+", text.lower()))
+        return bool(words) and words <= known and not re.search(r"[^\w\s]", re.sub(r"\b-\b", " ", text))
+
+    unknown = [repr(text) for text in (*labels, *prompt_templates) if not is_known(text.replace("{}", " "))]
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
+    return (
+        f"{model} cannot know {', '.join(unknown[:_MAX_LISTED])}{more}, so its answer there means nothing; it was "
+        f"trained on these words alone: {', '.join(vocabulary)}."
+    )
+
+
+def check_templates(prompt_templates: Sequence[str]) -> list[str]:
+    """
+    Checks prompt templates.
+
+    Raises:
+        InputError: If there is no template, or one is not a string with exactly one `{}`.
+    """
+    if not prompt_templates:
+        raise InputError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
+    for template in prompt_templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise InputError(f"A prompt template needs exactly one '{{}}' for the class name, unlike {template!r}.")
+    return list(prompt_templates)
+
+
+def fill_templates(names: Sequence[str], prompt_templates: Sequence[str]) -> list[str]:
+    """Inserts names into templates: all templates of the first name, then all of the second, and so on."""
+    # Not `str.format`: a name may contain braces.
+    return [template.replace("{}", name) for name in names for template in prompt_templates]
+
+
+def words_before_name(prompt_templates: Sequence[str]) -> str:
+    """
+    Returns the words of a template that ends with the class name.
+
+    Raises:
+        InputError: If there are several templates, or the only one does not end with a space and the name: text
+            prompts are inserted before the name, and one table of them cannot replace several templates.
+    """
+    words, _, behind = prompt_templates[0].partition("{}")
+    if len(prompt_templates) > 1 or behind or not words.strip() or not words[-1].isspace():
+        raise InputError(
+            "Text prompts need exactly one template, which ends with the name, such as 'a photo of a {}'; "
+            f"prompt_templates is {prompt_templates}."
+        )
+    return words.strip()
+
+
+__all__ = [
+    "DEFAULT_PROMPT_TEMPLATES",
+    "UnknownWordsWarning",
+    "check_labels",
+    "check_templates",
+    "fill_templates",
+    "find_unknown_words",
+    "split_labels",
+    "words_before_name",
+]
