@@ -174,7 +174,7 @@ class ClassSplit:
         unknown = (labels != self.ignore_index) & ((labels < 0) | (labels >= len(self.names)))
         if unknown.any():
             raise InputError(
-                f"A label map contains the id {int(labels[unknown][0])}, which is not in the class list "
+                f"A label map holds the id {int(labels[unknown][0])}, which is not in the class list "
                 f"(0 to {len(self.names) - 1}, or {self.ignore_index} to ignore)."
             )
 
@@ -260,7 +260,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str], list[int]]:
     else:
         lines = text.rstrip().split("\n")
         # Colour tables, numbered lists and JSON would become names without an error.
-        if lines[0].startswith(("#", "{")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
+        if lines[0].lstrip().startswith(("#", "{", "[")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'

@@ -387,10 +387,8 @@ def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
 
 def _leads_back(path: str) -> bool:
     """Return whether a path is a link to one of the folders that lead to it, or to one above these."""
-    if not os.path.islink(path):
-        return False
-    target = Path(path).resolve()
-    return any(parent.resolve().is_relative_to(target) for parent in Path(path).parents)
+    link = Path(path)
+    return link.is_symlink() and any(parent.resolve().is_relative_to(link.resolve()) for parent in link.parents)
 
 
 def _input_error(text: str) -> InputError:

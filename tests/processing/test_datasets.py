@@ -255,6 +255,9 @@ def test_folder_with_metadata(tmp_path):
     assert stems_of(data) == {"train": ["b", "a"]}
     assert data["train"].features == FEATURES
     assert read_sample(data["train"][1], SPLIT)[1][0, :4].tolist() == [0, 1, 2, 255]
+    write(tmp_path / "metadata.jsonl", " \n")
+    with pytest.raises(InputError, match=r"metadata\.jsonl"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -552,6 +555,7 @@ def test_class_names_of_a_file(tmp_path, name, text, expected):
         ("classes.txt", "1: wall\n2: floor\n", "'1: wall'"),
         ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "'# label"),
         ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', r"\.json"),
+        ("classes.txt", ' ["wall", "floor"]', r"\.json"),
         ("id2label.json", "{}", None),
         ("id2label.json", '{"a": "wall"}', "'a': 'wall'"),
         ("id2label.json", '{"1": 2}', "'1': 2"),
