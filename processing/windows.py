@@ -87,7 +87,7 @@ def window_boxes(height: int, width: int, window_size: int | None, stride: int |
         stride = window_size
     if not 0 < stride <= window_size:
         raise InputError(
-            f"window_stride must be between 1 and window_size to cover every pixel, but window_stride is {stride} and "
+            f"window_stride must lie between 1 and window_size to cover every pixel, but it is {stride} and "
             f"window_size is {window_size}."
         )
     return [
