@@ -1,12 +1,12 @@
 """
-Evaluate a model on seen and unseen classes: `python eval.py [CONFIG.yaml] [--model PATH] [--field value ...]`.
+Evaluate a model on seen and unseen classes: `python eval.py [NAME_OR_YAML] [--model PATH] [--field value ...]`.
 
-Also under `torchrun` or `accelerate launch`; see [`zegclip.commands.evaluate`].
+The same as `zegclip eval`; also for `accelerate launch eval.py ...` and `torchrun ... eval.py ...`.
 """
 
-from zegclip.commands.evaluate import main
-from zegclip.training.arguments import complaints_of
+import sys
+
+from zegclip.commands.main import main
 
 if __name__ == "__main__":
-    with complaints_of("eval.py"):
-        main()
+    sys.exit(main(["eval", *sys.argv[1:]], program="eval.py"))

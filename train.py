@@ -1,12 +1,12 @@
 """
-Train a zero-shot segmentation adapter: `python train.py [CONFIG.yaml] [--field value ...]`.
+Train a zero-shot segmentation adapter: `python train.py [NAME_OR_YAML] [--field value ...]`.
 
-Also `accelerate launch train.py ...` or `torchrun ... train.py ...`; see [`zegclip.commands.train`].
+The same as `zegclip train`; also for `accelerate launch train.py ...` and `torchrun ... train.py ...`.
 """
 
-from zegclip.commands.train import main
-from zegclip.training.arguments import complaints_of
+import sys
+
+from zegclip.commands.main import main
 
 if __name__ == "__main__":
-    with complaints_of("train.py"):
-        main()
+    sys.exit(main(["train", *sys.argv[1:]], program="train.py"))

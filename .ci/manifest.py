@@ -29,7 +29,7 @@ import zegclip
 from zegclip.commands.main import build_parser
 from zegclip.modeling.convert_official_checkpoint import convert
 from zegclip.training.arguments import DataArguments, ModelArguments
-from zegclip.training.trainer import ZegClipTrainingArguments
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = zegclip.ZeroShotImageSegmentationPipeline
@@ -100,9 +100,11 @@ def commands(parser: argparse.ArgumentParser, prefix: str) -> Iterator[str]:
 def new_fields(title: str, cls: Any, parent: Any = None) -> Iterator[str]:
     """Yield a line for each field of a dataclass that `parent` does not have, or has with another default."""
     before = {} if parent is None else {item.name: default_of(item) for item in fields(parent)}
+    # Not the types of `fields`, which HfArgumentParser changes.
+    types = {name: kind for base in reversed(cls.__mro__) for name, kind in inspect.get_annotations(base).items()}
     for item in fields(cls):
         if item.name not in before or before[item.name] != default_of(item):
-            kind = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(item.type))
+            kind = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(types[item.name]))
             yield f"{title}: {item.name}: {kind} = {show(default_of(item))}"
 
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from picture_world import BASELINE, MODEL, ROOT, add_options, figures, mean_and_deviation
 from zegclip import DEFAULT_MODEL, ZegClipConfig
+from zegclip.errors import reporting_errors
 from zegclip.loading import base_of, check_model_path, load_processor
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training.arguments import parse_arguments
 
 COLUMNS = {"pacc": "pAcc", "miou_seen": "S", "miou_unseen": "U", "hiou": "h"}
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     arguments = parser.parse_args()
 
-    with complaints_of("ablations.py"):
+    with reporting_errors("ablations.py"):
         model = check_model_path(arguments.model or DEFAULT_MODEL)
         described = yaml.safe_load(arguments.file.read_text(encoding="utf-8"))
         configs = write_configs(described, arguments.output / "configs", model)
@@ -88,7 +89,7 @@ def main() -> None:
         log = arguments.output / name / f"seed{seed}" / "log.txt"
         return figures(configs[name], seed, arguments, baseline=item == first, log=log)
 
-    with complaints_of("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
+    with reporting_errors("ablations.py"), ThreadPoolExecutor(arguments.jobs) as pool:
         for (name, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
             results[name].append(result)
 

@@ -25,7 +25,7 @@ from measuring import TIMES, ArgumentParser, alternate, in_own_process, print_ta
 from real_size import build
 
 import zegclip
-from zegclip.commands.segment import ClassMapPipeline, find_pictures, name_results, segment_pictures
+from zegclip.commands.segmentation import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.datasets import load_folder

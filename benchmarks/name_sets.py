@@ -11,8 +11,8 @@ import torch
 from evaluated import load_evaluated
 from tqdm import tqdm
 
+from zegclip.errors import reporting_errors
 from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
-from zegclip.training.arguments import complaints_of
 
 
 @torch.inference_mode()
@@ -40,5 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with complaints_of("name_sets.py"):
+    with reporting_errors("name_sets.py"):
         main()

@@ -17,8 +17,8 @@ from evaluated import load_evaluated
 from measuring import RESULTS, print_table, quantize_vision_tower, write_report
 from tqdm import tqdm
 
+from zegclip.errors import reporting_errors
 from zegclip.processing.windows import merge_masks, predict_windows
-from zegclip.training.arguments import complaints_of
 
 AUTOCAST = "float32 under autocast to bfloat16"
 COLUMNS = {
@@ -71,5 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with complaints_of("precision.py"):
+    with reporting_errors("precision.py"):
         main()

@@ -168,12 +168,15 @@ def infer_config(
     clip = fields["clip_config"]
     vision, text = clip["vision_config"], clip["text_config"]
     clip["projection_dim"] = size("backbone.proj", 1)
-    vision |= _tower_sizes(size, state_dict, "backbone") | {
+    for official, tower in (("backbone", vision), ("text_encoder", text)):
+        tower["num_hidden_layers"] = _count_layers(state_dict, f"{official}.transformer.resblocks")
+        tower["intermediate_size"] = size(f"{official}.transformer.resblocks.0.mlp.c_fc.weight", 0)
+    vision |= {
         "hidden_size": size("backbone.conv1.weight", 0),
         "patch_size": size("backbone.conv1.weight", 2),
     }
     vision["image_size"] = math.isqrt(size("backbone.positional_embedding", 0) - 1) * vision["patch_size"]
-    text |= _tower_sizes(size, state_dict, "text_encoder") | {
+    text |= {
         "hidden_size": size("text_encoder.token_embedding.weight", 1),
         "vocab_size": size("text_encoder.token_embedding.weight", 0),
         "max_position_embeddings": size("text_encoder.positional_embedding", 0),
@@ -212,14 +215,6 @@ def _size(state_dict: StateDict, method: Method, name: str, axis: int) -> int:
     if len(shape) != NUM_AXES.get(name, 2) or 0 in shape:
         raise ModelError(f"Not an official {PAPERS[method]} checkpoint: {name!r} has the shape {shape}.")
     return shape[axis]
-
-
-def _tower_sizes(size: Callable[[str, int], int], state_dict: StateDict, tower: str) -> dict[str, int]:
-    blocks = f"{tower}.transformer.resblocks"
-    return {
-        "num_hidden_layers": _count_layers(state_dict, blocks),
-        "intermediate_size": size(f"{blocks}.0.mlp.c_fc.weight", 0),
-    }
 
 
 def _count_layers(state_dict: StateDict, prefix: str) -> int:

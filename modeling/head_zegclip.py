@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .head_base import DecodeHead
 from .model_error import ModelError
@@ -19,29 +20,6 @@ DESCRIPTOR_TERMS = {"product", "text", "difference"}
 # of about 0.7, a patch and another name one of 0.0 to 0.25.
 IDENTITY_SLOPE = 14.0
 IDENTITY_THRESHOLD = 0.4
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Attend over `(batch, heads, tokens, head_dim)`; returns `(batch, tokens, heads, head_dim)` and the weights.
-
-    `attention_mask` is boolean, true where a query may attend, and broadcasts to `(batch, heads, queries, keys)`.
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
 
 
 def multi_head_attention(
@@ -69,6 +47,8 @@ def multi_head_attention(
     implementation = module.config._attn_implementation
     if attention_mask is not None and implementation != "eager":
         implementation = "sdpa"  # the others take no such mask
+    elif attention_mask is not None:  # is added to the scores
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
     attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     heads = [states.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for states in (query, key, value)]
     dropout = dropout if module.training else 0.0

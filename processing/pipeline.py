@@ -15,6 +15,7 @@ from transformers.pipelines.base import Pipeline
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
 from .names import UnknownWordsWarning, check_labels, find_unknown_words, split_labels
+from .processing_zegclip import ZegClipProcessor
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
 TASK = "zero-shot-image-segmentation"
@@ -43,7 +44,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
     model: Any
-    processor: Any
+    processor: ZegClipProcessor  # Named here, the processor's code is published with the model's.
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """

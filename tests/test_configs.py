@@ -16,8 +16,8 @@ from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.class_split import split_classes
 from zegclip.training.arguments import SETTINGS, parse_arguments
+from zegclip.training.optimization import poly_schedule
 from zegclip.training.run_folder import stages_of
-from zegclip.training.trainer import poly_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

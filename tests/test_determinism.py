@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from zegclip.commands import train as train_command
-from zegclip.commands.segment import ClassMapPipeline
+from zegclip.commands.segmentation import ClassMapPipeline
+from zegclip.training import train as training
 
 ROOT = Path(__file__).parents[1]
 TASK = "zero-shot-image-segmentation"
@@ -35,7 +35,7 @@ def train(clip_folder, output, *words):
     arguments = [str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml"), "--model", str(clip_folder)]
     arguments += ["--num_train_pictures", "6", "--num_eval_pictures", "1", "--total_train_batch_size", "2"]
     arguments += ["--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2"]
-    train_command.main([*arguments, "--use_cpu", "--max_steps", "3", "--output_dir", str(output), *words])
+    training.train([*arguments, "--use_cpu", "--max_steps", "3", "--output_dir", str(output), *words])
     return (output / "adapter_model.safetensors").read_bytes()
 
 

@@ -19,7 +19,7 @@ from torch.distributed.run import get_args_parser
 
 from zegclip import DEFAULT_MODEL
 from zegclip.commands.main import build_parser
-from zegclip.training.arguments import parse_arguments
+from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "CONTRIBUTING.md", "picture_world/README.md"]
@@ -104,14 +104,16 @@ def check_command(words, monkeypatch):
     elif program == "zegclip":
         rest = ["-m", "zegclip", *rest]
     if rest[:2] == ["-m", "zegclip"]:
-        build_parser().parse_args(rest[2:])
+        arguments = build_parser().parse_args(rest[2:])
+        if arguments.command in ("train", "eval"):
+            parse_arguments([*arguments.words, "--use_cpu"], DEFAULT_CONFIG)
     elif rest[0] == "-m":
         with contextlib.suppress(KeyError):
             monkeypatch.delitem(sys.modules, rest[1])
         parse_as_script(lambda: runpy.run_module(rest[1], run_name="__main__"), rest[2:], monkeypatch)
     elif rest[0] in ("train.py", "eval.py") or "ArgumentParser(" not in Path(rest[0]).read_text():
         # Without a GPU, some settings ask for a CPU by name.
-        parse_arguments([*rest[1:], "--use_cpu"], ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
+        parse_arguments([*rest[1:], "--use_cpu"], DEFAULT_CONFIG)
     else:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         parse_as_script(lambda: runpy.run_path(rest[0], run_name="__main__"), rest[1:], monkeypatch)
@@ -201,6 +203,8 @@ zegclip: no command
     [
         ("python train.py configs/zegclip_voc_inductive.yaml --lerning_rate 1", "unknown field 'lerning_rate'"),
         ("python train.py configs/not_there.yaml", "no such configuration file"),
+        ("zegclip train zegclip_voc_inductiv", "zegclip_voc_inductive"),
+        ("zegclip eval --modle there", "unknown field 'modle'"),
         ("python trian.py", "No such file"),
         ("zegclip segmnt picture.png --labels cat", "invalid choice"),
         ("zegclip segment picture.png --lables cat", "--labels --labels-file is required"),

@@ -1,5 +1,6 @@
 """The wheel holds the package and nothing else, and the documents suit any machine."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import zegclip
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ["zegclip", "modeling", "processing", "picture_world", "model_cards"]
+FOLDERS = ["zegclip", "modeling", "processing", "picture_world", "model_cards", "configs"]
 SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
@@ -49,6 +50,16 @@ def test_wheel_has_every_file_of_the_package(wheel):
         files = [path for path in files if path.suffix != ".md"]  # for readers of the repository
         missing = {f"{prefix}/{path.relative_to(ROOT / folder).as_posix()}" for path in files} - names
         assert not missing
+
+
+def test_training_works_from_the_wheel(wheel, tmp_path):
+    """The configuration is found by its name, from any folder; the missing data set shows that it has been read."""
+    wheel.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "zegclip", "train", "zegclip_voc_inductive", "--data_dir", "nowhere", "--use_cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "nowhere" in run.stderr.splitlines()[-1]
 
 
 def test_wheel_has_the_default_model(wheel):

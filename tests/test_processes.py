@@ -10,7 +10,7 @@ import numpy as np
 import probe_training
 import pytest
 
-from zegclip.commands import evaluate as evaluate_command
+from zegclip.training.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
 PROBE = ROOT / "tests" / "launched" / "probe_training.py"
@@ -58,7 +58,7 @@ EVALUATION = ["--num_eval_pictures", "5", "--window_stride", "48", "--use_cpu", 
 
 def test_eval_shares_pictures_out_and_goes_on_after_an_interruption(tmp_path):
     """The launcher's own spelling for several CPU processes, on the embedded model."""
-    alone = evaluate_command.main(["--output_dir", str(tmp_path / "alone"), *EVALUATION])
+    alone = evaluate(["--output_dir", str(tmp_path / "alone"), *EVALUATION])
     output = tmp_path / "together"
     launch(*ACCELERATE, ROOT / "eval.py", "--output_dir", output, *EVALUATION)
     folder = output / "eval_picture_world_tuning"

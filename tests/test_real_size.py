@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.training.arguments import parse_arguments
-from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.training.trainer import ZegClipTrainer
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # "a photo of a" by CLIP's tokenizer.

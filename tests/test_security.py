@@ -14,10 +14,10 @@ import torch
 from peft import get_peft_model
 
 from zegclip import DeepPromptConfig
-from zegclip.commands import train as train_command
+from zegclip.errors import reporting_errors
 from zegclip.loading import load_adapter_into, load_model
 from zegclip.picture_world.dataset import export_picture_world
-from zegclip.training.arguments import complaints_of
+from zegclip.training.train import train
 
 ROOT = Path(__file__).parents[1]
 CODE = [
@@ -93,7 +93,7 @@ SMALL = [
 def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path, marker, capsys):
     words = [str(CONFIG), "--model", str(clip_folder), *SMALL, "--max_steps", "2", "--save_steps", "1"]
     words += ["--save_total_limit", "2", "--output_dir", str(tmp_path / "run")]
-    train_command.main(words)
+    train(words)
     for name in ("adapter_model.safetensors", "trainer_state.json"):
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoint-2")
@@ -101,8 +101,8 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path,
 
     def refused(name):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving, complaints_of("train.py"):
-            train_command.main(words)
+        with pytest.raises(SystemExit) as leaving, reporting_errors("train.py"):
+            train(words)
         assert leaving.value.code == 1
         sentence = capsys.readouterr().err.strip().splitlines()[-1]
         assert sentence.startswith(f"train.py: {checkpoint} is damaged or not of this run"), (name, sentence)
@@ -117,9 +117,9 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path,
             refused(name)
         (checkpoint / name).write_bytes(whole)
     with pytest.raises(ValueError, match="checkpoint-7: there is no such checkpoint folder"):
-        train_command.main([*words, "--resume_from_checkpoint", str(tmp_path / "checkpoint-7")])
+        train([*words, "--resume_from_checkpoint", str(tmp_path / "checkpoint-7")])
     make_hostile(checkpoint / "training_args.bin", marker)  # which nothing reads
-    train_command.main(words)
+    train(words)
     assert not marker.exists()
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 

@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zegclip import ZegClipForSemanticSegmentation
-from zegclip.commands import evaluate as evaluate_command
-from zegclip.commands import train as train_command
+from zegclip.errors import reporting_errors
 from zegclip.loading import load_processor
 from zegclip.picture_world.dataset import export_picture_world
-from zegclip.training.arguments import complaints_of, parse_arguments
+from zegclip.training import evaluate as evaluate_command
+from zegclip.training import train as train_command
+from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import load_data
-from zegclip.training.run_folder import alone_in
+from zegclip.training.run_folder import lock_output_dir
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -39,12 +40,12 @@ LDVC = [
 
 def train(clip_folder, output, *words):
     arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(output), "--max_steps", "2"]
-    return train_command.main([*arguments, *SMALL, *HEAD, *words])
+    return train_command.train([*arguments, *SMALL, *HEAD, *words])
 
 
 def evaluate(run, output, *words):
     arguments = ["--model", str(run), "--output_dir", str(output), "--window_stride", "48"]
-    return evaluate_command.main([CONFIG, *arguments, *SMALL, *words])
+    return evaluate_command.evaluate([CONFIG, *arguments, *SMALL, *words])
 
 
 def test_train_saves_an_adapter_that_eval_reads(clip_folder, tmp_path, capsys):
@@ -219,8 +220,8 @@ def test_the_head_may_come_without_text_prompts(clip_folder, tmp_path):
 )
 def test_what_contradicts_itself_is_one_sentence(clip_folder, tmp_path, capsys, words, message):
     arguments = [CONFIG, "--model", str(clip_folder), "--output_dir", str(tmp_path / "run"), *SMALL, *HEAD, *words]
-    with pytest.raises(SystemExit), complaints_of("train.py"):
-        train_command.main(arguments)
+    with pytest.raises(SystemExit), reporting_errors("train.py"):
+        train_command.train(arguments)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
     assert re.search(message, line), line
 
@@ -311,9 +312,7 @@ def test_a_run_without_optimiser_states_starts_anew_and_ends_alike(clip_folder, 
         (tmp_path / "killed" / name).unlink()
     capsys.readouterr()
     train(clip_folder, tmp_path / "killed", *words)
-    assert (
-        "checkpoint-1 holds no whole state of a training (save_only_model): it starts anew" in capsys.readouterr().out
-    )
+    assert "checkpoint-1 lacks part of the training's state (save_only_model)" in capsys.readouterr().out
     ended = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
     assert ended[0] == ended[1]
 
@@ -344,7 +343,7 @@ def test_which_step_is_kept_belongs_to_a_run(clip_folder, tmp_path):
 
 def test_a_stage_cannot_be_resumed_from_the_other(clip_folder, tmp_path):
     words = ["--setting", "transductive", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
-    with pytest.raises(ValueError, match="resume_from_checkpoint is of one stage, but this run has two"):
+    with pytest.raises(ValueError, match="resume_from_checkpoint applies to one stage"):
         train(clip_folder, tmp_path / "run", *words)
 
 
@@ -467,7 +466,7 @@ def test_other_preprocessing_is_another_evaluation(clip_folder, tmp_path):
     described = json.loads(path.read_text())
     described["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
     path.write_text(json.dumps(described))
-    with pytest.raises(ValueError, match=r"holds another evaluation \(image_processor differs"):
+    with pytest.raises(ValueError, match=r"has another evaluation \(image_processor differs"):
         evaluate(tmp_path / "run", tmp_path / "eval", "--baseline", "false")
 
 
@@ -508,7 +507,7 @@ def test_a_training_that_diverges_names_its_pictures(clip_folder, tmp_path, caps
     export_picture_world(tmp_path / "folder" / "train", "train", 2)
     export_picture_world(tmp_path / "folder" / "tuning", "tuning", 1)
     words = ["--dataset", str(tmp_path / "folder"), "--unseen_classes", "cat", "--max_steps", "5", "--save_steps", "1"]
-    with pytest.raises(SystemExit) as leaving, complaints_of("train.py"):
+    with pytest.raises(SystemExit) as leaving, reporting_errors("train.py"):
         train(clip_folder, tmp_path / "run", *words, "--learning_rate", "1e20", "--warmup_steps", "0")
     assert leaving.value.code == 1
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
@@ -524,9 +523,9 @@ def test_a_training_that_diverges_names_its_pictures(clip_folder, tmp_path, caps
 
 
 def test_one_training_at_a_time_in_a_folder(clip_folder, tmp_path):
-    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match=r"run: another training is at work there"):
+    with lock_output_dir(tmp_path / "run"), pytest.raises(ValueError, match=r"run: another training is at work there"):
         train(clip_folder, tmp_path / "run")
-    with alone_in(tmp_path / "run"):
+    with lock_output_dir(tmp_path / "run"):
         assert not (tmp_path / "run" / "run.json").exists()
 
 

@@ -1,9 +1,14 @@
-"""What a command, setting or folder gets wrong, and what the machine lacks: each reported in one sentence."""
+"""Errors that the user, or whoever runs the machine, can fix: each is reported in one sentence."""
 
 import multiprocessing
 import os
 import re
+import signal
+import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
@@ -11,26 +16,47 @@ _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited unexpectedly"
 )
 _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
-_NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes its files; its errors name no other reason.
+_NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes files; its errors name no other reason.
+_NOT_INSTALLED = re.compile(r"to be installed|pip install|not found in your environment")
 
 
 class UsageError(ValueError):
-    """A command, setting, configuration file or folder that the user can mend."""
+    """A command, setting, configuration file or folder that the user can fix."""
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return what an error says, in one line; its type where it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # What a data loader's worker raises arrives with a traceback in its message; the sentence comes last.
-    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    """Return an error's message in one line, or the name of its class if it has none."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # The message of a data loader's worker is a traceback: the original message comes last, behind its class.
+    if lines[0].startswith("Caught "):
+        return re.sub(r"^[\w.]*Error: ", "", lines[-1])
+    return lines[0]
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the sentence to report for an error that can be fixed, `None` for an error of the program itself."""
+    from huggingface_hub.errors import HFValidationError, StrictDataclassError
+
+    # From our own code, from the system and the Hub, and from libraries about values that the user has given.
+    fixable = (ValueError, OSError, HFValidationError, FloatingPointError)
+    if (fault := explain_fault(error)) is not None:
+        return fault
+    if isinstance(error, StrictDataclassError):
+        from zegclip.modeling.model_error import sentence_of_config_error
+
+        return sentence_of_config_error(error)
+    not_installed = isinstance(error, (ImportError, RuntimeError)) and _NOT_INSTALLED.search(str(error))
+    return sentence_of(error) if isinstance(error, fixable) or not_installed else None
 
 
 def explain_fault(error: BaseException) -> str | None:
     """
-    Say what the machine lacks, or what happened there; `None` for an error that tells of something else.
+    Return a sentence about a fault of the machine, `None` for any other error.
 
-    Those are: too little memory, on the CPU or an accelerator; a worker process that has died; weights that could not
-    be written or read.
+    Those are: too little memory, on the CPU or an accelerator; a worker process that died; weights that could not be
+    written or read.
     """
     reason = sentence_of(error)
     if is_worker_death(error):
@@ -48,9 +74,45 @@ def explain_fault(error: BaseException) -> str | None:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Tell whether a data loader has lost a worker process, which it may notice in the middle of anything."""
+    """Return whether a data loader has lost a worker process, which it may notice at any point."""
     if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-        # In the middle of its message, perhaps before the system says that it is dead.
+        # In the middle of its message, perhaps before the system reports that it is dead.
         places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         return any(place.startswith(_MULTIPROCESSING) for place in places)
     return isinstance(error, RuntimeError) and _WORKER_DIED.match(str(error)) is not None
+
+
+def report_error(error: BaseException, program: str, *, resumable: bool = False) -> int:
+    """
+    Print one sentence on stderr, on a line of its own below all progress bars.
+
+    Args:
+        error: Is raised again if it is one of the program itself.
+        program: Prefix of the sentence.
+        resumable: Whether the same command continues from what has been saved.
+
+    Returns:
+        The exit status, 130 after Ctrl-C and 1 otherwise.
+    """
+    interrupted = isinstance(error, KeyboardInterrupt)
+    sentence = "interrupted." if interrupted else explain(error)
+    if sentence is None:
+        raise error
+    if resumable and (interrupted or explain_fault(error) is not None):
+        sentence += " The same command continues from what has been saved."
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or a data loader could report a dead worker once more
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return 130 if interrupted else 1
+
+
+@contextmanager
+def reporting_errors(program: str) -> Iterator[None]:
+    """Exit with [`report_error`] instead of a traceback."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report_error(error, program))

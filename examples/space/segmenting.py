@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import zegclip
-from zegclip.commands.segment import load_segmenter, summarise
+from zegclip.commands.segmentation import load_segmenter, summarise
 from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.names import check_labels, find_unknown_words

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zegclip import DeepPromptConfig, ZegClipConfig
-from zegclip.commands.segment import load_segmenter
+from zegclip.commands.segmentation import load_segmenter
+from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
-from zegclip.training.arguments import DataArguments, ModelArguments, complaints_of, parse_arguments
+from zegclip.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 ODD_NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 7, 64, 10**6, 2.5, 1e-9, math.nan, math.inf, -math.inf])
 ODD_VALUES = st.one_of(
@@ -163,7 +164,7 @@ def test_files_and_words_of_a_training(fuzz, tmp_path):
         fuzz.capfd.readouterr()
         status = 0
         try:
-            with complaints_of("train.py"):
+            with reporting_errors("train.py"):
                 parse_arguments([str(path), *words, "--use_cpu", "--output_dir", str(tmp_path)])
         except SystemExit as ended:
             status = ended.code

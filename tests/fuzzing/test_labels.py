@@ -1,4 +1,4 @@
-"""Class names of every kind: masks that belong to them whatever their order, or one sentence."""
+"""Class names of every kind: masks match their names in any order, or the names are refused."""
 
 import json
 import string
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.commands.main import read_labels, split_labels
+from zegclip.commands.options import read_labels, split_labels
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.names import check_labels
 
 KNOWN_LETTERS = string.ascii_lowercase + string.digits + "{}-"
-# Names of these differ.
+# Different words have different tokens.
 WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=9)
 ODD_NAMES = st.one_of(
     st.text(max_size=5),
@@ -38,7 +38,7 @@ LISTS = st.one_of(
 
 
 def letters_of(text):
-    """What the tiny tokenizer knows of a text."""
+    """The characters of a text that the tiny tokenizer knows."""
     return "".join(letter for letter in unicodedata.normalize("NFC", text).lower() if letter in KNOWN_LETTERS)
 
 
@@ -54,7 +54,7 @@ def test_masks_belong_to_names_in_any_order(fuzz, segment, processor, noise):
         ids, scores = result
         assert ids.shape == scores.shape == (20, 30)
         assert set(np.unique(ids)) <= set(range(len(names)))
-        # To the tower, names of the same tokens are the same; so nothing of a name may be left out.
+        # No part of a name may be dropped: names with the same tokens have the same scores.
         tokens = [tuple(ids) for ids in processor(text=names, padding=False)["input_ids"]]
         for name, seen in zip(names, tokens[:9]):
             read = [token for token in processor.tokenizer.convert_ids_to_tokens(seen) if "<|" not in token]
@@ -63,7 +63,7 @@ def test_masks_belong_to_names_in_any_order(fuzz, segment, processor, noise):
         random.shuffle(order)
         again, scores_again = segment(picture, [names[index] for index in order])
         np.testing.assert_allclose(scores_again, scores, atol=1e-5)
-        # It answers with its state at the first end token, which is also what the tiny tokenizer does not know.
+        # The text tower returns its state at the first end token, which also stands for unknown characters.
         seen = [token[: token.index(processor.tokenizer.eos_token_id)] for token in tokens]
         places = {token: place for place, token in enumerate(seen)}
         same = np.array([places[token] for token in seen])

@@ -12,7 +12,7 @@ from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_reading import load_class_ids
 
 SIZES = st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.just(1), st.integers(1, 5000)))
-# What keeps ids, as what modes.
+# Formats that preserve ids, and the modes to save them in.
 KINDS = {
     "PNG": ("1", "L", "P", "I;16"),
     "TIFF": ("1", "L", "P", "I;16", "I"),
@@ -73,7 +73,7 @@ def test_index_masks_keep_their_ids(fuzz, tmp_path):
 
 @st.composite
 def damaged(draw, contents):
-    """Draw a content that is cut or changed, or left as it is."""
+    """Draw file contents that are truncated, changed or intact."""
     content = bytearray(draw(contents))
     damage = draw(st.sampled_from(["none", "none", "cut", "changed"]))
     if damage == "cut":
@@ -85,14 +85,14 @@ def damaged(draw, contents):
 
 
 def test_samples_have_the_labels_of_their_masks(fuzz, tmp_path):
-    """Whatever mask lies beside a picture, with whatever classes."""
+    """For any mask of a picture, and any class list."""
     masks = written_masks().flatmap(
         lambda case: st.tuples(st.just(case[0]), damaged(st.just(case[1])), st.just(case[1]))
     )
 
     @st.composite
     def classes(draw, ids):
-        """Mostly those that are there."""
+        """Mostly the ids that occur in the mask."""
         values = draw(st.permutations(sorted(set(np.unique(ids).tolist()) - {255})[:300] or [0]))
         for value in draw(st.lists(st.sampled_from([0, 1, 2, 255, 65535, -1]), max_size=2)):
             (values.remove if value in values[1:] else values.append)(value)
@@ -132,7 +132,7 @@ def test_samples_have_the_labels_of_their_masks(fuzz, tmp_path):
 
 
 def test_label_maps_in_memory(fuzz, image_processor):
-    """Arrays of any type and shape as the image processor takes them."""
+    """Arrays of any type and shape, passed to the image processor."""
     types = ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64", "bool", "float32", "float64"]
     shapes = st.one_of(st.just((6, 8)), st.lists(st.integers(0, 8), max_size=4).map(tuple))
 

@@ -1,4 +1,4 @@
-"""Picture files of every kind, whole and broken: the masks of what a viewer shows, or one sentence."""
+"""Intact and damaged picture files of every kind are segmented as a viewer displays them, or refused."""
 
 import io
 import json
@@ -32,7 +32,7 @@ MODES = {
 ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 
-# A side of 5000 beside one of at least 50: thinner ones become thousands of windows.
+# The long side is up to 5000 if the short one is at least 50: thinner pictures have thousands of windows.
 SIZES = st.one_of(
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.tuples(st.integers(91, 5000), st.integers(50, 90)).flatmap(st.permutations).map(tuple),
@@ -40,7 +40,7 @@ SIZES = st.one_of(
 
 
 def draw(mode, size, seed):
-    """Draw a picture of noise in any mode."""
+    """Draw a picture of random pixels in any mode."""
     generator, shape = np.random.default_rng(seed), size[::-1]
     if mode == "1":
         return Image.fromarray(generator.integers(0, 2, shape).astype(np.uint8) * 255).convert("1", dither=0)
@@ -97,7 +97,7 @@ def chunk(kind, content):
 
 @st.composite
 def broken_files(draw_from):
-    """Draw the bytes of a file that is cut, changed, swollen or never was a picture."""
+    """Draw the bytes of a file that is truncated, changed, extended or not a picture."""
     damage = draw_from(st.sampled_from(["cut", "changed", "grown", "header", "bytes"]))
     if damage == "bytes":
         return draw_from(st.binary(max_size=200))
@@ -112,7 +112,7 @@ def broken_files(draw_from):
         return bytes(content[: draw_from(st.integers(0, len(content) - 1))])
     if damage == "grown":
         return bytes(content) + draw_from(st.binary(min_size=1, max_size=99))
-    # Headers are where most can go wrong.
+    # Mostly in the header, where a change has more effect.
     places = st.one_of(st.integers(0, min(len(content), 80) - 1), st.integers(0, len(content) - 1))
     for place, value in draw_from(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=8)):
         content[place] = value
@@ -120,7 +120,7 @@ def broken_files(draw_from):
 
 
 def upright(values, orientation):
-    """Turn an array as each orientation asks for, with numpy alone."""
+    """Apply an EXIF orientation to an array with NumPy only."""
     turns = {
         3: lambda: values[::-1, ::-1],
         5: lambda: values.swapaxes(0, 1),
@@ -131,7 +131,7 @@ def upright(values, orientation):
 
 
 def expected_pixels(picture):
-    """What a viewer shows, `(height, width, 3)` floats, where numpy alone can tell; else `None`."""
+    """Pixels as a viewer displays them, `(height, width, 3)` floats, if NumPy can compute them; else `None`."""
     values = np.asarray(picture).astype(np.float64)
     if picture.mode in ("1", "L"):
         return np.stack([values * (255 if picture.mode == "1" else 1)] * 3, axis=-1)
@@ -149,7 +149,7 @@ def expected_pixels(picture):
 
 @pytest.fixture
 def segmented(segment, tmp_path):
-    """Segment a file, with what must hold for any; its masks are those of the same pixels in a plain file."""
+    """Segment a file and check its masks against those of the same pixels in a plain PNG file."""
 
     def run(path):
         rgb = load_rgb(path)
@@ -191,7 +191,7 @@ def test_broken_pictures_are_segmented_or_refused(fuzz, segmented, tmp_path):
     fuzz.run("pictures, broken", broken_files(), check, few=40, many=500)
 
 
-# What a file system allows beside the slash and the zero byte, and what a careless program would stumble upon.
+# Names that a file system allows, but that break careless programs.
 STEMS = st.one_of(
     st.sampled_from(
         [b"-", b"--labels", b"..", b"...", b"~", b"a b", b"%s", b"*", b"C:\\a", b"a\nb", b"\x1b[2J", b"\xff"]
@@ -216,7 +216,7 @@ def picture_folders(draw_from):
 
 
 def test_a_folder_of_any_files(fuzz, model_folder, noise, tmp_path):
-    """Through the command: whatever lies there, what is left are whole results of the readable pictures."""
+    """Through the command: the output contains complete results of all readable pictures, and nothing else."""
     picture = io.BytesIO()
     Image.fromarray(noise).save(picture, "PNG")
 

@@ -27,12 +27,14 @@ MODULES = (
     "numpy.ctypeslib",
     "peft.utils.transformers_weight_conversion",
     "transformers.models.clip.modeling_clip",
-    "zegclip.commands.check",
+    "zegclip.training.data_report",
     "zegclip.commands.main",
     "zegclip.commands.demo",
     "zegclip.processing.image_processing_zegclip",
     "zegclip.sharing.publishing",
-    "zegclip.commands.segment",
+    "zegclip.commands.segmentation",
+    "zegclip.training.evaluate",
+    "zegclip.training.train",
 )
 
 
@@ -87,8 +89,6 @@ def leave(function: Callable[..., None], **arguments: Any) -> NoReturn:
 def main() -> None:
     """Answer requests until there are no more."""
     sys.path.insert(0, str(ROOT))
-    for script in ("train.py", "eval.py"):
-        runpy.run_path(str(ROOT / script), run_name="imported")
     for name in MODULES:
         importlib.import_module(name)
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}

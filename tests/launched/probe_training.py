@@ -17,7 +17,8 @@ from transformers import set_seed
 
 from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
 from zegclip.processing.class_split import ClassSplit
-from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.training.trainer import ZegClipTrainer
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 SPLIT = ClassSplit(names=("a", "b", "c", "d"), seen_ids=(0, 1, 3), unseen_ids=(2,))
 

@@ -14,7 +14,8 @@ from zegclip import ZegClipImageProcessorPil
 from zegclip.modeling.convert_official_checkpoint import TRANSPOSED, convert, name_table
 from zegclip.modeling.losses import fill_pseudo_labels
 from zegclip.processing.class_split import ClassSplit
-from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments
+from zegclip.training.trainer import ZegClipTrainer
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 FORWARD_TOLERANCE = 1e-5
 

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, pipeline
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
-from zegclip.commands import train as train_command
 from zegclip.loading import load_base
+from zegclip.training.train import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -154,7 +154,7 @@ def test_a_small_odd_one_is_trained_saved_and_used(odd_clip, tmp_path, method):
         "--decode_head_init", "default", "--decoder_attention_heads", "3", "--decoder_ffn_dim", "20",
         "--num_prompt_tokens", "2", "--learning_rate", "0.01", "--warmup_steps", "0", *OWN_WORDS[method],
     ]  # fmt: skip
-    metrics = train_command.main(words)
+    metrics = train(words)
     assert 0 <= metrics["eval_pacc"] <= 100
 
     model = ZegClipForSemanticSegmentation.from_pretrained(run).eval()

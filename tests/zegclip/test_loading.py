@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.commands.segment import load_segmenter
+from zegclip.commands.segmentation import load_segmenter
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
 
 

@@ -1,116 +1,61 @@
-"""`zegclip check`: read a data set through, count its classes, list its broken files, and show some of it."""
+"""`zegclip check`: read a data set before training on it."""
 
 import argparse
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from datasets import Dataset, DatasetDict, Image
-from PIL import Image as PILImage
-
-from zegclip import DEFAULT_MODEL, ZegClipConfig
-from zegclip.drawing.contact_sheet import draw_contact_sheet
-from zegclip.files import remove_leftovers, writing_to
-from zegclip.processing.benchmarks import BENCHMARKS, read_class_lists
-from zegclip.processing.class_split import ClassSplit
-from zegclip.processing.datasets import load_pictures, read_sample
-from zegclip.processing.processing_zegclip import find_unknown_words
-from zegclip.training.pictures import spread_evenly
-from zegclip.training.survey import Survey, remark_on_number, survey_pictures
-
-_MOST_SHOWN = 12  # Pictures of the contact sheet.
-_MOST_PRINTED = 20  # Broken files; the report has all.
+from zegclip.commands.options import add_output_option, check_output_folder, integer
 
 
-def check_pictures(
-    data: DatasetDict,
-    split: ClassSplit,
-    output: Path,
-    num_workers: int = 0,
-    num_expected: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """
-    Read every picture with its mask; print a table of the classes, and write what was found.
-
-    Args:
-        data: Splits with `image` and `mask`, from [`load_pictures`].
-        split: The classes.
-        output: Folder for `classes.csv` (pictures and pixels of each class in each split), `report.json` and
-            `contact_sheet.png` (some pictures beside their masks); made if missing, replaced if present.
-        num_workers: Processes that read; 0: this one.
-        num_expected: How many pictures a benchmark has in each split, according to the papers.
-
-    Returns:
-        What `report.json` holds: `remarks`, one sentence each on what is unexpected; `num_broken`; `classes`, the rows
-        of `classes.csv`; and for each of `splits` `pictures`, `broken` (a sentence for each broken picture),
-        `ignored_share` of the readable pixels (in [0, 1]), and `width` and `height` (`min`, `median`, `max`, in
-        pixels), `None` where no picture can be read.
-
-    Raises:
-        OSError: If the results cannot be written.
-    """
-    table = pd.DataFrame(
-        {
-            "id": range(len(split.names)),
-            "class": split.names,
-            "mask_value": range(len(split.names)) if split.mask_values is None else split.mask_values,
-            "training": [_role(index, split) for index in range(len(split.names))],
-        }
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "check",
+        help="check a data set before training on it",
+        description="Read every picture and mask of a data set, count pictures, classes and pixels, list broken "
+        "files, and draw a contact sheet. The exit status is 1 if a file is broken.",
     )
-    ids = (*split.seen_ids, *split.unseen_ids)
-    remarks: list[str] = []
-    for name, expected in (num_expected or {}).items():
-        remarks += remark_on_number(name, len(data.get(name, ())), expected)
-    splits: dict[str, dict[str, Any]] = {}
-    faults: list[str] = []  # One sentence for each broken file, and for all masks with values that have no name.
-    shown: list[tuple[str, Dataset, int]] = []
-    for number, (name, rows) in enumerate(data.items()):
-        survey = survey_pictures(name, rows, split, decode=True, num_workers=num_workers)
-        table[f"{name}_pictures"], table[f"{name}_pixels"] = survey.pictures, survey.pixels
-        remarks += survey.find_remarks(ids)
-        unnamed = survey.describe_unnamed()
-        faults += [] if unnamed is None else [unnamed]
-        faults += [fault for index, fault in survey.broken.items() if index not in survey.unnamed]
-        splits[name] = {"pictures": len(rows), "broken": list(survey.broken.values()), **_describe_pixels(survey)}
-        share = _MOST_SHOWN * (number + 1) // len(data) - _MOST_SHOWN * number // len(data)
-        whole = [index for index in range(len(rows)) if index not in survey.broken]
-        shown += [(name, rows, whole[place]) for place in spread_evenly(len(whole), share)]
-
-    report = {
-        "num_broken": sum(len(found["broken"]) for found in splits.values()),
-        "remarks": remarks,
-        "splits": splits,
-        "classes": table.to_dict(orient="records"),
-    }
-    with writing_to(output) as folder:
-        table.to_csv(folder / "classes.csv", index=False)
-        if shown:
-            draw_contact_sheet(_read_shown(shown, split), split).save(folder / "contact_sheet.png")
-        text = json.dumps(report, indent=2, ensure_ascii=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    _print_report(table, report, faults, output)
-    return report
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="voc, coco_stuff, pascal_context_59, pascal_context_60, a folder, or a Hub id such as owner/name",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of one of the first four, in its standard layout")
+    parser.add_argument(
+        "--classes-file",
+        metavar="FILE",
+        help="class names of a folder or Hub id: a text file, one per line in the order of mask values from 0, or "
+        "JSON from mask values to names (default: its own classes.txt or id2label.json)",
+    )
+    parser.add_argument(
+        "--unseen-classes", nargs="+", metavar="NAME", help="classes held out from training (default: the papers')"
+    )
+    parser.add_argument(
+        "--ignored-classes", nargs="+", metavar="NAME", default=(), help="classes whose pixels are ignored"
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="column of the pictures, if it is ambiguous")
+    parser.add_argument("--mask-column", metavar="NAME", help="column of the masks, if it is ambiguous")
+    add_output_option(parser, "zegclip-check")
+    parser.add_argument(
+        "--workers",
+        type=integer(0),
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that read; 0: read in the main process (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
 
 
-def run_check(arguments: argparse.Namespace) -> int:
-    """
-    Run `zegclip check`.
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return 1 if a picture or mask is broken."""
+    from zegclip import DEFAULT_MODEL, ZegClipConfig
+    from zegclip.files import remove_leftovers
+    from zegclip.processing.benchmarks import BENCHMARKS, read_class_lists
+    from zegclip.processing.datasets import load_pictures
+    from zegclip.processing.processing_zegclip import find_unknown_words
+    from zegclip.training.data_report import check_pictures
 
-    Returns:
-        1 if a picture or mask is broken, else 0.
-
-    Raises:
-        ValueError: As [`load_pictures`].
-        OSError: If the results cannot be written.
-    """
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"{arguments.output}: the output must be a folder, but this is a file.")
-    if arguments.workers < 0:
-        raise ValueError(f"--workers must not be negative, as {arguments.workers} is.")
+    check_output_folder(arguments.output)
     remove_leftovers(arguments.output)
     data, split = load_pictures(
         arguments.dataset,
@@ -121,72 +66,11 @@ def run_check(arguments: argparse.Namespace) -> int:
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
     )
-    num_expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures")
     if arguments.dataset not in BENCHMARKS:  # whose configurations name a CLIP
         vocabulary = ZegClipConfig.from_pretrained(DEFAULT_MODEL).vocabulary
         unknown = find_unknown_words(split.names, vocabulary, model="the embedded model")
         if unknown is not None:
             print(f"note: for a training without --model: {unknown}")
+    num_expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures")
     report = check_pictures(data, split, arguments.output, arguments.workers, num_expected)
     return 1 if report["num_broken"] else 0
-
-
-def _read_shown(
-    shown: Iterable[tuple[str, Dataset, int]], split: ClassSplit
-) -> Iterator[tuple[str, PILImage.Image, np.ndarray]]:
-    """Read the contact sheet's pictures, one at a time, with their captions."""
-    for name, rows, index in shown:
-        row = rows.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))[index]
-        image, labels = read_sample(row, split, index)
-        labels[labels == split.ignore_index] = -1
-        yield f"{name}: {os.path.basename(row['image']['path'] or str(index))}", image, labels
-
-
-def _role(index: int, split: ClassSplit) -> str:
-    return "seen" if index in split.seen_ids else "unseen" if index in split.unseen_ids else "-"
-
-
-def _describe_pixels(survey: Survey) -> dict[str, Any]:
-    """Describe the readable pictures of a split."""
-    if not survey.sizes:
-        return {"ignored_share": None, "width": None, "height": None}
-    widths, heights = np.array(survey.sizes, dtype=np.int64).T
-    return {
-        "ignored_share": sum(survey.ignored.values()) / survey.num_pixels,
-        **{
-            side: {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
-            for side, values in {"width": widths, "height": heights}.items()
-        },
-    }
-
-
-def _print_report(table: pd.DataFrame, report: Mapping[str, Any], faults: Sequence[str], output: Path) -> None:
-    width = max(len(name) for name in table["class"])
-    readable = table.drop(columns="mask_value")
-    for name in report["splits"]:
-        total = max(table[f"{name}_pixels"].sum(), 1)
-        readable[f"{name}_pixels"] = [f"{100 * pixels / total:.2f} %" for pixels in table[f"{name}_pixels"]]
-    print(readable.to_string(index=False, formatters={"class": lambda name: name.ljust(width)}))
-    print()
-    for name, found in report["splits"].items():
-        print(f"{name}: {_count(found['pictures'])}, {len(found['broken'])} broken", end="")
-        if found["width"] is not None:
-            sides = (
-                f"{side} {found[side]['min']} to {found[side]['max']}, median {found[side]['median']:g}"
-                for side in ("width", "height")
-            )
-            print(f"; {'; '.join(sides)}; {100 * found['ignored_share']:.1f} % of the pixels ignored", end="")
-        print()
-    for remark in report["remarks"]:
-        print(f"note: {remark}")
-    for fault in faults[:_MOST_PRINTED]:
-        print(f"broken: {fault}")
-    if len(faults) > _MOST_PRINTED:
-        print(f"broken: {len(faults) - _MOST_PRINTED} more, see {output / 'report.json'}")
-    num_pictures = sum(found["pictures"] for found in report["splits"].values())
-    sheet = ", contact_sheet.png" if report["num_broken"] < num_pictures else ""
-    print(f"{output} has classes.csv, report.json{sheet}.")
-
-
-def _count(number: int) -> str:
-    return f"{number} picture{'' if number == 1 else 's'}"

@@ -1,16 +1,16 @@
-"""`zegclip demo`: generated pictures, and what the embedded default model finds in them."""
+"""`zegclip demo`: draw pictures and segment them with the embedded default model."""
 
+import argparse
+import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from zegclip.commands.options import add_output_option, check_output_folder, integer
 
-import zegclip
-from zegclip.commands.segment import load_segmenter, summarise, write_results
-from zegclip.files import remove_leftovers, writing_to
-from zegclip.picture_world.classes import CLASS_NAMES, GROUND_NAMES, OBJECT_NAMES, class_ids
-from zegclip.picture_world.drawing import Scene, draw_scene
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zegclip.picture_world.drawing import Scene
 
 NUM_SCENES = 2
 NUM_ABSENT = 2
@@ -20,14 +20,32 @@ SCENE_SIZE = 192
 _FIRST_SEED = 3 << 60
 
 
-def draw_demo_scenes(seed: int, seen: Sequence[str]) -> list[Scene]:
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "demo",
+        help="segment generated pictures with the embedded model",
+        description="Draw two pictures and segment them with the embedded model, into classes whose masks it was "
+        "trained on and classes whose masks it was not.",
+    )
+    add_output_option(parser, "zegclip-demo")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the pictures (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def draw_demo_scenes(seed: int, seen: Sequence[str]) -> list["Scene"]:
     """
     Draw pictures with drawing parameters of the test set, each with a seen and two unseen objects on two grounds.
 
     Args:
-        seed: Not negative; another one, other pictures.
+        seed: Not negative.
         seen: Names of the classes whose masks were trained on.
     """
+    import numpy as np
+
+    from zegclip.picture_world.classes import GROUND_NAMES, OBJECT_NAMES, class_ids
+    from zegclip.picture_world.drawing import draw_scene
+
     rng = np.random.default_rng([_FIRST_SEED, seed])
     known = rng.permutation([name for name in OBJECT_NAMES if name in seen]).tolist()
     unknown = rng.permutation([name for name in OBJECT_NAMES if name not in seen]).tolist()
@@ -48,8 +66,12 @@ def draw_demo_scenes(seed: int, seen: Sequence[str]) -> list[Scene]:
     return scenes
 
 
-def choose_labels(scenes: Sequence[Scene], seen: Sequence[str], seed: int) -> list[str]:
-    """Return the names of all classes that some scene shows, and a few seen and unseen ones that none does."""
+def choose_labels(scenes: Sequence["Scene"], seen: Sequence[str], seed: int) -> list[str]:
+    """Return the names of all classes in the scenes, and of a few seen and unseen classes that are not in them."""
+    import numpy as np
+
+    from zegclip.picture_world.classes import CLASS_NAMES
+
     shown = {CLASS_NAMES[index] for scene in scenes for index in np.unique(np.asarray(scene.mask))}
     others = np.random.default_rng([_FIRST_SEED, seed, 1]).permutation(
         [name for name in CLASS_NAMES if name not in shown]
@@ -59,34 +81,37 @@ def choose_labels(scenes: Sequence[Scene], seen: Sequence[str], seed: int) -> li
     return [name for name in CLASS_NAMES if name in shown or name in absent]
 
 
-def overlap(ids: np.ndarray, truth: np.ndarray, index: int, class_id: int) -> float:
-    """Intersection over union of a label's pixels and the exact mask's; nan where neither has any."""
+def overlap(ids: "np.ndarray", truth: "np.ndarray", index: int, class_id: int) -> float:
+    """Intersection over union of a label's pixels and the exact mask's; nan if neither has any."""
     found, drawn = ids == index, truth == class_id
-    either = np.count_nonzero(found | drawn)
-    return np.count_nonzero(found & drawn) / either if either else float("nan")
+    union = (found | drawn).sum()
+    return (found & drawn).sum() / union if union else math.nan
 
 
 def print_table(summary: Sequence[dict[str, Any]], overlaps: Sequence[float], seen: Sequence[str]) -> None:
-    """Print a line for each class."""
+    """Print one line per class."""
     print(f"  {'class':<12}{'masks in training':<20}{'share':>8}{'score':>8}{'IoU':>8}")
     for row, value in zip(summary, overlaps, strict=True):
         score = f"{row['score']:.2f}" if row["share"] else "-"
-        iou = "-" if np.isnan(value) else f"{100 * value:.1f} %"
+        iou = "-" if math.isnan(value) else f"{100 * value:.1f} %"
         known = "yes" if row["label"] in seen else "no"
         print(f"  {row['label']:<12}{known:<20}{100 * row['share']:>6.1f} %{score:>8}{iou:>8}")
 
 
-def run_demo(output: Path, seed: int) -> None:
-    """
-    Draw pictures, segment them with the embedded default model, print tables and write all into a folder.
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command: draw pictures, segment them, print tables and write all results to the output folder."""
+    import numpy as np
 
-    Raises:
-        ValueError: If the embedded default model is not there.
-        OSError: If results cannot be written.
-    """
+    from zegclip import DEFAULT_MODEL
+    from zegclip.commands.segmentation import load_segmenter, summarise, write_results
+    from zegclip.files import remove_leftovers, writing_to
+    from zegclip.picture_world.classes import CLASS_NAMES
+
+    output, seed = arguments.output, arguments.seed
+    check_output_folder(output)
     remove_leftovers(output)
-    print("The embedded default model on generated pictures, all offline.")
-    segmenter = load_segmenter(zegclip.DEFAULT_MODEL)
+    print("The embedded default model on generated pictures, offline.")
+    segmenter = load_segmenter(DEFAULT_MODEL)
     seen = segmenter.model.config.seen_class_names or []
     scenes = draw_demo_scenes(seed, seen)
     labels = choose_labels(scenes, seen, seed)
@@ -103,3 +128,4 @@ def run_demo(output: Path, seed: int) -> None:
         print(f"\n{output / name}.png")
         print_table(summary, overlaps, seen)
         print(f"  overlay: {output / name}_overlay.png")
+    return 0

@@ -1,390 +1,185 @@
-"""`zegclip segment`: pictures and class names in; an overlay, an index mask and a JSON file for each picture out."""
+"""`zegclip segment`: segment pictures into classes given by name."""
 
-import hashlib
+import argparse
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from itertools import islice
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, get_cpu_distributed_information
-from PIL import Image
-from tqdm import tqdm
+from zegclip.commands.options import (
+    DTYPES,
+    add_output_option,
+    check_output_folder,
+    fraction,
+    integer,
+    read_labels,
+    split_labels,
+)
+from zegclip.errors import UsageError
 
-from zegclip.drawing.overlay import index_mask, make_colours, overlay
-from zegclip.errors import explain_fault
-from zegclip.files import writing_to
-from zegclip.identity import file_state
-from zegclip.loading import load_model, load_processor
-from zegclip.processing.image_reading import PICTURE_SUFFIXES, load_rgb, on_one_line
-from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.windows import is_out_of_memory
-
-_LONGEST_STEM = 200  # Bytes; with what is put behind it, a name stays under the 255 that file systems allow.
+if TYPE_CHECKING:
+    from zegclip.commands.segmentation import ClassMapPipeline, Outcome
 
 
-class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
-    """The pipeline without a mask for each label, which a large picture with many labels has no memory for."""
-
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, torch.Tensor], candidate_labels: list[str], threshold: float = 0.0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best label's index, or -1 below `threshold`, int64, and its score, float32: `(height, width)`."""
-        scores = model_outputs["scores"].numpy()
-        return np.where(scores < threshold, -1, model_outputs["ids"].numpy()), scores
-
-
-@dataclass
-class Outcome:
-    """
-    What became of some pictures.
-
-    Attributes:
-        segmented: How many were segmented.
-        done_before: How many had results already.
-        failures: For each that could not be read, or had no room in memory, one sentence that names it.
-    """
-
-    segmented: int = 0
-    done_before: int = 0
-    failures: list[str] = field(default_factory=list)
-
-
-class Processes:
-    """
-    The processes that torchrun or `accelerate launch` started for one command; without them, this one alone.
-
-    Attributes:
-        count: How many there are.
-        rank: Number of this one.
-        local_rank: Its number among those on the same machine.
-    """
-
-    def __init__(self) -> None:
-        """
-        Meet the others, if there are any.
-
-        Raises:
-            OSError: If they cannot be reached.
-            ValueError: If the launcher's environment variables lack something.
-        """
-        self.count = get_cpu_distributed_information().world_size
-        self.rank = self.local_rank = 0
-        if self.count > 1:
-            try:
-                # Through gloo, whatever the device: only texts are exchanged, and NCCL refuses two processes on one
-                # GPU. The first that is ready waits for the last, however long that takes.
-                state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
-            except RuntimeError as error:
-                raise OSError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
-            self.rank, self.local_rank = state.process_index, state.local_process_index
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process speaks for all."""
-        return self.rank == 0
-
-    def choose_device(self, device: str | None) -> str | None:
-        """
-        Return this process's own device: of the kind that is named, or an accelerator where there is one.
-
-        A device with a number (`cuda:1`) is for all processes, as is the CPU. A process that is alone gets `device`.
-        """
-        if self.count == 1 or device == "cpu" or ":" in (device or ""):
-            return device
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            if accelerator is None:
-                return "cpu"
-            device = accelerator.type
-        return f"{device}:{self.local_rank % max(torch.accelerator.device_count(), 1)}"
-
-    def gather(self, item: Any) -> list[Any]:
-        """
-        Wait for all processes and return what each one gives, by rank.
-
-        Raises:
-            OSError: If another process has ended.
-        """
-        if self.count == 1:
-            return [item]
-        try:
-            barrier = torch.distributed.barrier(async_op=True)
-            while not barrier.is_completed():  # Within `wait`, no signal would be noticed.
-                time.sleep(0.05)
-            barrier.wait()
-            return gather_object([item])
-        except RuntimeError as error:
-            raise OSError("Another process has ended early; run the same command again to do what is left.") from error
-
-
-def find_pictures(sources: Iterable[str | Path]) -> list[str]:
-    """
-    List pictures: files as they are, and the picture files that lie directly in folders, by name.
-
-    A picture that is given twice comes once. Files are not opened, nor looked for.
-
-    Raises:
-        ValueError: If a folder has no picture.
-    """
-    found: dict[str, str] = {}
-    for source in map(Path, sources):
-        if not source.is_dir():
-            found.setdefault(os.path.realpath(source), str(source))
-            continue
-        with os.scandir(source) as entries:
-            # What the folder itself says of its entries spares a question about each.
-            pictures = [
-                (entry.name, entry.is_symlink())
-                for entry in entries
-                if entry.name.lower().endswith(PICTURE_SUFFIXES)
-                and not entry.name.startswith(".")
-                # A link that leads nowhere is a picture that cannot be read, about which something will be said.
-                and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
-            ]
-        if not pictures:
-            raise ValueError(f"{source}: there is no picture in this folder.")
-        place, real_place = str(source / "_")[:-1], os.path.join(os.path.realpath(source), "")
-        for name, is_link in sorted(pictures):
-            path = place + name
-            found.setdefault(os.path.realpath(path) if is_link else real_place + name, path)
-    return list(found.values())
-
-
-def name_results(pictures: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """
-    Give each picture the stem of its results' names: its own, or `stem_2`, `stem_3`, ... where that is taken already.
-
-    Upper and lower case count as the same, as they do in some file systems. Very long stems are cut.
-
-    Yields:
-        A picture and its results' stem.
-    """
-    taken: dict[str, int] = {}  # With the last number that was tried: there may be a folder for each video.
-    for path in pictures:
-        stem = Path(path).stem
-        if len(os.fsencode(stem)) > _LONGEST_STEM:
-            stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
-        name, number = stem, taken.get(stem.lower(), 1)
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken[stem.lower()] = number
-        taken.setdefault(name.lower(), 1)
-        yield path, name
-
-
-def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
-    """
-    Return the pictures that are this process's own, every N-th, with the stems of their results' names.
-
-    Raises:
-        ValueError: If the processes do not see the same pictures.
-        OSError: As [`Processes.gather`].
-    """
-    if processes.count > 1:
-        digest = hashlib.blake2b()
-        for path in pictures:
-            digest.update(os.fsencode(path) + b"\0")
-        if len(set(processes.gather(digest.digest()))) > 1:
-            raise ValueError("The processes see different lists of pictures; did the folders change just now?")
-    return dict(islice(name_results(pictures), processes.rank, None, processes.count))
-
-
-def describe(
-    path: str, state: Mapping[str, int], model_name: str, model_state: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what a picture's results depend on beside the labels, as its JSON file says it."""
-    return {
-        "image": os.path.abspath(path),
-        "image_file": dict(state),
-        "model": model_name,
-        "model_files": model_state,
-        "settings": dict(settings),
-    }
-
-
-def find_unfinished(
-    pictures: Mapping[str, str],
-    labels: Sequence[str],
-    output: Path,
-    model_name: str,
-    model_state: str = "",
-    show_progress: bool = True,
-    **settings: Any,
-) -> dict[str, str]:
-    """
-    Return those of some pictures that lack results as [`segment_pictures`] would write them now.
-
-    Results count if they were made from this very file of the picture: one that was put in its place may be older.
-
-    Args:
-        pictures: As for [`segment_pictures`], which has the other arguments too.
-        show_progress: Whether to show a bar after some seconds.
-    """
-    names = list(labels)
-
-    def is_finished(path: str, name: str) -> bool:
-        stem = os.path.join(output, name)
-        try:
-            with open(f"{stem}.json", "rb") as file:
-                record = json.loads(file.read())
-            return (
-                describe(path, file_state(path), model_name, model_state, settings).items() <= record.items()
-                and [row["label"] for row in record["labels"]] == names
-                and os.path.getsize(f"{stem}_overlay.png") > 0
-                and os.path.getsize(f"{stem}_mask.png") > 0
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # There is none, or it is not one of ours.
-            return False
-
-    progress = tqdm(
-        pictures.items(),
-        desc="Looking for earlier results",
-        unit="picture",
-        delay=3,
-        leave=False,
-        disable=None if show_progress else True,
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "segment",
+        help="segment pictures into classes given by name",
+        description="Segment pictures into classes given by name. For each picture STEM.* it writes STEM_overlay.png "
+        "(classes in colour, with a legend), STEM_mask.png (index of the label of each pixel, 255 for none, with a "
+        "palette; 16 bit and 65535 for none with more than 255 labels) and STEM.json (share of pixels and mean score "
+        "of each label). If several pictures have the same stem, the second one's results are named STEM_2*, and so "
+        "on. Pictures that have results already, from the same file, model, labels and settings, are skipped: run "
+        "the same command again to resume after an interruption. Under torchrun or accelerate launch (-m zegclip "
+        "segment ...), the processes share the pictures, each on its own device.",
     )
-    return {path: name for path, name in progress if not is_finished(path, name)}
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
+    names = parser.add_mutually_exclusive_group(required=True)
+    names.add_argument("--labels", help='comma-separated class names, such as "cat, tree"')
+    names.add_argument("--labels-file", type=Path, metavar="FILE", help="text file with one class name per line")
+    parser.add_argument("--model", help="model folder or Hub id (default: the embedded model of a generated world)")
+    add_output_option(parser, "zegclip-output")
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        metavar="SCORE",
+        help="pixels with a lower score, 0 to 1, get no label (default: 0)",
+    )
+    parser.add_argument(
+        "--window-size",
+        type=integer(1),
+        metavar="PIXELS",
+        help="side of the sliding windows over the resized picture (default: the model's)",
+    )
+    parser.add_argument(
+        "--window-stride", type=integer(1), metavar="PIXELS", help="stride of the windows (default: the model's)"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the model; bfloat16 is faster on GPUs and on CPUs with matrix units (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="segment pictures again that have results already")
+    parser.set_defaults(run=run)
 
 
-def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
-    """
-    Load a model with its processor, ready for pictures and labels.
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, in one process or as one of several; return 1 if a picture could not be segmented."""
+    import zegclip
+    from zegclip.commands import segmentation
+    from zegclip.files import remove_leftovers
+    from zegclip.identity import name_revision, state_of_model
+    from zegclip.loading import check_model_path
 
-    Args:
-        model: Folder or Hub id.
-        device: As PyTorch calls it; by default an accelerator where there is one.
-        dtype: Precision of the model, as PyTorch calls it.
+    labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
+    output = arguments.output
+    _check_output(output, arguments.pictures)
+    model = check_model_path(arguments.model or zegclip.DEFAULT_MODEL)
+    model_name, model_state = name_revision(model), state_of_model(model)
+    if os.path.isdir(model):
+        model_name = "embedded default model" if arguments.model is None else os.path.abspath(model)
+    if arguments.dtype != "float32":
+        model_name = f"{model_name}, {arguments.dtype}"
 
-    Raises:
-        ValueError: As `load_model` and `load_processor`, or if there is no such device.
-    """
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"There is no device {device!r} that PyTorch could use here.") from error
-    loaded = load_model(model).to(getattr(torch, dtype))
-    if device is not None:
-        # With several processes, a pipeline ignores its argument `device` and stays where the model is.
-        loaded.to(device)
-    return ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
+    processes = segmentation.Processes()
+    pictures = segmentation.find_pictures(arguments.pictures)
+    total = len(pictures)
+    names = segmentation.take_share(pictures, processes)
+    del pictures  # There may be a million, most of them the other processes'.
+    if processes.is_main and arguments.model is None:
+        print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
+    if processes.local_rank == 0:
+        remove_leftovers(output)
+    settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
+    job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
+    todo = names if arguments.overwrite else segmentation.find_unfinished(names, labels, output, **job)
+    outcome = segmentation.Outcome()
+    if todo:
+        segmenter = segmentation.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
+        _warn_of_unknown_words(segmenter, labels, embedded=arguments.model is None, silent=not processes.is_main)
+        outcome = segmentation.segment_pictures(segmenter, todo, labels, output, **job)
+    outcome.done_before = len(names) - len(todo)
+
+    # A launcher stops all processes when one exits with an error. So every process waits here for the others, and
+    # the main process alone returns an error, after it has reported all outcomes.
+    outcomes = processes.gather(outcome)
+    if not processes.is_main:
+        return 0
+    _print_outcomes(outcomes, total, names, output)
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
 
 
-def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """
-    Describe a class map: for each label, in order, its share of the pixels and its mean score there (0 without any).
-
-    Args:
-        ids: `(height, width)` integers, indices into `labels` or -1 for no label.
-        scores: `(height, width)` in [0, 1].
-        labels: Class names.
-    """
-    counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)[1:]
-    sums = np.bincount(ids.ravel() + 1, weights=scores.ravel(), minlength=len(labels) + 1)[1:]
-    return [
-        {"label": label, "share": round(count / ids.size, 6), "score": round(total / max(count, 1), 6)}
-        for label, count, total in zip(labels, counts.tolist(), sums.tolist(), strict=True)
-    ]
+def _check_output(output: Path, sources: Sequence[str]) -> None:
+    check_output_folder(output)
+    if any(Path(source).is_dir() and Path(source).resolve() == output.resolve() for source in sources):
+        raise UsageError(
+            f"{output}: the output must be another folder than the pictures', or overlays would be taken for pictures "
+            "the next time."
+        )
 
 
-def write_results(
-    output: Path, name: str, picture: Image.Image, ids: np.ndarray, labels: Sequence[str], record: Mapping[str, Any]
+def _warn_of_unknown_words(
+    segmenter: "ClassMapPipeline", labels: Sequence[str], *, embedded: bool, silent: bool
 ) -> None:
+    """Print one warning about words that the model cannot know, instead of the pipeline's in each process."""
+    from zegclip.processing.processing_zegclip import UnknownWordsWarning, find_unknown_words
+
+    warnings.simplefilter("ignore", UnknownWordsWarning)
+    unknown = find_unknown_words(
+        labels,
+        segmenter.model.config.vocabulary,
+        segmenter.processor.prompt_templates,
+        model="the embedded model" if embedded else "this model",
+    )
+    if unknown is not None and not silent:
+        _complain(f"warning: {unknown} Give another model with --model.")
+
+
+def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[str, str], output: Path) -> None:
     """
-    Write `name_overlay.png`, `name_mask.png` and `name.json`, replacing what is there.
+    Print the outcomes of all processes.
 
     Args:
-        output: Folder, made if it does not exist.
-        name: What the files' names start with.
-        picture: RGB.
-        ids: `(height, width)` integers of the picture's size, indices into `labels` or -1 for no label.
-        labels: Class names.
-        record: The contents of the JSON file.
+        outcomes: One per process.
+        total: Number of pictures.
+        names: The main process's pictures, with the stems of their results' names.
+        output: Folder of the results.
     """
-    colours = make_colours(len(labels))
-    with writing_to(output) as folder:
-        overlay(picture, ids, labels, colours).save(folder / f"{name}_overlay.png")
-        index_mask(ids, colours).save(folder / f"{name}_mask.png")
-        # A file name need not be valid text; its other bytes become escapes of JSON.
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    segmented = sum(outcome.segmented for outcome in outcomes)
+    done_before = sum(outcome.done_before for outcome in outcomes)
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    if total == 1 and not failures:
+        [(path, name)] = names.items()
+        _print_summary(json.loads((output / f"{name}.json").read_text(encoding="utf-8"))["labels"])
+        print(f"{path}: see {output / name}_overlay.png; mask and JSON file lie beside it.")
+    elif segmented:
+        print(f"{_count(segmented)} segmented: overlays, masks and JSON files are in {output}.")
+    if done_before:
+        were, them = ("was", "it") if total == 1 else ("were", "them")
+        print(f"{done_before} of {_count(total)} {were} done before; --overwrite does {them} again.")
+    if failures and total > 1:
+        _complain(f"{len(failures)} of {_count(total)} could not be segmented:")
+    for failure in failures:
+        _complain(failure)
 
 
-def segment_pictures(
-    segmenter: ClassMapPipeline,
-    pictures: Mapping[str, str],
-    labels: Sequence[str],
-    output: Path,
-    model_name: str,
-    model_state: str = "",
-    show_progress: bool = True,
-    **settings: Any,
-) -> Outcome:
-    """
-    Segment pictures and write the results of each. One that cannot be read, or is too large for the memory, does not
-    stop the others.
+def _print_summary(summary: Sequence[dict[str, Any]]) -> None:
+    width = max(len(row["label"]) for row in summary)
+    for row in summary:
+        score = f"score {row['score']:.2f}" if row["share"] else ""
+        print(f"  {row['label']:<{width}}{100 * row['share']:>7.1f} %  {score}".rstrip())
 
-    Args:
-        segmenter: From [`load_segmenter`].
-        pictures: What the names of each one's results start with, see [`name_results`].
-        labels: Class names.
-        output: Folder for the results, made with the first of them.
-        model_name: For the JSON files.
-        model_state: For the JSON files, see [`state_of_model`].
-        show_progress: Whether to show a bar for several pictures, on a terminal.
-        **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
-    Raises:
-        ValueError: If a label or setting is not valid.
-        OSError: If results cannot be written.
-    """
-    outcome = Outcome()
-    taken: list[tuple[str, dict[str, int], Image.Image]] = []
-    progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
+def _count(number: int) -> str:
+    return f"{number} picture{'' if number == 1 else 's'}"
 
-    def fail(sentence: str) -> None:
-        outcome.failures.append(sentence)
-        progress.update()
 
-    def readable() -> Iterator[Image.Image]:
-        for path in pictures:
-            try:
-                state = file_state(path) if os.path.exists(path) else {}  # before it is read
-                picture = load_rgb(path)
-            except (ValueError, MemoryError) as error:
-                fail(str(error))
-            else:
-                taken.append((path, state, picture))
-                yield picture
-
-    with progress:
-        # As a generator, the pictures are read one at a time and the labels are encoded once for all.
-        results = iter(segmenter(readable(), candidate_labels=list(labels), **settings))
-        while True:
-            try:
-                result = next(results, None)
-                if result is None:
-                    return outcome
-                ids, scores = result
-                path, state, picture = taken[0]
-                record = describe(path, state, model_name, model_state, settings)
-                record["labels"] = summarise(ids, scores, labels)
-                write_results(output, pictures[path], picture, ids, labels, record)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not taken:
-                    raise
-                fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
-            else:
-                outcome.segmented += 1
-                progress.update()
-            taken.clear()
+def _complain(text: str) -> None:
+    print(f"zegclip: {text}", file=sys.stderr)

@@ -83,7 +83,7 @@ def export_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcess
     patch = settings["patch_size"]
     pictures = torch.zeros(2, 3, 9 * patch - 1, 11 * patch - 1)
     embeds = torch.zeros(len(_TRACED_NAMES), settings["embedding_size"])
-    with _plain_attention(model), _end_token(model, processor.tokenizer.eos_token_id):
+    with _prepared(model, processor.tokenizer.eos_token_id):
         _write(
             TextGraph(model),
             folder / TEXT_FILE,
@@ -222,30 +222,23 @@ def _tokenize(processor: ZegClipProcessor, names: Sequence[str], repeats: int = 
 
 
 @contextlib.contextmanager
-def _plain_attention(model: ZegClipForSemanticSegmentation) -> Iterator[None]:
-    """Use PyTorch's own attention (`sdpa`), whatever the model runs with."""
-    implementation = model.config._attn_implementation
+def _prepared(model: ZegClipForSemanticSegmentation, end_token_id: int) -> Iterator[None]:
+    """Use SDPA, and the tokenizer's end token: in a graph, the text tower gets no attention mask to find it."""
+    text_model = model.clip.text_model
+    implementation, configured = model.config._attn_implementation, text_model.eos_token_id
     model.set_attn_implementation("sdpa")
+    text_model.eos_token_id = end_token_id
     try:
         yield
     finally:
         model.set_attn_implementation(implementation)
-
-
-@contextlib.contextmanager
-def _end_token(model: ZegClipForSemanticSegmentation, token_id: int) -> Iterator[None]:
-    """Let the text tower, which gets no attention mask in a graph, search for the tokenizer's end token."""
-    text_model = model.clip.text_model
-    configured, text_model.eos_token_id = text_model.eos_token_id, token_id
-    try:
-        yield
-    finally:
         text_model.eos_token_id = configured
 
 
 def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], output: str) -> None:
     """Trace a graph and write it, without metadata about the machine that it was traced on."""
     import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with _quiet():
         program = torch.onnx.export(
@@ -260,25 +253,9 @@ def _write(graph: nn.Module, path: Path, inputs: dict[str, tuple[torch.Tensor, d
         )
     if program is None:
         raise UsageError(f"{path.name} could not be traced.")
-    _remove_metadata(program.model)
+    # Exporters attach names of source files and the like to every node.
+    ClearMetadataAndDocStringPass()(program.model)
     onnx_ir.save(program.model, path)
-
-
-def _remove_metadata(model: Any) -> None:
-    """Remove names of source files and the like, which exporters attach to every node."""
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        values = [*graph.inputs, *getattr(graph, "initializers", {}).values()]
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            values += node.outputs
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What belongs to one training run: its output folder, and the settings that decide its weights."""
+"""The output folder of one training run, and the settings that determine its weights."""
 
 import errno
 import json
@@ -18,15 +18,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from zegclip import DEFAULT_MODEL
+from zegclip.errors import UsageError
 from zegclip.files import RECORD_NAME, replacing
 from zegclip.identity import content_of_adapter, content_of_clip
 from zegclip.processing.class_split import ClassSplit
 from zegclip.training.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.training.pictures import content_of_rows
-from zegclip.training.trainer import ZegClipTrainingArguments
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 LOCK_NAME = "training.lock"
-"""Locked while a training works in its output folder; the system unlocks it, however the training ends."""
+"""Locked by a training in its output folder; the system releases the lock, however the training ends."""
 _TRAINING_FIELDS = (
     "adam_beta1",
     "adam_beta2",
@@ -63,36 +64,34 @@ _CONTENTS = {
     "data_dir": "pictures",
     "classes_file": "class_names",
 }
-"""Where a record's `contents` say what lay at the place that a setting names."""
+"""For each setting that is a path, the item of a record's `contents` that describes what is there."""
 
 
 def describe_run(
     model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
 ) -> dict[str, Any]:
     """
-    Return the settings that decide the weights which a run ends with, as plain JSON values.
+    Return the settings that determine the weights of a run, as plain JSON values.
 
-    What lies at the places among them is left to [`describe_contents`].
+    What is at the paths among them is described by [`describe_contents`].
     """
-    record = asdict(model_args)
-    record |= {name: value for name, value in asdict(data_args).items() if name not in _EVALUATION_FIELDS}
-    for name in ("model", "init_adapter", "dataset", "data_dir", "classes_file"):
-        by_name = name == "dataset" and record[name] in NAMED_DATASETS
-        if record[name] is not None and not by_name and os.path.exists(record[name]):
-            # However it is spelled. What lies in the output folder may move with it.
-            path, start = Path(record[name]).resolve(), Path(training_args.output_dir).resolve()
-            record[name] = str(path.relative_to(start) if path.is_relative_to(start) else path)
-    # The window size is also what crops default to.
+    record = asdict(model_args) | asdict(data_args)
+    for name in _CONTENTS:
+        if name != "dataset" or data_args.dataset not in NAMED_DATASETS:
+            record[name] = _normalise_path(record[name], str(training_args.output_dir))
+    # The window size is also the default of the crop size.
     record["crop_size"] = data_args.crop_size or data_args.window_size
     training = training_args.to_dict()
-    record |= {name: training[name] for name in _TRAINING_FIELDS}
-    record["load_best_model_at_end"] = training_args.load_best_model_at_end
+    record |= {name: training[name] for name in (*_TRAINING_FIELDS, "load_best_model_at_end")}
+    left_out = set(_EVALUATION_FIELDS)
     if training_args.load_best_model_at_end:
-        # Which step's weights are kept, then depends on the evaluations.
+        # Evaluations determine which step's weights are kept.
+        left_out -= {"eval_split", "num_eval_pictures"}
         names = ("eval_strategy", "eval_steps", "metric_for_best_model", "greater_is_better", "save_steps")
         record |= {name: training[name] for name in names}
-        record |= {name: getattr(data_args, name) for name in ("eval_split", "num_eval_pictures")}
-    # A launch file of accelerate may have chosen it.
+    for name in left_out:
+        del record[name]
+    # It may come from accelerate's launch configuration.
     record["mixed_precision"] = training_args.mixed_precision
     record["total_train_batch_size"] = (
         training_args.per_device_train_batch_size
@@ -102,11 +101,19 @@ def describe_run(
     return json.loads(json.dumps(record))
 
 
+def _normalise_path(path: str | None, output_dir: str) -> str | None:
+    """Return an existing path resolved, or relative to the output folder if it is inside, which may be moved."""
+    if path is None or not os.path.exists(path):
+        return path
+    resolved, start = Path(path).resolve(), Path(output_dir).resolve()
+    return str(resolved.relative_to(start) if resolved.is_relative_to(start) else resolved)
+
+
 def describe_contents(
     model_args: ModelArguments, data_args: DataArguments, data: Dataset, split: ClassSplit
 ) -> dict[str, Any]:
     """
-    Return what lies at the places that a run's settings name, as far as it decides the weights, as plain JSON values.
+    Return what is at the paths of a run's settings, as far as it determines the weights, as plain JSON values.
 
     Args:
         model_args: Their model and adapter; the model has been checked.
@@ -118,7 +125,7 @@ def describe_contents(
     contents = {
         "model": content_of_clip(model_args.model or str(DEFAULT_MODEL)),
         "init_adapter": None if adapter is None else content_of_adapter(adapter),
-        # Of what is drawn the settings say all, and another version of Pillow may pack it otherwise.
+        # Drawn pictures are determined by the settings, and another version of Pillow may encode them otherwise.
         "pictures": None if data_args.dataset == "picture_world" else content_of_rows(data),
         "class_names": split.names,
         "seen_class_ids": split.seen_ids,
@@ -130,34 +137,34 @@ def describe_contents(
 
 def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
     """
-    Make sure that an output folder with weights is that of this run, as far as a record says; nothing is written.
+    Check that an output folder with weights belongs to this run, as far as `record` says; nothing is written.
 
     Args:
         output_dir: The folder.
         record: From [`describe_run`], with `contents` from [`describe_contents`] as soon as they are known.
 
     Raises:
-        ValueError: One sentence, if it holds another run, or a model that no run of ours has left.
+        UsageError: If it has another run, or a model without a record.
     """
     folder = Path(output_dir)
     if not _holds_weights(folder):
         return
     stored = _read_record(folder)
     if stored is None:
-        raise ValueError(f"{folder} holds a model of another origin: choose another output_dir.")
-    # A field that did not exist yet has done nothing there, as its default does.
+        raise UsageError(f"{folder} holds a model of another origin: choose another output_dir.")
+    # A field that did not exist yet had no effect, like its default.
     before = asdict(ModelArguments()) | asdict(DataArguments()) | {"load_best_model_at_end": False} | stored
     contents = stored.get("contents", {})
     for name, value in record.items():
-        # What is known to lie at a place decides, wherever the place is now.
+        # If the content is known, it decides, and the path may differ.
         if name != "contents" and _CONTENTS.get(name) not in contents and before.get(name) != value:
-            raise ValueError(
+            raise UsageError(
                 f"{folder} holds a run with {name} {before.get(name)!r}, but it is {value!r} now: choose another "
                 "output_dir, or remove that one."
             )
     for name, value in record.get("contents", {}).items():
         if contents.get(name, value) != value:
-            raise ValueError(
+            raise UsageError(
                 f"{folder} holds a run whose {name.replace('_', ' ')} had another content ({contents[name]!r} then, "
                 f"{value!r} now): choose another output_dir, or remove that one. To go on with it all the same, take "
                 f"{name!r} out of the contents in {folder / RECORD_NAME}."
@@ -166,10 +173,10 @@ def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
 
 def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> None:
     """
-    Make an output folder this run's own, or find that it is already.
+    Write the record of a run into its output folder.
 
     Raises:
-        ValueError: As [`refuse_other_run`].
+        UsageError: As [`refuse_other_run`].
     """
     refuse_other_run(output_dir, record)
     stored = _read_record(Path(output_dir))
@@ -187,29 +194,29 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
+def lock_output_dir(output_dir: str | os.PathLike) -> Iterator[None]:
     """
-    Keep every other training out of an output folder, which is made if it is missing.
+    Create an output folder if it is missing, and keep every other training out of it.
 
     Raises:
-        ValueError: One sentence, if one is at work there.
+        UsageError: If another training is running there.
     """
     if not PartialState().is_main_process:
         yield
         return
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, but {folder} is a file.")
+        raise UsageError(f"output_dir must be a folder, but {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"{folder}: another training is at work there; choose another output_dir.") from error
+        raise UsageError(f"{folder}: another training is at work there; choose another output_dir.") from error
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
-        warnings.warn(f"{folder} cannot be locked: see to it that no other training uses it.", stacklevel=3)
+        warnings.warn(f"{folder} cannot be locked: make sure that no other training uses it.", stacklevel=3)
     try:
         yield
     finally:
@@ -217,14 +224,14 @@ def alone_in(output_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def _holds_weights(folder: Path) -> bool:
-    """Whether something would be lost: a run that has not come to its first checkpoint may be changed."""
+    """Return whether something would be lost: a run without a checkpoint may be changed."""
     if any((folder / name).exists() for name in (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)):
         return True
     return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
 
 
 def is_finished(output_dir: str | os.PathLike) -> bool:
-    """Tell whether a run has saved its last state, which it does after everything else of the training."""
+    """Return whether a run has saved its last state, which it does after everything else of the training."""
     try:
         state = json.loads((Path(output_dir) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         return state["global_step"] >= state["max_steps"] > 0
@@ -244,16 +251,16 @@ def stages_of(
     folder. With `init_adapter`, such as `checkpoint-10000` of an inductive run, there is the second stage alone.
 
     Raises:
-        ValueError: If no step is left for one of the stages, or epochs are given instead of steps.
+        UsageError: If no step is left for one of the stages, or epochs are given instead of steps.
     """
     if data_args.setting != "transductive":
         return [(model_args, data_args, training_args)]
     if training_args.max_steps < 2:
-        raise ValueError("The transductive setting is counted in steps: give max_steps, for both stages together.")
+        raise UsageError("The transductive setting is counted in steps: give max_steps, for both stages together.")
     second_steps = data_args.self_training_steps or training_args.max_steps // 2
     first_steps = training_args.max_steps - second_steps
     if first_steps < 1 and model_args.init_adapter is None:
-        raise ValueError(
+        raise UsageError(
             f"self_training_steps {second_steps} leave nothing of max_steps {training_args.max_steps} for the "
             "inductive stage; give fewer, or an init_adapter to start from."
         )

@@ -10,13 +10,13 @@ import pytest
 from datasets import DatasetDict, Image
 from PIL import Image as PILImage
 
-from zegclip.commands.check import check_pictures
 from zegclip.commands.main import main
 from zegclip.drawing.overlay import make_colours
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.processing.datasets import load_pictures
 from zegclip.processing.image_reading import load_class_ids
+from zegclip.training.data_report import check_pictures
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,6 @@ def test_arguments_that_do_not_fit(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for words, message in (
         (["--output", tmp_path / "file"], "the output must be a folder"),
-        (["--workers", -1, "--output", tmp_path / "out"], "--workers must not be negative"),
         (
             ["--unseen-classes", "dack", "--output", tmp_path / "out"],
             "'dack', listed as unseen, .*did you mean 'duck'",

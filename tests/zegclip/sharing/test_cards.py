@@ -14,13 +14,13 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 from zegclip import DEFAULT_MODEL
-from zegclip.commands import evaluate as evaluate_command
-from zegclip.commands import train as train_command
 from zegclip.errors import UsageError
 from zegclip.modeling.model_error import ModelError
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import card_files
+from zegclip.training.evaluate import evaluate
+from zegclip.training.train import train
 
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
@@ -52,7 +52,7 @@ def trained(place):
     output = place / "outputs" / "a-run"
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "clock", "duck", "grass"]
     words += ["--num_train_pictures", "4", "--total_train_batch_size", "2", "--max_steps", "2", "--seen_offset", "0.1"]
-    train_command.main(arguments(place / "bases" / "my-clip", output, *words))
+    train(arguments(place / "bases" / "my-clip", output, *words))
     return output
 
 
@@ -171,7 +171,7 @@ def test_only_pictures_that_are_there_are_shown(run):
 def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "clock", "duck", "grass"]
     measure = arguments(run, tmp_path / "results", *words)
-    results = evaluate_command.main(measure)
+    results = evaluate(measure)
     assert f"is {run / 'README.md'}." in capsys.readouterr().out
     text = read(run)
     assert "`eval.py` has not been run on it" not in text
@@ -192,7 +192,7 @@ def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
     # A model may lie where nobody can write; its figures are in the results folder all the same.
     (run / "README.md").unlink()
     (run / "README.md").mkdir()
-    assert evaluate_command.main(measure) == results
+    assert evaluate(measure) == results
     assert "The model card could not be written" in capsys.readouterr().out
     (run / "README.md").rmdir()
 
@@ -204,7 +204,7 @@ def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
 
 def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "house", "sky"]
-    evaluate_command.main(arguments(run, tmp_path / "results", *words, "--baseline", "false"))
+    evaluate(arguments(run, tmp_path / "results", *words, "--baseline", "false"))
     assert "**2 of the classes that count as unseen here were trained on**" in read(run)
     assert ModelCard.load(run / "README.md").data.eval_results is None
 

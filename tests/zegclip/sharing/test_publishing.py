@@ -377,7 +377,7 @@ def test_training_ends_on_the_hub(hub, clip_folder, tmp_path):
 
 
 def test_half_finished_trainings_are_not_pushed(tmp_path):
-    from zegclip.training.trainer import ZegClipTrainingArguments
+    from zegclip.training.training_arguments import ZegClipTrainingArguments
 
     with pytest.raises(ValueError, match="hub_strategy=every_save"):
         ZegClipTrainingArguments(

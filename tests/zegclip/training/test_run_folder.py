@@ -6,6 +6,7 @@ import os
 import pytest
 from PIL import Image
 
+from zegclip.errors import UsageError
 from zegclip.training.arguments import DataArguments, ModelArguments
 from zegclip.training.data import load_data
 from zegclip.training.run_folder import (
@@ -16,7 +17,7 @@ from zegclip.training.run_folder import (
     refuse_other_run,
     stages_of,
 )
-from zegclip.training.trainer import ZegClipTrainingArguments
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
 def arguments(folder, model=None, data=None, **training):
@@ -46,7 +47,7 @@ def test_the_same_run_may_come_back_with_other_reports(tmp_path):
 def test_another_run_is_refused(tmp_path, changed, name):
     claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, max_steps=4)))
     (tmp_path / "run" / "checkpoint-2").mkdir()
-    with pytest.raises(ValueError, match=f"holds a run with {name}: choose another output_dir"):
+    with pytest.raises(UsageError, match=f"holds a run with {name}: choose another output_dir"):
         claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, **{"max_steps": 4} | changed)))
 
 
@@ -54,7 +55,7 @@ def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
     record = describe_run(*arguments(tmp_path, max_steps=4))
     claim_output_dir(tmp_path / "run", {name: value for name, value in record.items() if name != "text_prompt_init"})
     (tmp_path / "run" / "checkpoint-2").mkdir()
-    with pytest.raises(ValueError, match="text_prompt_init 'template', but it is 'random' now"):
+    with pytest.raises(UsageError, match="text_prompt_init 'template', but it is 'random' now"):
         claim_output_dir(tmp_path / "run", record | {"text_prompt_init": "random"})
     claim_output_dir(tmp_path / "run", record)
 
@@ -148,7 +149,7 @@ def rename(path):
 def test_other_contents_of_the_same_places_are_refused(places, name, change, message):
     change(places / name)
     before = (places / "run" / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=f"holds a run {message}.* take .* out of the contents in"):
+    with pytest.raises(UsageError, match=f"holds a run {message}.* take .* out of the contents in"):
         claim_output_dir(places / "run", record_of(places))
     assert (places / "run" / "run.json").read_bytes() == before
 
@@ -172,7 +173,7 @@ def test_a_run_of_before_contents_were_noted_goes_on_with_the_same_places(places
     del record["contents"]
     for change in ({"model": "/another"}, {"dataset": "/another"}):
         (places / "run" / "run.json").write_text(json.dumps(record | change))
-        with pytest.raises(ValueError, match=f"holds a run with {next(iter(change))} '/another'"):
+        with pytest.raises(UsageError, match=f"holds a run with {next(iter(change))} '/another'"):
             claim_output_dir(places / "run", record_of(places))
     (places / "run" / "run.json").write_text(json.dumps(record))
     claim_output_dir(places / "run", record_of(places))
@@ -197,7 +198,7 @@ def test_a_folder_with_a_foreign_model_is_refused(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="holds a model of another origin"):
+    with pytest.raises(UsageError, match="holds a model of another origin"):
         claim_output_dir(tmp_path, describe_run(*arguments(tmp_path)))
     assert not (tmp_path / "run.json").exists()
 
@@ -241,5 +242,5 @@ def test_a_finished_inductive_run_can_be_the_first_stage(tmp_path):
 )
 def test_stages_without_steps(tmp_path, steps, own, message):
     given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": own}, max_steps=steps)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         stages_of(*given)

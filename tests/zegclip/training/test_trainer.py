@@ -11,10 +11,13 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 
 from zegclip import DeepPromptConfig
+from zegclip.errors import UsageError
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import merge_scores, predict_windows
-from zegclip.training.trainer import ZegClipTrainer, ZegClipTrainingArguments, collate, poly_schedule
+from zegclip.training.optimization import poly_schedule
+from zegclip.training.trainer import ZegClipTrainer, collate
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parents[2] / "goldens"))
 SPLIT = ClassSplit(names=("a", "b", "c", "d"), seen_ids=(0, 1, 3), unseen_ids=(2,))
@@ -229,7 +232,7 @@ def test_what_is_trained_is_brought_to_float32(make_trainer, model):
     ],
 )  # fmt: skip
 def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp_path, name, value):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UsageError, match=name):
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
@@ -242,7 +245,7 @@ def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp
     ],
 )
 def test_loaders_that_would_share_pictures_out_otherwise_are_refused(tmp_path, config, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(UsageError, match=named):
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
 
 
@@ -263,19 +266,19 @@ def test_split_batches_does_not_change_the_pictures_of_a_step(tmp_path, argument
 @pytest.mark.parametrize("kwargs", [{"lr_end": 1e-2}, {"lr_end": -1e-6}, {"power": -1.0}])
 def test_a_schedule_that_would_rise_is_refused(make_trainer, kwargs):
     trainer = make_trainer(lr_scheduler_kwargs=kwargs)
-    with pytest.raises(ValueError, match="polynomial schedule"):
+    with pytest.raises(UsageError, match="polynomial schedule"):
         trainer.train()
 
 
 def test_pseudo_labels_allow_no_accumulation(make_trainer):
-    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+    with pytest.raises(UsageError, match="gradient_accumulation_steps"):
         make_trainer(setting="transductive", gradient_accumulation_steps=2)
 
 
 def test_a_checkpoint_without_optimiser_is_no_start(make_trainer, tmp_path):
     make_trainer(save_strategy="steps", save_steps=1, save_only_model=True).train()
     trainer = make_trainer()
-    with pytest.raises(ValueError, match="save_only_model"):
+    with pytest.raises(UsageError, match="save_only_model"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
 
 
@@ -283,7 +286,7 @@ def test_a_checkpoint_without_optimiser_is_no_start(make_trainer, tmp_path):
 def test_a_checkpoint_that_lacks_a_part_of_the_state_is_no_start(make_trainer, tmp_path, lost):
     make_trainer(save_strategy="steps", save_steps=1).train()
     (tmp_path / "run" / "checkpoint-1" / lost).unlink()
-    with pytest.raises(ValueError, match="no whole state"):
+    with pytest.raises(UsageError, match="lacks part"):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
 
 

@@ -1,0 +1,207 @@
+"""
+Evaluation of a model on seen and unseen classes: from the arguments to figures and tables in the results folder.
+
+Two protocols are reported: the papers' (sliding windows, in the inductive setting an offset on seen classes' scores)
+and the free one (the whole picture at once, no offset). Under `torchrun` or `accelerate launch`, the processes share
+the pictures. The same command continues an interrupted evaluation.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+
+from zegclip import DEFAULT_MODEL
+from zegclip.errors import UsageError
+from zegclip.files import remove_leftovers, replacing
+from zegclip.loading import load_base, load_model, load_processor
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import summarise
+from zegclip.processing.processing_zegclip import find_unknown_words
+from zegclip.sharing.cards import write_card
+from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
+from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, parse_arguments
+from zegclip.training.data import load_data
+from zegclip.training.evaluation import (
+    CountStore,
+    Protocol,
+    default_offset,
+    describe_protocols,
+    evaluate_pictures,
+    fingerprint,
+    hash_of,
+)
+from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
+from zegclip.training.survey import remark_on_data
+from zegclip.training.tables import class_table, write_class_table
+from zegclip.training.training_arguments import ZegClipTrainingArguments
+
+PAPERS = "papers' protocol"
+FREE = "free protocol"
+BASELINE = "training-free baseline"
+
+
+def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """
+    Evaluate, print a table, and save figures and per-class tables in the results folder.
+
+    Args:
+        argv: `[NAME_OR_YAML] [--field value ...]`, by default the process's. Without a configuration it evaluates the
+            embedded default model on the generated picture world, offline.
+
+    Returns:
+        The figures of each model and protocol, see [`summarise`].
+
+    Raises:
+        ValueError: If the arguments, the data or the results folder do not fit.
+    """
+    model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG, "zegclip eval")
+    if model_args.init_adapter is not None:
+        raise UsageError("init_adapter is what a training starts from; what is to be evaluated is the model.")
+    source = model_args.model or DEFAULT_MODEL
+    # In float32, as it was trained, whatever its files are in; --bf16 true and --fp16 true compute in half precision.
+    models = {"model": load_model(source).float()}
+    title = "the embedded default model, as no model is given" if model_args.model is None else source
+    PartialState().print(f"Evaluating {title}.")
+    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
+    data, split = load_data(data_args, training=False)
+    remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
+    leaked = _warn_of_classes(models["model"], processor, split, data_args)
+    if data_args.baseline:
+        models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
+
+    folder = results_folder(data_args, training_args)
+    skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
+    pictures = EvaluationPictures(data["validation"], split, processor.image_processor, skipped_file)
+    offset = default_offset(data_args.setting) if training_args.seen_offset is None else training_args.seen_offset
+    results = {}
+    for title, model in models.items():
+        # The offset is made for scores of a trained head; the baseline's hardly differ between classes.
+        model_offset = offset if title == "model" else 0.0
+        counts = count_classes(model, title, processor, pictures, data_args, training_args, model_offset, folder)
+        for name, values in counts.items():
+            row = f"{title}, {name}"
+            results[row] = summarise(values, split)
+            if PartialState().is_main_process:
+                stem = "per_class_" + row.replace("'", "").replace(", ", "_").replace(" ", "_")
+                write_class_table(class_table(values, split), results[row], folder, stem)
+    if PartialState().is_main_process:
+        _report(results, folder, len(pictures), data_args)
+        if is_output_of_train(source):
+            windows = (processor.image_processor.window_size, processor.image_processor.window_stride)
+            _update_card(
+                Path(source),
+                results,
+                dataset=data_args.dataset,
+                split=str(data_args.eval_split),
+                setting=data_args.setting,
+                pictures=len(pictures),
+                seen_offset=offset,
+                window=windows,
+                unseen_trained_on=leaked,
+            )
+    return results
+
+
+def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> int:
+    """Warn of names that the model cannot know; also of unseen classes that it was trained on, and return how many."""
+    trained_on = set(model.config.seen_class_names or ())
+    leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
+    if leaked and data_args.setting != "fully_supervised":
+        more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
+        PartialState().print(
+            f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
+        )
+    unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
+    if unknown is not None:
+        PartialState().print(f"Warning: {unknown} Give another model with --model.")
+    return len(leaked)
+
+
+def results_folder(data_args: DataArguments, training_args: ZegClipTrainingArguments) -> Path:
+    """Return the folder for the results, without temporary files of interrupted evaluations."""
+    name = f"eval_{Path(data_args.dataset).name}_{data_args.eval_split}"
+    folder = Path(data_args.results_dir or Path(training_args.output_dir) / name)
+    if PartialState().is_main_process:
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # All pictures that were skipped are tried again.
+        for place in (folder, *folder.glob("*"), *folder.glob("*/predictions/*")):
+            remove_leftovers(place)
+    PartialState().wait_for_everyone()
+    return folder
+
+
+def count_classes(
+    model: Any,
+    title: str,
+    processor: Any,
+    pictures: EvaluationPictures,
+    data_args: DataArguments,
+    training_args: ZegClipTrainingArguments,
+    offset: float,
+    folder: Path,
+) -> dict[str, np.ndarray]:
+    """Count classes in all pictures under both protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
+    split, image_processor = pictures.split, processor.image_processor
+    names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
+    protocols = {
+        PAPERS: Protocol(image_processor.window_size, image_processor.window_stride, offset),
+        FREE: Protocol(None, None, 0.0),
+    }
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training_args.mixed_precision)
+    record = {
+        "model": fingerprint(model),
+        "split": data_args.eval_split,
+        "pictures": len(pictures),
+        "scene_seed": data_args.scene_seed,
+        "classes": split.names,
+        "seen": split.seen_ids,
+        "mask_values": split.mask_values,
+        "ignored_mask_values": split.ignored_values,
+        "ignore_index": split.ignore_index,
+        "prompt_templates": list(processor.prompt_templates),
+        "tokens": hash_of({name: tensor.tolist() for name, tensor in names.items()}),
+        "image_processor": image_processor.to_dict(),
+        "protocols": describe_protocols(protocols),
+        "dtype": str(dtype),
+        "save_predictions": data_args.save_predictions,
+    }
+    model.to(training_args.device)
+    with torch.no_grad():
+        class_embeds = model.get_class_embeds(**names, num_templates=len(processor.prompt_templates))
+    return evaluate_pictures(
+        model,
+        class_embeds,
+        pictures,
+        protocols,
+        CountStore(folder / title.replace(" ", "_"), record),
+        batch_size=training_args.window_batch_size,
+        num_workers=training_args.dataloader_num_workers,
+        dtype=dtype,
+        save_predictions=data_args.save_predictions,
+        title=title,
+    )
+
+
+def _report(results: dict[str, dict[str, float]], folder: Path, num_pictures: int, data_args: DataArguments) -> None:
+    """Write `results.json` and print the figures."""
+    with replacing(folder / "results.json") as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{num_pictures} pictures, split {data_args.eval_split!r}, per cent:")
+    print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
+    print(f"\nPer-class tables, and these figures as JSON, are in {folder}.")
+    if skipped := read_skipped(folder / SKIPPED_FILE):
+        print(f"Skipped and listed in {folder / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")
+
+
+def _update_card(run: Path, results: dict[str, dict[str, float]], **described: Any) -> None:
+    """Write an evaluation into the model card of a training's output folder."""
+    try:
+        record_evaluation(run, results, script="eval.py", **described)
+        print(f"The model card with these figures is {write_card(run)}.")
+    except OSError as error:  # The figures are safe; the model may be in a read-only folder.
+        print(f"The model card could not be written: {error}")
