@@ -1,1 +1,1 @@
-"""The template of model cards; beside it in the repository, but not in the package, lie the default model's card."""
+"""The template of model cards, and the card of the embedded model."""

@@ -114,21 +114,18 @@ def test_pictures_of_any_size_and_number_of_classes(size, num_classes):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        (lambda truth, predicted: (truth[1:], predicted), "The truth is 96x95 pixels, but its picture 96x96."),
-        (lambda truth, predicted: (truth, predicted[:, 1:]), "The prediction is 95x96 pixels, but its picture 96x96."),
-        (lambda truth, predicted: (truth + 3, predicted), "A label map holds the id 258"),
-        (
-            lambda truth, predicted: (truth, predicted + 3),
-            "A prediction holds the id 5, outside of the classes 0 to 4.",
-        ),
-        (lambda truth, predicted: (truth, predicted - 1), "A prediction holds the id -1, outside"),
+        (lambda truth, predicted: (truth[1:], predicted), "truth.*96x95"),
+        (lambda truth, predicted: (truth, predicted[:, 1:]), "prediction.*95x96"),
+        (lambda truth, predicted: (truth + 3, predicted), "258"),
+        (lambda truth, predicted: (truth, predicted + 3), "prediction.* 5"),
+        (lambda truth, predicted: (truth, predicted - 1), "prediction.* -1"),
     ],
 )
-def test_a_strip_of_what_does_not_belong_together(change, message):
+def test_a_strip_of_what_does_not_belong_together(change, named):
     truth, predicted = scene()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         sample_strip(grey_picture(truth), *change(truth, predicted), SPLIT)
 
 
@@ -144,5 +141,5 @@ def test_a_sheet_stacks_strips_under_its_title():
     cut = np.asarray(sample_sheet(strips, "a very long title " * 100))
     assert cut.shape == sheet.shape
     assert (cut[:top, -GAP:] == 255).all()  # with an ellipsis before
-    with pytest.raises(ValueError, match="at least one strip"):
+    with pytest.raises(ValueError, match="strip"):
         sample_sheet([], "step 400")
