@@ -39,16 +39,17 @@ def explain(error: BaseException) -> str | None:
     """Return the sentence to report for an error that can be fixed, `None` for an error of the program itself."""
     from huggingface_hub.errors import HFValidationError, StrictDataclassError
 
-    # From our own code, from the system and the Hub, and from libraries about values that the user has given.
-    fixable = (ValueError, OSError, HFValidationError, FloatingPointError)
+    from zegclip.modeling.model_error import ModelError, sentence_of_config_error
+    from zegclip.processing.input_error import InputError
+
     if (fault := explain_fault(error)) is not None:
         return fault
     if isinstance(error, StrictDataclassError):
-        from zegclip.modeling.model_error import sentence_of_config_error
-
         return sentence_of_config_error(error)
+    ours = (ModelError, InputError, UsageError, FloatingPointError, ValueError)
+    others = (OSError, HFValidationError)
     not_installed = isinstance(error, (ImportError, RuntimeError)) and _NOT_INSTALLED.search(str(error))
-    return sentence_of(error) if isinstance(error, fixable) or not_installed else None
+    return sentence_of(error) if isinstance(error, (*ours, *others)) or not_installed else None
 
 
 def explain_fault(error: BaseException) -> str | None:

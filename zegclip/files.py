@@ -1,4 +1,4 @@
-"""Writing files so that none is ever there in part, however a process ends."""
+"""Atomic writes: files and folders are written to a temporary name, then renamed, however a process ends."""
 
 import os
 import platform
@@ -15,19 +15,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from zegclip.errors import UsageError
+
 RECORD_NAME = "run.json"
-"""Settings and contents of the run in its output folder."""
+"""File in the output folder of a run: its settings and the contents of its data."""
 _TEMPORARY = ".zegclip-"
-_ABANDONED_AFTER = 24 * 3600  # Seconds; a result is written in some seconds.
+_ABANDONED_AFTER = 24 * 3600  # Seconds; writing a result takes a few.
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
-    Give a path to write to, which becomes `path` at the end if all went well; folders are made.
+    Yield a temporary path to write to, renamed to `path` at the end unless an error is raised; parents are created.
 
     Raises:
-        OSError: If it cannot be written; what was there before is still there.
+        OSError: If it cannot be written; an earlier file is left unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_TEMPORARY}{_machine()}-{os.getpid()}-{uuid.uuid4().hex}")
@@ -39,14 +41,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_new_folder(output: Path) -> None:
-    """Refuse to replace anything, before work is done for nothing; raises `ValueError`."""
+    """Raise a [`UsageError`] if `output` is a file, or a folder that is not empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: this exists already; choose another name or remove it first.")
+        raise UsageError(f"{output}: this exists already; choose another name or remove it first.")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that becomes `output` at the end, if all went well: it is never there in part."""
+    """Yield a temporary folder, renamed to `output` at the end unless an error is raised."""
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent)
@@ -60,14 +62,14 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
-    """Give a folder that is gone at the end, or with [`remove_leftovers`], if its process was killed."""
+    """Yield a folder that is deleted at the end, or by [`remove_leftovers`] if its process was killed."""
     folder = None
     try:
-        with _holding_back_signals():
+        with _delaying_signals():
             folder = tempfile.TemporaryDirectory(dir=place, prefix=f"{_TEMPORARY}{_machine()}-{os.getpid()}-")
         yield Path(folder.name)
     finally:
-        with _holding_back_signals():
+        with _delaying_signals():
             if folder is not None:
                 folder.cleanup()
 
@@ -75,15 +77,15 @@ def temporary_folder(place: Path) -> Iterator[Path]:
 @contextmanager
 def writing_to(output: Path) -> Iterator[Path]:
     """
-    Give a folder whose files move into `output` at the end, if all went well: none is ever there in part.
+    Yield a temporary folder whose files are moved into `output` at the end, unless an error is raised.
 
-    A JSON file moves last, and the one that it replaces goes first: where it lies, the others lie beside it.
+    A JSON file is moved last, after the one that it replaces is deleted first: if it exists, the others are complete.
     """
     output.mkdir(parents=True, exist_ok=True)
     with temporary_folder(output) as folder:
         yield folder
         files = sorted(folder.iterdir(), key=lambda path: path.suffix == ".json")
-        with _holding_back_signals():
+        with _delaying_signals():
             for path in files:
                 if path.suffix == ".json":
                     (output / path.name).unlink(missing_ok=True)
@@ -93,27 +95,27 @@ def writing_to(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM an exit like any other, with status 143, so that nothing temporary is left."""
+    """Turn SIGTERM into `SystemExit(143)`, so that temporary files are removed."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_now(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _receiving(leave, signal.SIGTERM):
+    with _handling(exit_now, signal.SIGTERM):
         yield
 
 
 def remove_leftovers(output: Path) -> None:
     """
-    Remove the temporary files and folders of runs that were killed.
+    Remove the temporary files and folders of killed processes.
 
-    Those are the ones whose process, on this machine, is no more; another machine's are, when a day old.
+    On this machine, those are the ones whose process does not exist any more; of other machines, those a day old.
     """
     if not output.is_dir():
         return
     try:
         with os.scandir(output) as entries:
             leftovers = [entry for entry in entries if entry.name.startswith(_TEMPORARY)]
-    except OSError:  # Where one may write, but not look.
+    except OSError:  # A folder may be writable, but not readable.
         return
     for leftover in leftovers:
         owner, _, _ = leftover.name.removeprefix(_TEMPORARY).rpartition("-")
@@ -126,7 +128,7 @@ def remove_leftovers(output: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 os.unlink(leftover)
-        except OSError:  # Its owner has finished, or is another user.
+        except OSError:  # Its process has just removed it, or belongs to another user.
             continue
 
 
@@ -135,32 +137,32 @@ def _machine() -> str:
 
 
 def _is_running(process: int) -> bool:
-    if os.name != "posix":  # Where signal 0 is no question, but Ctrl-C.
+    if os.name != "posix":  # Elsewhere, signal 0 is Ctrl-C.
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # It is another user's.
+    except PermissionError:  # It belongs to another user.
         return True
     return True
 
 
 @contextmanager
-def _holding_back_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the end."""
-    held_back: list[int] = []
+def _delaying_signals() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until the end."""
+    delayed: list[int] = []
     try:
-        with _receiving(lambda number, frame: held_back.append(number), signal.SIGINT, signal.SIGTERM):
+        with _handling(lambda number, frame: delayed.append(number), signal.SIGINT, signal.SIGTERM):
             yield
     finally:
-        for number in held_back:
+        for number in delayed:
             signal.raise_signal(number)
 
 
 @contextmanager
-def _receiving(handler: Callable[[int, FrameType | None], Any], *signals: signal.Signals) -> Iterator[None]:
-    """Let a function receive signals for a while; only a program's main thread ever does."""
+def _handling(handler: Callable[[int, FrameType | None], Any], *signals: signal.Signals) -> Iterator[None]:
+    """Install a signal handler for a while; only in the main thread, which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -84,7 +84,7 @@ def test_a_worker_process_dies(runner, commands, tmp_path, command):
     assert runner.wait() == 1
     sentence = complaint(runner.log.read_text())
     assert "A process that reads pictures has died" in sentence
-    assert "The same command goes on" in sentence
+    assert "The same command continues" in sentence
     assert not leftovers(tmp_path)
 
 

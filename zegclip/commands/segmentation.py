@@ -1,4 +1,4 @@
-"""`zegclip segment`: pictures and class names in; an overlay, an index mask and a JSON file for each picture out."""
+"""The work of `zegclip segment`: write an overlay, an index mask and a JSON file for each picture."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zegclip.drawing.overlay import index_mask, make_colours, overlay
-from zegclip.errors import explain_fault
+from zegclip.errors import UsageError, explain_fault
 from zegclip.files import writing_to
 from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
@@ -27,11 +27,11 @@ from zegclip.processing.image_reading import PICTURE_SUFFIXES, load_rgb, on_one_
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import is_out_of_memory
 
-_LONGEST_STEM = 200  # Bytes; with what is put behind it, a name stays under the 255 that file systems allow.
+_LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
 
 
 class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
-    """The pipeline without a mask for each label, which a large picture with many labels has no memory for."""
+    """The pipeline without one mask per label, which would need too much memory for large pictures and many labels."""
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, torch.Tensor], candidate_labels: list[str], threshold: float = 0.0
@@ -44,12 +44,12 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
 @dataclass
 class Outcome:
     """
-    What became of some pictures.
+    Outcome of segmenting some pictures.
 
     Attributes:
-        segmented: How many were segmented.
-        done_before: How many had results already.
-        failures: For each that could not be read, or had no room in memory, one sentence that names it.
+        segmented: Number of pictures segmented.
+        done_before: Number of pictures that had results already.
+        failures: One sentence for each picture that could not be read, or was too large for the memory.
     """
 
     segmented: int = 0
@@ -59,28 +59,28 @@ class Outcome:
 
 class Processes:
     """
-    The processes that torchrun or `accelerate launch` started for one command; without them, this one alone.
+    The processes that torchrun or `accelerate launch` started for one command; without a launcher, this one.
 
     Attributes:
-        count: How many there are.
-        rank: Number of this one.
-        local_rank: Its number among those on the same machine.
+        count: Number of processes.
+        rank: Rank of this one.
+        local_rank: Rank among those on the same machine.
     """
 
     def __init__(self) -> None:
         """
-        Meet the others, if there are any.
+        Connect to the other processes.
 
         Raises:
             OSError: If they cannot be reached.
-            ValueError: If the launcher's environment variables lack something.
+            ValueError: If an environment variable of the launcher is missing.
         """
         self.count = get_cpu_distributed_information().world_size
         self.rank = self.local_rank = 0
         if self.count > 1:
             try:
-                # Through gloo, whatever the device: only texts are exchanged, and NCCL refuses two processes on one
-                # GPU. The first that is ready waits for the last, however long that takes.
+                # gloo on any device: only text is exchanged, and NCCL refuses two processes on one GPU. The first
+                # process to finish waits for the last, however long that takes.
                 state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
             except RuntimeError as error:
                 raise OSError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
@@ -88,14 +88,14 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process prints for all."""
         return self.rank == 0
 
     def choose_device(self, device: str | None) -> str | None:
         """
-        Return this process's own device: of the kind that is named, or an accelerator where there is one.
+        Return the device of this process: of the given type, by default an accelerator if there is one.
 
-        A device with a number (`cuda:1`) is for all processes, as is the CPU. A process that is alone gets `device`.
+        All processes share a device with a number (`cuda:1`), and the CPU. A single process gets `device` as it is.
         """
         if self.count == 1 or device == "cpu" or ":" in (device or ""):
             return device
@@ -108,7 +108,7 @@ class Processes:
 
     def gather(self, item: Any) -> list[Any]:
         """
-        Wait for all processes and return what each one gives, by rank.
+        Wait for all processes and return the item of each, by rank.
 
         Raises:
             OSError: If another process has ended.
@@ -127,12 +127,12 @@ class Processes:
 
 def find_pictures(sources: Iterable[str | Path]) -> list[str]:
     """
-    List pictures: files as they are, and the picture files that lie directly in folders, by name.
+    List pictures: the given files, and the picture files directly in the given folders, sorted by name.
 
-    A picture that is given twice comes once. Files are not opened, nor looked for.
+    Duplicates are dropped. Files are not opened and need not exist.
 
     Raises:
-        ValueError: If a folder has no picture.
+        UsageError: If a folder has no picture.
     """
     found: dict[str, str] = {}
     for source in map(Path, sources):
@@ -140,17 +140,17 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
             found.setdefault(os.path.realpath(source), str(source))
             continue
         with os.scandir(source) as entries:
-            # What the folder itself says of its entries spares a question about each.
+            # The folder's own entries save one system call per file.
             pictures = [
                 (entry.name, entry.is_symlink())
                 for entry in entries
                 if entry.name.lower().endswith(PICTURE_SUFFIXES)
                 and not entry.name.startswith(".")
-                # A link that leads nowhere is a picture that cannot be read, about which something will be said.
+                # A broken link is reported later, as a picture that cannot be read.
                 and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
             ]
         if not pictures:
-            raise ValueError(f"{source}: there is no picture in this folder.")
+            raise UsageError(f"{source}: there is no picture in this folder.")
         place, real_place = str(source / "_")[:-1], os.path.join(os.path.realpath(source), "")
         for name, is_link in sorted(pictures):
             path = place + name
@@ -160,14 +160,14 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
 
 def name_results(pictures: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
-    Give each picture the stem of its results' names: its own, or `stem_2`, `stem_3`, ... where that is taken already.
+    Choose the stem of each picture's results: its own, or `stem_2`, `stem_3`, ... if that is taken already.
 
-    Upper and lower case count as the same, as they do in some file systems. Very long stems are cut.
+    Case is ignored, as some file systems do. Very long stems are truncated.
 
     Yields:
-        A picture and its results' stem.
+        A picture and the stem of its results.
     """
-    taken: dict[str, int] = {}  # With the last number that was tried: there may be a folder for each video.
+    taken: dict[str, int] = {}  # With the last number tried: many folders may have files of the same names.
     for path in pictures:
         stem = Path(path).stem
         if len(os.fsencode(stem)) > _LONGEST_STEM:
@@ -183,10 +183,10 @@ def name_results(pictures: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
     """
-    Return the pictures that are this process's own, every N-th, with the stems of their results' names.
+    Return this process's share of the pictures, every N-th, with the stems of their results.
 
     Raises:
-        ValueError: If the processes do not see the same pictures.
+        UsageError: If the processes do not see the same pictures.
         OSError: As [`Processes.gather`].
     """
     if processes.count > 1:
@@ -194,14 +194,14 @@ def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
         for path in pictures:
             digest.update(os.fsencode(path) + b"\0")
         if len(set(processes.gather(digest.digest()))) > 1:
-            raise ValueError("The processes see different lists of pictures; did the folders change just now?")
+            raise UsageError("The processes see different lists of pictures; did the folders change just now?")
     return dict(islice(name_results(pictures), processes.rank, None, processes.count))
 
 
 def describe(
     path: str, state: Mapping[str, int], model_name: str, model_state: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a picture's results depend on beside the labels, as its JSON file says it."""
+    """Return what a picture's results depend on beside the labels, as stored in its JSON file."""
     return {
         "image": os.path.abspath(path),
         "image_file": dict(state),
@@ -221,13 +221,13 @@ def find_unfinished(
     **settings: Any,
 ) -> dict[str, str]:
     """
-    Return those of some pictures that lack results as [`segment_pictures`] would write them now.
+    Return the pictures without results from the same file, model, labels and settings.
 
-    Results count if they were made from this very file of the picture: one that was put in its place may be older.
+    A picture's file is compared by its state, not by its time alone: one that replaced it may be older.
 
     Args:
-        pictures: As for [`segment_pictures`], which has the other arguments too.
-        show_progress: Whether to show a bar after some seconds.
+        pictures: As for [`segment_pictures`], which documents the other arguments.
+        show_progress: Whether to show a progress bar, after some seconds.
     """
     names = list(labels)
 
@@ -242,7 +242,8 @@ def find_unfinished(
                 and os.path.getsize(f"{stem}_overlay.png") > 0
                 and os.path.getsize(f"{stem}_mask.png") > 0
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # There is none, or it is not one of ours.
+        # There are none, or the file is not one of ours.
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False
 
     progress = tqdm(
@@ -258,12 +259,12 @@ def find_unfinished(
 
 def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
     """
-    Load a model with its processor, ready for pictures and labels.
+    Load a model and its processor as a pipeline.
 
     Args:
         model: Folder or Hub id.
-        device: As PyTorch calls it; by default an accelerator where there is one.
-        dtype: Precision of the model, as PyTorch calls it.
+        device: Name of a PyTorch device, by default an accelerator if there is one.
+        dtype: Name of a PyTorch dtype.
 
     Raises:
         ValueError: As `load_model` and `load_processor`, or if there is no such device.
@@ -272,17 +273,17 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"There is no device {device!r} that PyTorch could use here.") from error
+            raise UsageError(f"There is no device {device!r} that PyTorch could use here.") from error
     loaded = load_model(model).to(getattr(torch, dtype))
     if device is not None:
-        # With several processes, a pipeline ignores its argument `device` and stays where the model is.
+        # With several processes, a pipeline ignores its argument `device` and uses the model's.
         loaded.to(device)
     return ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
 
 
 def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """
-    Describe a class map: for each label, in order, its share of the pixels and its mean score there (0 without any).
+    Describe a class map: for each label its share of the pixels, and its mean score there (0 if it has no pixel).
 
     Args:
         ids: `(height, width)` integers, indices into `labels` or -1 for no label.
@@ -304,8 +305,8 @@ def write_results(
     Write `name_overlay.png`, `name_mask.png` and `name.json`, replacing what is there.
 
     Args:
-        output: Folder, made if it does not exist.
-        name: What the files' names start with.
+        output: Folder, created if missing.
+        name: Prefix of the files' names.
         picture: RGB.
         ids: `(height, width)` integers of the picture's size, indices into `labels` or -1 for no label.
         labels: Class names.
@@ -315,7 +316,7 @@ def write_results(
     with writing_to(output) as folder:
         overlay(picture, ids, labels, colours).save(folder / f"{name}_overlay.png")
         index_mask(ids, colours).save(folder / f"{name}_mask.png")
-        # A file name need not be valid text; its other bytes become escapes of JSON.
+        # A file name need not be valid UTF-8; invalid bytes are escaped.
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -331,17 +332,16 @@ def segment_pictures(
     **settings: Any,
 ) -> Outcome:
     """
-    Segment pictures and write the results of each. One that cannot be read, or is too large for the memory, does not
-    stop the others.
+    Segment pictures and write the results of each; one that cannot be read or is too large does not stop the others.
 
     Args:
         segmenter: From [`load_segmenter`].
-        pictures: What the names of each one's results start with, see [`name_results`].
+        pictures: Paths, and the stem of each one's results, see [`name_results`].
         labels: Class names.
-        output: Folder for the results, made with the first of them.
+        output: Folder for the results, created with the first of them.
         model_name: For the JSON files.
         model_state: For the JSON files, see [`state_of_model`].
-        show_progress: Whether to show a bar for several pictures, on a terminal.
+        show_progress: Whether to show a progress bar for several pictures, on a terminal.
         **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
     Raises:

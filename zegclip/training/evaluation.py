@@ -1,4 +1,4 @@
-"""The evaluation protocols, and a loop over pictures that processes share and an interruption does not undo."""
+"""The evaluation protocols, and a loop over pictures that processes share and that resumes after an interruption."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from zegclip.drawing.overlay import index_mask, make_colours
+from zegclip.errors import UsageError
 from zegclip.files import replacing
 from zegclip.processing.class_split import Setting
 from zegclip.processing.metrics import class_counts
@@ -83,17 +84,17 @@ def predict_map(
 
 class CountStore:
     """
-    Class counts of each picture and protocol, in a folder, one line a picture, appended by each process to its file.
+    Class counts per picture and protocol in a folder: each process appends one line per picture to its own file.
 
-    A line says what it was counted from: the bytes of picture and mask, and the record. A line that an interruption
-    tore is not counted, nor one that was counted from something else: these pictures are done again.
+    Each line has a key of what was counted: the bytes of picture and mask, and the record. Incomplete lines, and lines
+    with another key than the picture's present one, are ignored: these pictures are evaluated again.
 
     Args:
-        folder: Made if missing.
-        record: What the counts are of: model, classes, protocols, and all else that decides them beside the pictures.
+        folder: Created if missing.
+        record: What determines the counts beside the pictures: model, classes, protocols and settings.
 
     Raises:
-        ValueError: One sentence, if the folder holds another evaluation.
+        UsageError: If the folder has another evaluation.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
@@ -103,8 +104,8 @@ class CountStore:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         for name in record.keys() & stored.keys():
             if stored[name] != record[name]:
-                raise ValueError(
-                    f"{folder} holds another evaluation ({name} differs: {_shorten(stored[name])} there, "
+                raise UsageError(
+                    f"{folder} has another evaluation ({name} differs: {_shorten(stored[name])} there, "
                     f"{_shorten(record[name])} now): remove it, or choose another results_dir."
                 )
         state = PartialState()
@@ -115,7 +116,7 @@ class CountStore:
         self._digest = hash_of(record)
 
     def read(self) -> dict[int, dict[str, np.ndarray]]:
-        """Return the counts of the pictures that are done: by picture and protocol, sparse `(4, n)` int64."""
+        """Return the stored counts by picture and protocol, sparse `(4, n)` int64: ids and three counts."""
         return {
             entry["picture"]: {
                 name: np.array(rows, dtype=np.int64).reshape(4, -1) for name, rows in entry["counts"].items()
@@ -125,7 +126,7 @@ class CountStore:
         }
 
     def forget_others(self, pictures: EvaluationPictures) -> None:
-        """Take out what was counted from other files or with other settings; the processes share the reading."""
+        """Delete counts of other files or settings; the processes share the reading."""
         state = PartialState()
         known = sorted({(entry["picture"], entry["of"]) for path in self._files() for entry in _read_lines(path)})
         mine = known[state.process_index :: state.num_processes]
@@ -141,11 +142,11 @@ class CountStore:
         state.wait_for_everyone()
 
     def key(self, pictures: EvaluationPictures, index: int) -> str:
-        """Return what a line about a picture as it is now says that it was counted from."""
+        """Return the key of a picture's present files and the record."""
         return f"{self._digest} {pictures.content(index)}"
 
     def append(self, picture: int, of: str, counts: Mapping[str, np.ndarray]) -> None:
-        """Add the `(3, classes)` counts of one picture, which `of` is the key of, under each protocol."""
+        """Store the `(3, classes)` counts of one picture under each protocol; `of` is its key."""
         sparse = {}
         for name, values in counts.items():
             ids = np.flatnonzero(values.any(axis=0))
@@ -169,7 +170,7 @@ class CountStore:
 
 
 class _KeyedPictures(torch.utils.data.Dataset):
-    """Some pictures with their numbers and keys, which are taken before the pictures are read."""
+    """Some pictures with their indices and keys; a key is computed before its picture is read."""
 
     def __init__(self, pictures: EvaluationPictures, indices: Sequence[int], store: CountStore) -> None:
         self.pictures = pictures
@@ -185,7 +186,7 @@ class _KeyedPictures(torch.utils.data.Dataset):
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a file of counts; those of an earlier version do not say what they are `of`."""
+    """Yield the complete lines of a file of counts; those of an earlier version have no key `of`."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield {"of": "", **json.loads(line)}
@@ -214,15 +215,14 @@ _ELSEWHERE = {
     *("id2label", "inference_mode", "label2id", "peft_version", "revision", "seen_class_names", "task_type"),
     *("transformers_version", "vocabulary"),
 }
-"""Fields of configurations that say where a model lies or comes from, and what its classes are called."""
+"""Fields of configurations for paths, origins and class names, which do not affect the scores."""
 
 
 def fingerprint(model: Any) -> str:
     """
-    Return a hash of all weights in use, names included, and of how they are put together: a retrained model is another
-    one, wherever it lies, and so is one whose configuration was changed.
+    Return a hash of a model's weights, their names and its configuration, independent of the model's path.
 
-    The decode head that an adapter has replaced is left out: on a plain CLIP it starts at random with each loading.
+    The decode head that an adapter has replaced is left out: on a plain CLIP it is initialised at random.
     """
     digest = hashlib.blake2b(digest_size=8)
     settings = [model.config.to_dict(), *(config.to_dict() for config in getattr(model, "peft_config", {}).values())]
@@ -258,18 +258,18 @@ def evaluate_pictures(
     title: str = "model",
 ) -> dict[str, np.ndarray]:
     """
-    Count classes in all pictures that are not done yet as they are now, shared out over the processes.
+    Count classes in all pictures without stored counts; the processes share them.
 
     Args:
         model: In eval mode, on its device.
         class_embeds: `(names, dim)` on the same device.
         pictures: What to evaluate.
         protocols: Each picture is read once and predicted under each of them.
-        store: Where counts are kept.
+        store: Stores the counts.
         batch_size: Windows per forward pass.
-        num_workers: Worker processes that read.
-        dtype: Of autocast; `None` for none.
-        save_predictions: Whether to save each predicted map below the store's folder, as a mask with the ids.
+        num_workers: Worker processes of the data loader.
+        dtype: Of autocast; `None` disables it.
+        save_predictions: Whether to save each predicted map as a mask with the ids, in the store's folder.
         title: For the progress bar.
 
     Returns:
@@ -279,7 +279,7 @@ def evaluate_pictures(
     split = pictures.split
     store.forget_others(pictures)
     done = store.read().keys()
-    # Every process must have read before one goes on to write.
+    # Every process must have read before any writes.
     state.wait_for_everyone()
     if done and state.is_main_process:
         print(f"{title}: {len(done)} of {len(pictures)} pictures were evaluated before, in {store.folder}.")
@@ -300,7 +300,7 @@ def evaluate_pictures(
     )
     for index, key, sample in progress:
         labels = sample["labels"].to(device, non_blocking=True)
-        if not labels.numel():  # It could not be read, and may be mended until the next time.
+        if not labels.numel():  # It could not be read, and may be repaired before the next evaluation.
             continue
         counts = {}
         for name, protocol in protocols.items():
@@ -324,7 +324,7 @@ def evaluate_pictures(
 
 
 def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:
-    """Write a map of ids as a mask, completely or not at all."""
+    """Write a map of ids as a mask."""
     with replacing(path) as part:
         index_mask(ids, colours).save(part, format="PNG")
 

@@ -71,25 +71,16 @@ def train(argv: Sequence[str] | None = None) -> dict[str, float]:
         raise UsageError(
             "resume_from_checkpoint applies to one stage, but this run has two: leave it out, they resume anyway."
         )
+    metrics: dict[str, float] = {}
     with lock_output_dir(last[2].output_dir):
-        for stage in earlier:
-            PartialState().print(
-                f"First the {stage[1].setting} stage, {stage[2].max_steps} steps, in {stage[2].output_dir}."
-            )
-            run_stage(*stage, evaluate=False)
-            PartialState().print(
-                f"Now the {last[1].setting} stage, {last[2].max_steps} steps, in {last[2].output_dir}."
-            )
-        metrics = run_stage(*last, evaluate=True)
+        for stage in (*earlier, last):
+            _, data_args, training_args = stage
+            if earlier:
+                steps, folder = training_args.max_steps, training_args.output_dir
+                PartialState().print(f"Stage {data_args.setting}: {steps} steps, in {folder}.")
+            metrics = run_stage(*stage, evaluate=stage is last)
     _print_next_commands(words, str(last[2].output_dir))
     return metrics
-
-
-def _announce(
-    when: str, model_args: ModelArguments, data_args: DataArguments, training_args: ZegClipTrainingArguments
-) -> None:
-    steps, folder = training_args.max_steps, training_args.output_dir
-    PartialState().print(f"{when} the {data_args.setting} stage, {steps} steps, in {folder}.")
 
 
 def _print_next_commands(words: Sequence[str], folder: str) -> None:

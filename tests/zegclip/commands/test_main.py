@@ -68,23 +68,16 @@ def adapter(model, model_folder, processor, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_one_picture(model_folder, tmp_path, capsys):
+def test_one_picture_and_the_same_again(model_folder, tmp_path, capsys):
     picture(tmp_path / "street.png")
     results = tmp_path / "new" / "results"
-    output = succeeds(
-        capsys,
-        "segment",
-        tmp_path / "street.png",
-        "--labels",
-        "cat, tree",
-        "--model",
-        model_folder,
-        "--output",
-        results,
-    )
+    command = ["segment", tmp_path / "street.png", "--labels", "cat, tree", "--model", model_folder]
+    output = succeeds(capsys, *command, "--output", results)
     assert output.splitlines()[0].split()[0] == "cat"
     assert str(results / "street_overlay.png") in output
     assert {path.name for path in results.iterdir()} == {"street_overlay.png", "street_mask.png", "street.json"}
+    again = succeeds(capsys, *command, "--output", results)
+    assert again == output + "1 of 1 picture was done before; --overwrite does it again.\n"
 
 
 def test_the_same_command_again(model_folder, tmp_path, capsys, monkeypatch):
@@ -129,14 +122,6 @@ def test_half_precision_is_another_result_of_nearly_the_same_masks(model_folder,
     assert "done before" in succeeds(capsys, *command, "--dtype", "bfloat16")
 
 
-def test_the_same_picture_again(model_folder, tmp_path, capsys):
-    picture(tmp_path / "street.png")
-    command = ["segment", tmp_path / "street.png", "--labels", "cat, tree", "--model", model_folder]
-    first = succeeds(capsys, *command, "--output", tmp_path / "results")
-    again = succeeds(capsys, *command, "--output", tmp_path / "results")
-    assert again == first + "1 of 1 picture was done before; --overwrite does it again.\n"
-
-
 def test_a_mixed_folder(model_folder, tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -170,40 +155,40 @@ def test_a_mixed_folder(model_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
-        (truncated, "truncated or damaged"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (truncated, "truncated"),
         (lambda path: path.write_text("not a picture"), "not a picture"),
-        (decompression_bomb, "decompression bombs"),
-        (lambda path: None, "no picture file"),
+        (decompression_bomb, "decompression"),
+        (lambda path: None, "no picture"),
     ],
 )
-@pytest.mark.parametrize("name", ["picture.png", "picture.jpg"])
-def test_a_bad_picture(model_folder, tmp_path, capsys, write, reason, name):
-    write(tmp_path / name)
-    arguments = ["segment", tmp_path / name, "--labels", "cat", "--model", model_folder]
-    fails(capsys, [*arguments, "--output", tmp_path / "results"], tmp_path / name, reason)
+def test_a_bad_picture(model_folder, tmp_path, capsys, write, reason):
+    path = tmp_path / "picture.jpg"
+    write(path)
+    arguments = ["segment", path, "--labels", "cat", "--model", model_folder, "--output", tmp_path / "results"]
+    fails(capsys, arguments, path, reason)
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"--labels": ""}, "list of class names is empty"),
-        ({"--labels": " "}, "list of class names is empty"),
-        ({"--labels": "cat, tree,cat"}, "'cat' comes twice"),
-        ({"--labels": "cat,,tree"}, "name 2 is blank"),
-        ({"--labels": "cat,\udcff"}, "not valid UTF-8"),
+        ({"--labels": ""}, "empty"),
+        ({"--labels": " "}, "empty"),
+        ({"--labels": "cat, tree,cat"}, "'cat'"),
+        ({"--labels": "cat,,tree"}, "blank"),
+        ({"--labels": "cat,\udcff"}, "UTF-8"),
         ({"--labels": "cat, " + "b" * 100}, "too long"),
-        ({"--model": "no/such/model"}, "no/such/model: there is no such model folder"),
-        ({"--model": "nobody/nothing"}, "nobody/nothing: not a folder, and not a model"),
-        ({"--model": "picture.png"}, "a model is a folder, not a file"),
-        ({"--model": "empty"}, "contains no model"),
-        ({"PICTURE": "empty"}, "empty: there is no picture in this folder"),
-        ({"--output": "picture.png"}, "must be a folder"),
+        ({"--model": "no/such/model"}, "no/such/model"),
+        ({"--model": "nobody/nothing"}, "nobody/nothing"),
+        ({"--model": "picture.png"}, "picture.png"),
+        ({"--model": "empty"}, "empty"),
+        ({"PICTURE": "empty"}, "empty"),
+        ({"--output": "picture.png"}, "picture.png"),
         ({"--output": "picture.png/results"}, "picture.png"),
-        ({"--output": "pictures", "PICTURE": "pictures"}, "must be another folder"),
+        ({"--output": "pictures", "PICTURE": "pictures"}, "pictures"),
         ({"--window-stride": "1000"}, "window_stride"),
-        ({"--device": "toaster"}, "no device 'toaster'"),
+        ({"--device": "toaster"}, "'toaster'"),
     ],
 )
 def test_bad_arguments(model_folder, tmp_path, monkeypatch, capsys, changes, reason):
@@ -226,9 +211,9 @@ def test_bad_arguments(model_folder, tmp_path, monkeypatch, capsys, changes, rea
         (b"cat\n\n", None),
         ("\ufeffcat\r\ndrzewo, wysokie\r\n".encode(), None),
         (b"cat\nb\x0ccat\n", None),
-        (b"", "list of class names is empty"),
-        (b"cat\ncat", "'cat' comes twice"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"", "empty"),
+        (b"cat\ncat", "'cat'"),
+        (b"\xff\xfe\x00", "UTF-8"),
         (None, "No such file"),
     ],
 )
@@ -276,19 +261,18 @@ def test_help_waits_for_no_library_that_takes_seconds():
     assert not {"torch", "transformers", "datasets", "numpy", "PIL", "yaml"} & set(imported)
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["demo"], ["convert"], ["bundle"], ["train"], ["eval"]])
-def test_help(command, capsys):
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--version"], f"zegclip {zegclip.__version__}\n"),
+        *(([*words, "--help"], "usage: zegclip") for words in ([], ["segment"], ["push"], ["train"], ["eval"])),
+    ],
+)
+def test_help_and_version(words, expected, capsys):
     with pytest.raises(SystemExit) as error:
-        main([*command, "--help"])
+        main(words)
     assert error.value.code == 0
-    assert "usage: zegclip" in capsys.readouterr().out
-
-
-def test_version(capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["--version"])
-    assert error.value.code == 0
-    assert capsys.readouterr().out == f"zegclip {zegclip.__version__}\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_ctrl_c(monkeypatch, tmp_path, model_folder, capsys):
@@ -394,7 +378,7 @@ def test_convert_finds_the_tokenizer_that_was_downloaded_before(checkpoint, toke
 def test_convert_refuses_a_tokenizer_that_does_not_fit(checkpoint, tokenizer, tmp_path, capsys):
     tokenizer.add_tokens(["extra"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    for name, reason in (("tokenizer", "does not fit"), ("missing", "there is no tokenizer")):
+    for name, reason in (("tokenizer", "tokens"), ("missing", "tokenizer")):
         fails(
             capsys, ["convert", checkpoint, tmp_path / "out", "--tokenizer", tmp_path / name], tmp_path / name, reason
         )
@@ -425,7 +409,7 @@ def load_pickle(path):
 def test_a_hostile_pickle_is_never_run(official, tmp_path, capsys, save, load):
     path, marker = tmp_path / "hostile.pth", tmp_path / "marker"
     save({"state_dict": official, "meta": Hostile(marker)}, path)
-    fails(capsys, ["convert", path, tmp_path / "out"], path, "not a checkpoint of plain tensors")
+    fails(capsys, ["convert", path, tmp_path / "out"], path, "plain tensors")
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
     load(path)
@@ -439,14 +423,14 @@ def without(official, *names):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda official: without(official, "decode_head.q_proj.weight"), "missing keys: decode_head.q_proj.weight"),
-        (lambda official: without(official, "backbone.proj"), "no key 'backbone.proj'"),
-        (lambda official: official | {"decode_head.other": torch.zeros(1)}, "unexpected keys: decode_head.other"),
+        (lambda official: without(official, "decode_head.q_proj.weight"), "decode_head.q_proj.weight"),
+        (lambda official: without(official, "backbone.proj"), "backbone.proj"),
+        (lambda official: official | {"decode_head.other": torch.zeros(1)}, "decode_head.other"),
         (
             lambda official: official | {"decode_head.q_proj.bias": torch.zeros(7)},
-            "tensors do not fit: size mismatch",
+            "size mismatch",
         ),
-        (lambda official: [1, 2], "holds no state dict"),
+        (lambda official: [1, 2], "state dict"),
     ],
 )
 def test_another_checkpoint(official, tmp_path, capsys, change, reason):
@@ -482,8 +466,8 @@ def test_bundle(adapter, model, model_folder, processor, tmp_path, capsys):
 
 
 def test_bundle_needs_an_adapter(model_folder, tmp_path, capsys):
-    fails(capsys, ["bundle", model_folder, tmp_path / "out"], model_folder, "no adapter to bundle")
-    fails(capsys, ["bundle", tmp_path / "missing", tmp_path / "out"], tmp_path / "missing", "no such model folder")
+    fails(capsys, ["bundle", model_folder, tmp_path / "out"], model_folder, "adapter")
+    fails(capsys, ["bundle", tmp_path / "missing", tmp_path / "out"], tmp_path / "missing", "model")
     assert not (tmp_path / "out").exists()
 
 
@@ -493,7 +477,7 @@ def test_nothing_is_replaced(checkpoint, adapter, tmp_path, capsys, command):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("keep me")
     for output in (tmp_path / "out", tmp_path / "out" / "precious.txt"):
-        fails(capsys, [command, source, output], output, "exists already")
+        fails(capsys, [command, source, output], output, "exists")
     assert (tmp_path / "out" / "precious.txt").read_text() == "keep me"
 
 

@@ -195,13 +195,13 @@ def test_counts_that_do_not_say_what_of_are_done_again(model, class_embeds, pict
     assert all(np.array_equal(again[name], counts[name]) for name in counts)
     run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.5})
     assert "evaluated before" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds another evaluation"):
+    with pytest.raises(ValueError, match="has another evaluation"):
         run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.4})
 
 
 def test_counts_of_another_evaluation_are_refused(model, class_embeds, pictures, tmp_path):
     run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "classes": ["a"]})
-    with pytest.raises(ValueError, match=r"holds another evaluation \(classes differs: \['a'\] there, \['b'\] now"):
+    with pytest.raises(ValueError, match=r"has another evaluation \(classes differs: \['a'\] there, \['b'\] now"):
         CountStore(tmp_path / "e", {"model": "m", "classes": ["b"]})
 
 
