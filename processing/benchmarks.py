@@ -115,6 +115,8 @@ def find_benchmark_files(
     """
     layout = BENCHMARKS[name]
     sources = {"train": layout.train, "validation": layout.validation}
+    if not os.path.isdir(root):
+        raise InputError(f"There is no folder {root}.")
     if unknown := set(splits or ()) - sources.keys():
         raise InputError(f"{name} has no split {min(unknown)!r}; it has 'train' and 'validation'.")
     if splits is None:

@@ -200,7 +200,7 @@ def test_the_classes_of_a_benchmark_can_be_changed(classes, num_classes, unseen)
 def test_missing_files_of_a_benchmark_are_named(voc, gone):
     path = voc / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))}.* voc_aug\.py"):
+    with pytest.raises(InputError, match=re.escape(str(path))):
         load_pictures("voc", data_dir=voc)
 
 

@@ -129,7 +129,7 @@ def make_augmentation(
         raise UsageError("Set crop_size: the processor has no window_size to use instead.")
     scale_range = arguments.scale_range or ()
     if len(scale_range) not in (0, 2):
-        raise UsageError(f"scale_range must be two numbers, or empty to keep the size of pictures, not {scale_range}.")
+        raise UsageError(f"scale_range must have two numbers, or none to keep the size of pictures: {scale_range}.")
     return TrainingAugmentation(
         crop_size=crop_size,
         scale_range=(scale_range[0], scale_range[1]) if scale_range else None,

@@ -95,7 +95,7 @@ class TrainingPictures(torch.utils.data.Dataset):
             try:
                 image, ids = read_sample(self.data[index], self.split, index)
                 return np.asarray(image), ids, index
-            except ValueError as error:
+            except InputError as error:
                 if self.skipped_file is None:
                     raise
                 add_skipped(self.skipped_file, error)
@@ -178,7 +178,7 @@ class EvaluationPictures(torch.utils.data.Dataset):
         """Return `pixel_values` `(3, height, width)` float32 and `labels` `(h, w)` int64."""
         try:
             image, ids = self.read(index)
-        except ValueError as error:
+        except InputError as error:
             if self.skipped_file is None:
                 raise
             add_skipped(self.skipped_file, error)
@@ -186,7 +186,7 @@ class EvaluationPictures(torch.utils.data.Dataset):
         return {"pixel_values": self.prepare(image), "labels": torch.from_numpy(ids)}
 
 
-def add_skipped(file: Path, error: ValueError) -> None:
+def add_skipped(file: Path, error: InputError) -> None:
     """Append a line to a list that several workers and processes write to, unless it contains the line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     line = str(error).splitlines()[0] + "\n"

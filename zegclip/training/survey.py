@@ -83,7 +83,7 @@ class Samples(torch.utils.data.Dataset):
             values, counts = _count_values(ids)
             palette = read_palette(mask, name=mask_name)
             mask_orientation, mask_stored = read_frame(mask, name=mask_name)
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             return Sample(fault=str(error))
         colours = [] if palette is None else palette[values[values < len(palette)]].tolist()
         turned = orientation != mask_orientation and stored == mask_stored
