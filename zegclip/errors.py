@@ -17,11 +17,20 @@ _WORKER_DIED = re.compile(
 )
 _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes files; its errors name no other reason.
-_NOT_INSTALLED = re.compile(r"to be installed|pip install|not found in your environment")
+_NOT_INSTALLED = re.compile(r"to be installed|pip install|not found in your environment|No package metadata")
 
 
 class UsageError(ValueError):
     """A command, setting, configuration file or folder that the user can fix."""
+
+
+@contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """Raise errors of a library about the values that it was given as [`UsageError`]."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:  # transformers raises both
+        raise UsageError(sentence_of(error)) from error
 
 
 def sentence_of(error: BaseException) -> str:
@@ -46,7 +55,7 @@ def explain(error: BaseException) -> str | None:
         return fault
     if isinstance(error, StrictDataclassError):
         return sentence_of_config_error(error)
-    ours = (ModelError, InputError, UsageError, FloatingPointError, ValueError)
+    ours = (ModelError, InputError, UsageError, FloatingPointError)
     others = (OSError, HFValidationError)
     not_installed = isinstance(error, (ImportError, RuntimeError)) and _NOT_INSTALLED.search(str(error))
     return sentence_of(error) if isinstance(error, (*ours, *others)) or not_installed else None

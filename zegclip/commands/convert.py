@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip import ZegClipConfig, ZegClipImageProcessor, ZegClipProcessor
     from zegclip.files import check_new_folder, new_folder
     from zegclip.modeling.convert_official_checkpoint import convert
+    from zegclip.modeling.model_error import ModelError
 
     check_new_folder(arguments.output)
     config = ZegClipConfig()
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         config.prompt_templates = read_labels(arguments.templates_file)
     try:
         model = convert(arguments.checkpoint, method=arguments.method, config=config)
-    except ValueError as error:
+    except ModelError as error:
         if str(arguments.checkpoint) in str(error):
             raise
         raise UsageError(f"{arguments.checkpoint}: {error}") from error

@@ -24,6 +24,7 @@ from zegclip.files import writing_to
 from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.image_reading import PICTURE_SUFFIXES, load_rgb, on_one_line
+from zegclip.processing.input_error import InputError
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import is_out_of_memory
 
@@ -73,7 +74,6 @@ class Processes:
 
         Raises:
             OSError: If they cannot be reached.
-            ValueError: If an environment variable of the launcher is missing.
         """
         self.count = get_cpu_distributed_information().world_size
         self.rank = self.local_rank = 0
@@ -82,7 +82,7 @@ class Processes:
                 # gloo on any device: only text is exchanged, and NCCL refuses two processes on one GPU. The first
                 # process to finish waits for the last, however long that takes.
                 state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:  # or the launcher's environment variables are incomplete
                 raise OSError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
             self.rank, self.local_rank = state.process_index, state.local_process_index
 
@@ -267,7 +267,8 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
         dtype: Name of a PyTorch dtype.
 
     Raises:
-        ValueError: As `load_model` and `load_processor`, or if there is no such device.
+        ModelError: As `load_model` and `load_processor`.
+        UsageError: If there is no such device.
     """
     if device is not None:
         try:
@@ -345,7 +346,7 @@ def segment_pictures(
         **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
     Raises:
-        ValueError: If a label or setting is not valid.
+        InputError: If a label or setting is not valid.
         OSError: If results cannot be written.
     """
     outcome = Outcome()
@@ -361,7 +362,7 @@ def segment_pictures(
             try:
                 state = file_state(path) if os.path.exists(path) else {}  # before it is read
                 picture = load_rgb(path)
-            except (ValueError, MemoryError) as error:
+            except (InputError, MemoryError) as error:
                 fail(str(error))
             else:
                 taken.append((path, state, picture))

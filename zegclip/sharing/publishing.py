@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second is th
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
-from zegclip.errors import UsageError
+from zegclip.errors import UsageError, as_usage_errors
 from zegclip.files import check_new_folder, new_folder, remove_leftovers, temporary_folder
 from zegclip.loading import load_processor
 from zegclip.modeling import modeling_zegclip
@@ -152,13 +152,14 @@ def push(
             api.create_branch(full_id, branch=revision, exist_ok=True)
         with temporary_folder(scratch) as temporary:
             folder = export(model, temporary / "model", processor=processor, whole=whole, run=run, repo_id=full_id)
-            commit = api.upload_folder(
-                repo_id=full_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                delete_patterns=REPLACED,
-            )
+            with as_usage_errors():  # such as wrong metadata in a card that its owner has edited
+                commit = api.upload_folder(
+                    repo_id=full_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                    delete_patterns=REPLACED,
+                )
     except HfHubHTTPError as error:
         raise OSError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
     except HTTPError as error:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, get_args
 
 from transformers import HfArgumentParser
 
-from zegclip.errors import UsageError, sentence_of
+from zegclip.errors import UsageError, as_usage_errors
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
@@ -287,10 +287,8 @@ def parse_arguments(
         known = word.split("=")[0] in parser._option_string_actions
         if word.startswith("--") and not known and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
             raise UsageError(f"The command line names the unknown field {name!r}.{suggest(name, actions)}")
-    try:
+    with as_usage_errors():
         parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    except (ValueError, TypeError) as error:  # transformers' own checks raise both
-        raise UsageError(sentence_of(error)) from error
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if parsed[-1].world_size != launched:
         # Without this, each would train on its own, into the same folder.

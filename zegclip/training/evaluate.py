@@ -58,7 +58,7 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         The figures of each model and protocol, see [`summarise`].
 
     Raises:
-        ValueError: If the arguments, the data or the results folder do not fit.
+        UsageError, InputError, ModelError: If the arguments, the data or the results folder do not fit.
     """
     model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG, "zegclip eval")
     if model_args.init_adapter is not None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from zegclip.drawing.overlay import index_mask, make_colours
 from zegclip.errors import UsageError
 from zegclip.files import replacing
+from zegclip.modeling.stored_adapter import read_json_object
 from zegclip.processing.class_split import Setting
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
@@ -101,7 +102,7 @@ class CountStore:
         self.folder = folder
         path = folder / "evaluation.json"
         record = json.loads(json.dumps(record))
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stored = read_json_object(path) if path.is_file() else {}
         for name in record.keys() & stored.keys():
             if stored[name] != record[name]:
                 raise UsageError(

@@ -21,6 +21,7 @@ from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
 from zegclip.files import RECORD_NAME, replacing
 from zegclip.identity import content_of_adapter, content_of_clip
+from zegclip.modeling.stored_adapter import read_json_object
 from zegclip.processing.class_split import ClassSplit
 from zegclip.training.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.training.pictures import content_of_rows
@@ -190,7 +191,7 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RECORD_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json_object(path) if path.is_file() else None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
-from zegclip.errors import UsageError
+from zegclip.errors import UsageError, as_usage_errors
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
@@ -56,7 +56,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, float]:
         The metrics of the last stage.
 
     Raises:
-        ValueError: If the arguments, the data or the output folder do not fit.
+        UsageError, InputError, ModelError: If the arguments, the data or the output folder do not fit.
     """
     # PEFT asks transformers by an old name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -103,7 +103,8 @@ def run_stage(
     output_dir = Path(training_args.output_dir)
     record = describe_run(model_args, data_args, training_args)
     refuse_other_run(output_dir, record)
-    set_seed(training_args.seed)
+    with as_usage_errors():
+        set_seed(training_args.seed)
     check_model_path(model_args.model or DEFAULT_MODEL)
     # Before the model: a missing folder is noticed at once, a missing model perhaps only after asking the Hub.
     data, split = load_data(data_args, training=True)

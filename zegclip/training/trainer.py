@@ -13,9 +13,10 @@ from transformers import EvalPrediction, TrainerCallback
 
 from zegclip.drawing.curves import plot_training
 from zegclip.drawing.samples import sample_sheet, sample_strip
-from zegclip.errors import UsageError
+from zegclip.errors import UsageError, as_usage_errors
 from zegclip.files import remove_leftovers, replacing
 from zegclip.processing.class_split import ClassSplit, Setting
+from zegclip.processing.input_error import InputError
 from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import BatchSize
 from zegclip.training.checkpoints import CheckpointTrainer
@@ -52,7 +53,8 @@ class ZegClipTrainer(CheckpointTrainer):
         setting: Setting = "inductive",
         **kwargs: Any,
     ):
-        super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
+        with as_usage_errors():
+            super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
@@ -114,6 +116,7 @@ class ZegClipTrainer(CheckpointTrainer):
         self.add_callback(_SetEpoch(sampler))
         return sampler
 
+    @as_usage_errors()
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with prompts and decode head in groups of their own."""
         if self.optimizer is None:
@@ -123,6 +126,7 @@ class ZegClipTrainer(CheckpointTrainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
+    @as_usage_errors()
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Build the official polynomial schedule; any other kind is transformers' own."""
         num_training_steps = self.args.schedule_steps or num_training_steps
@@ -302,7 +306,7 @@ class ZegClipTrainer(CheckpointTrainer):
         for index in spread_evenly(len(pictures), self.args.num_sample_pictures):
             try:
                 image, labels = pictures.read(index)
-            except ValueError:
+            except InputError:
                 if pictures.skipped_file is None:
                     raise
                 continue

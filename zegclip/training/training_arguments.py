@@ -34,10 +34,14 @@ _REFUSED = {
 }
 """Fields of transformers that have no effect here or would break a guarantee, and why; only defaults are accepted."""
 _AT_LEAST = {
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
     "gradient_accumulation_steps": 1,
     "learning_rate": 0,
     "max_grad_norm": 0,
     "num_sample_pictures": 0,
+    "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1,
     "schedule_steps": 1,
     "total_train_batch_size": 1,
     "warmup_steps": 0,
