@@ -12,11 +12,9 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .input_error import InputError
 from .names import (
     DEFAULT_PROMPT_TEMPLATES,
-    UnknownWordsWarning,
     check_labels,
     check_templates,
     fill_templates,
-    find_unknown_words,
     words_before_name,
 )
 
@@ -138,10 +136,4 @@ class ZegClipProcessor(ProcessorMixin):
 
 
 # The names from `.names` are imported from here too.
-__all__ = [
-    "DEFAULT_PROMPT_TEMPLATES",
-    "UnknownWordsWarning",
-    "ZegClipProcessor",
-    "check_labels",
-    "find_unknown_words",
-]
+__all__ = ["ZegClipProcessor"]

@@ -1,5 +1,6 @@
 """Atomic writes: files and folders are written to a temporary name, then renamed, however a process ends."""
 
+import json
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, empty if the file is missing; `ModelError` if it contains something else."""
+    from zegclip.modeling.stored_adapter import read_json_object  # needs time to import
+
+    return read_json_object(path) if path.is_file() else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file as [`replacing`]."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check_new_folder(output: Path) -> None:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.files import remove_leftovers
     from zegclip.processing.benchmarks import BENCHMARKS, read_class_lists
     from zegclip.processing.datasets import load_pictures
-    from zegclip.processing.processing_zegclip import find_unknown_words
+    from zegclip.processing.names import find_unknown_words
     from zegclip.training.data_report import check_pictures
 
     check_output_folder(arguments.output)

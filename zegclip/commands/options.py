@@ -48,31 +48,16 @@ def check_output_folder(output: Path) -> None:
         raise UsageError(f"{output}: the output must be a folder, but this is a file.")
 
 
-def split_labels(text: str) -> list[str]:
-    """
-    Split class names at commas.
-
-    Raises:
-        ValueError: If the list is empty, a name is blank or a duplicate, or the text is not UTF-8.
-    """
-    from zegclip.processing.processing_zegclip import check_labels
-
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("--labels is not valid UTF-8 text.") from error
-    return check_labels(text.split(",") if text.strip() else [])
-
-
 def read_labels(path: Path) -> list[str]:
     """
     Read class names from a UTF-8 text file, one per line; blank lines are skipped.
 
     Raises:
-        ValueError: As [`split_labels`], with the name of the file.
-        OSError: If the file cannot be read.
+        UsageError: If it is not UTF-8 text, or has no name or one that comes twice.
+        OSError: If it cannot be read.
     """
-    from zegclip.processing.processing_zegclip import check_labels
+    from zegclip.processing.input_error import InputError
+    from zegclip.processing.names import check_labels
 
     try:
         # `str.splitlines` would also split at form feeds and other characters.
@@ -81,5 +66,5 @@ def read_labels(path: Path) -> list[str]:
         raise UsageError(f"{path}: this file is not UTF-8 text.") from error
     try:
         return check_labels([line for line in lines if line.strip()])
-    except ValueError as error:
+    except InputError as error:
         raise UsageError(f"{path}: {error}") from error

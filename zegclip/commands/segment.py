@@ -16,7 +16,6 @@ from zegclip.commands.options import (
     fraction,
     integer,
     read_labels,
-    split_labels,
 )
 from zegclip.errors import UsageError
 
@@ -76,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.files import remove_leftovers
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
+    from zegclip.processing.names import split_labels
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
@@ -129,7 +129,7 @@ def _warn_of_unknown_words(
     segmenter: "ClassMapPipeline", labels: Sequence[str], *, embedded: bool, silent: bool
 ) -> None:
     """Print one warning about words that the model cannot know, instead of the pipeline's in each process."""
-    from zegclip.processing.processing_zegclip import UnknownWordsWarning, find_unknown_words
+    from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
 
     warnings.simplefilter("ignore", UnknownWordsWarning)
     unknown = find_unknown_words(

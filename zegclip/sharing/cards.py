@@ -14,7 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import zegclip
 from zegclip.errors import UsageError
-from zegclip.files import replacing
+from zegclip.files import read_json, replacing, write_json
+from zegclip.modeling.heads import DECODE_HEADS
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.metrics import FIGURE_TITLES
 from zegclip.sharing.model_facts import (
@@ -26,8 +27,6 @@ from zegclip.sharing.model_facts import (
     last_part,
     name_dataset,
     read_facts,
-    read_json,
-    write_json,
 )
 
 CARD_FILE = "README.md"
@@ -42,14 +41,6 @@ _SETTINGS = {
 _TAGS = {"ZegCLIP": "zegclip", "SPT-SEG": "spt-seg", "LDVC": "ldvc", "the training-free baseline": "baseline"}
 _FIGURE_COLUMNS = FIGURE_TITLES | {"miou_seen": "mIoU seen", "miou_unseen": "mIoU unseen"}
 _LOSSES = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
-_HEAD_FIELDS = (
-    *("decode_head_type", "descriptor", "num_decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
-    *("decoder_dropout", "decode_head_init"),
-)
-_OWN_HEAD_FIELDS = {
-    "spectral": ("decoder_window_size", "decoder_low_frequency_heads"),
-    "consensus": ("decoder_window_size", "decoder_top_k", "out_indices"),
-}
 _LOSS_FIELDS = (*_LOSSES, "focal_alpha", "focal_gamma", "ignored_pixels_as_negatives", "prompt_templates")
 # Fields of an adapter, and what the configurations of a training call them.
 _PROMPT_FIELDS = {"num_tokens": "num_prompt_tokens", "num_deep_layers": "num_deep_layers", "dropout": "prompt_dropout"}
@@ -260,7 +251,8 @@ def _data_rows(facts: ModelFacts, dataset: str, seen: Sequence[str], unseen: Seq
 
 def _hyper_parameters(facts: ModelFacts) -> dict[str, str]:
     config, prompts, run = facts.config, facts.prompts, facts.run
-    rows = {name: config[name] for name in _HEAD_FIELDS + _OWN_HEAD_FIELDS.get(config["decode_head_type"], ())}
+    head = DECODE_HEADS[config["decode_head_type"]]
+    rows = {name: config[name] for name in (*head.config_fields, "decoder_dropout", "decode_head_init")}
     if prompts is not None:
         rows |= {title: prompts[name] for name, title in _PROMPT_FIELDS.items()}
         if prompts["spectral_prompt"]:

@@ -1,7 +1,6 @@
 """What the files of a folder say about the model in it, and what trainings and evaluations record for its card."""
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 import zegclip
-from zegclip.files import RECORD_NAME, replacing
+from zegclip.files import RECORD_NAME, read_json, write_json
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.model_error import ModelError
 from zegclip.modeling.prompt_config import DeepPromptConfig, DeepPromptPeftType
@@ -241,22 +240,3 @@ def _count_parameters(path: Path) -> int:
             return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
     except SafetensorError as error:
         raise ModelError(f"{path}: these weights cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object; a missing file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: this is not valid JSON.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: this is not a JSON object.")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -97,7 +97,8 @@ def export(
         image_processor = json.loads((part / PROCESSOR_NAME).read_text(encoding="utf-8"))["image_processor"]
         image_processor["auto_map"] = {"AutoImageProcessor": PROCESSOR_CLASSES["AutoImageProcessor"]}
         _update_json(part / PROCESSOR_NAME, auto_map=PROCESSOR_CLASSES, image_processor=image_processor)
-        copy_code(part)
+        for path in code_files():  # flat in the folder, where transformers looks for them
+            shutil.copyfile(path, part / path.name)
         source = part if run is None else Path(run)
         for name in card_files(source):
             (part / name).parent.mkdir(exist_ok=True)
@@ -178,12 +179,6 @@ def code_files() -> list[Path]:
                 found.add(path)
                 todo.append(path)
     return sorted(found)
-
-
-def copy_code(folder: Path) -> None:
-    """Copy the modules that a model needs flat into its folder, where transformers looks for them."""
-    for path in code_files():
-        shutil.copyfile(path, folder / path.name)
 
 
 def _load_processor(model: ZegClipForSemanticSegmentation) -> Any:

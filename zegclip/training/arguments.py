@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn, get_args
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from zegclip.errors import UsageError, as_usage_errors
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
@@ -21,75 +22,64 @@ from zegclip.training.training_arguments import ZegClipTrainingArguments
 class ModelArguments:
     """CLIP, decode head and prompts."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a CLIP or a zegclip model. Default: the embedded one."}
+    model: str | None = HfArg(
+        default=None, help="Folder or Hub id of a CLIP or a zegclip model. Default: the embedded one."
     )
-    init_adapter: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an adapter to start from. Default: new prompts and head."}
+    init_adapter: str | None = HfArg(
+        default=None, help="Folder or Hub id of an adapter to start from. Default: new prompts and head."
     )
-    decode_head_type: str | None = field(
-        default=None, metadata={"help": "zegclip, spectral, consensus or similarity."}
+    decode_head_type: str | None = HfArg(default=None, help="zegclip, spectral, consensus or similarity.")
+    descriptor: list[str] | None = HfArg(
+        default=None, help="Terms of the relationship descriptor: product, text, difference."
     )
-    descriptor: list[str] | None = field(
-        default=None, metadata={"help": "Terms of the relationship descriptor: product, text, difference."}
+    num_decoder_layers: int | None = HfArg(default=None, help="Layers of the decode head.")
+    decoder_attention_heads: int | None = HfArg(default=None, help="Heads of the decode head.")
+    decoder_ffn_dim: int | None = HfArg(default=None, help="Width of the decode head's feed-forward layers.")
+    decoder_dropout: float | None = HfArg(default=None, help="Dropout of the decode head.")
+    decoder_window_size: int | None = HfArg(default=None, help="Spectral, consensus: side of windows.")
+    decoder_low_frequency_heads: int | None = HfArg(
+        default=None, help="Spectral: number of heads for low frequencies."
     )
-    num_decoder_layers: int | None = field(default=None, metadata={"help": "Layers of the decode head."})
-    decoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the decode head."})
-    decoder_ffn_dim: int | None = field(
-        default=None, metadata={"help": "Width of the decode head's feed-forward layers."}
+    decoder_top_k: int | None = HfArg(
+        default=None, help="Consensus: number of windows that a window attends to; 0: no self-attention."
     )
-    decoder_dropout: float | None = field(default=None, metadata={"help": "Dropout of the decode head."})
-    decoder_window_size: int | None = field(default=None, metadata={"help": "Spectral, consensus: side of windows."})
-    decoder_low_frequency_heads: int | None = field(
-        default=None, metadata={"help": "Spectral: number of heads for low frequencies."}
+    out_indices: list[int] | None = HfArg(
+        default=None, help="Consensus: layers of the vision tower that it uses, counted from 0."
     )
-    decoder_top_k: int | None = field(
-        default=None, metadata={"help": "Consensus: number of windows that a window attends to; 0: no self-attention."}
+    decode_head_init: str | None = HfArg(default=None, help="default or identity.")
+    focal_weight: float | None = HfArg(default=None, help="Weight of the focal loss.")
+    dice_weight: float | None = HfArg(default=None, help="Weight of the dice loss.")
+    ssim_weight: float | None = HfArg(default=None, help="Weight of the structural similarity loss.")
+    ssim_of_probabilities: bool | None = HfArg(
+        default=None, help="Whether that loss compares probabilities instead of logits."
     )
-    out_indices: list[int] | None = field(
-        default=None, metadata={"help": "Consensus: layers of the vision tower that it uses, counted from 0."}
+    cross_entropy_weight: float | None = HfArg(default=None, help="Weight of a cross-entropy.")
+    ignored_pixels_as_negatives: bool | None = HfArg(
+        default=None, help="Whether ignored pixels count as negatives of every class."
     )
-    decode_head_init: str | None = field(default=None, metadata={"help": "default or identity."})
-    focal_weight: float | None = field(default=None, metadata={"help": "Weight of the focal loss."})
-    dice_weight: float | None = field(default=None, metadata={"help": "Weight of the dice loss."})
-    ssim_weight: float | None = field(default=None, metadata={"help": "Weight of the structural similarity loss."})
-    ssim_of_probabilities: bool | None = field(
-        default=None, metadata={"help": "Whether that loss compares probabilities instead of logits."}
+    prompt_templates: list[str] | None = HfArg(default=None, help="Prompt templates, each with one {}.")
+    num_prompt_tokens: int = HfArg(default=10, help="Visual prompt tokens per layer; 0: no visual prompts.")
+    num_deep_layers: int | None = HfArg(
+        default=None, help="Number of layers after the first with prompts; 0: shallow, -n: the last n. Default: all."
     )
-    cross_entropy_weight: float | None = field(default=None, metadata={"help": "Weight of a cross-entropy."})
-    ignored_pixels_as_negatives: bool | None = field(
-        default=None, metadata={"help": "Whether ignored pixels count as negatives of every class."}
+    prompt_dropout: float = HfArg(default=0.1, help="Dropout on the prompt tokens.")
+    spectral_prompt: bool = HfArg(default=False, help="Whether to add a spectral prompt to the patches.")
+    spectral_layers: list[int] = HfArg(
+        default_factory=lambda: [0, 1], help="Layers with a spectral prompt at their input."
     )
-    prompt_templates: list[str] | None = field(default=None, metadata={"help": "Prompt templates, each with one {}."})
-    num_prompt_tokens: int = field(
-        default=10, metadata={"help": "Visual prompt tokens per layer; 0: no visual prompts."}
-    )
-    num_deep_layers: int | None = field(
-        default=None,
-        metadata={"help": "Number of layers after the first with prompts; 0: shallow, -n: the last n. Default: all."},
-    )
-    prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the prompt tokens."})
-    spectral_prompt: bool = field(default=False, metadata={"help": "Whether to add a spectral prompt to the patches."})
-    spectral_layers: list[int] = field(
-        default_factory=lambda: [0, 1], metadata={"help": "Layers with a spectral prompt at their input."}
-    )
-    spectral_grid_size: int | None = field(
-        default=None, metadata={"help": "Side of its filter in patches. Default: that of training crops."}
+    spectral_grid_size: int | None = HfArg(
+        default=None, help="Side of its filter in patches. Default: that of training crops."
     )
 
-    double_class_embedding: bool = field(
-        default=False, metadata={"help": "Whether to add the class embedding twice, as the official code does."}
+    double_class_embedding: bool = HfArg(
+        default=False, help="Whether to add the class embedding twice, as the official code does."
     )
-    text_prompts: str | None = field(
+    text_prompts: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "whole: a text prompt for each token of the template, including start and end; words: for its "
-            "words only; none: the text tower is frozen."
-        },
+        help="whole: a text prompt for each token of the template, including start and end; words: for its "
+        "words only; none: the text tower is frozen.",
     )
-    text_prompt_init: str = field(
-        default="template", metadata={"help": "template or random: initialization of text prompts."}
-    )
+    text_prompt_init: str = HfArg(default="template", help="template or random: initialization of text prompts.")
 
     def __post_init__(self) -> None:
         if self.text_prompts == "none":  # the only way to override a file on the command line
@@ -134,86 +124,66 @@ SETTINGS = (*get_args(Setting), "cross_dataset")
 class DataArguments:
     """Data set, classes, crops and evaluation."""
 
-    dataset: str = field(
+    dataset: str = HfArg(
         default="picture_world",
-        metadata={"help": f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id."},
+        help=f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id.",
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of VOC, COCO-Stuff or PASCAL Context, in its standard layout."}
+    data_dir: str | None = HfArg(
+        default=None, help="Folder of VOC, COCO-Stuff or PASCAL Context, in its standard layout."
     )
-    classes_file: str | None = field(
-        default=None,
-        metadata={"help": "Class names: a text file, one per line by mask value, or id2label as JSON."},
+    classes_file: str | None = HfArg(
+        default=None, help="Class names: a text file, one per line by mask value, or id2label as JSON."
     )
-    seen_classes: list[str] | None = field(
-        default=None, metadata={"help": "Names of seen classes. Default: all but the unseen."}
+    seen_classes: list[str] | None = HfArg(default=None, help="Names of seen classes. Default: all but the unseen.")
+    unseen_classes: list[str] | None = HfArg(
+        default=None, help="Names of unseen classes. Default: the papers'; for a folder or Hub id none."
     )
-    unseen_classes: list[str] | None = field(
-        default=None, metadata={"help": "Names of unseen classes. Default: the papers'; for a folder or Hub id none."}
-    )
-    ignored_classes: list[str] | None = field(
-        default=None, metadata={"help": "Names of classes whose pixels are ignored."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the pictures, if it is ambiguous."})
-    mask_column: str | None = field(default=None, metadata={"help": "Column of the masks, if it is ambiguous."})
-    setting: str = field(
+    ignored_classes: list[str] | None = HfArg(default=None, help="Names of classes whose pixels are ignored.")
+    image_column: str | None = HfArg(default=None, help="Column of the pictures, if it is ambiguous.")
+    mask_column: str | None = HfArg(default=None, help="Column of the masks, if it is ambiguous.")
+    setting: str = HfArg(
         default="inductive",
-        metadata={
-            "help": "inductive: masks of seen classes only; transductive: then self-training on unseen ones; "
-            "fully_supervised: masks of all; cross_dataset (evaluation only): other classes than in training."
-        },
+        help="inductive: masks of seen classes only; transductive: then self-training on unseen ones; "
+        "fully_supervised: masks of all; cross_dataset (evaluation only): other classes than in training.",
     )
-    self_training_steps: int | None = field(
-        default=None,
-        metadata={"help": "Transductive: steps of the second stage, out of max_steps. Default: half of them."},
+    self_training_steps: int | None = HfArg(
+        default=None, help="Transductive: steps of the second stage, out of max_steps. Default: half of them."
     )
-    train_split: str = field(default="train", metadata={"help": "Name of the training split."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={"help": "Name of the evaluation split. Default: validation, and tuning in the picture world."},
+    train_split: str = HfArg(default="train", help="Name of the training split.")
+    eval_split: str | None = HfArg(
+        default=None, help="Name of the evaluation split. Default: validation, and tuning in the picture world."
     )
-    num_train_pictures: int | None = field(
-        default=None,
-        metadata={"help": "Number of pictures, evenly spread. Default: all, and 4000 scenes of the picture world."},
+    num_train_pictures: int | None = HfArg(
+        default=None, help="Number of pictures, evenly spread. Default: all, and 4000 scenes of the picture world."
     )
-    num_eval_pictures: int | None = field(
-        default=None,
-        metadata={"help": "Number of pictures, evenly spread. Default: all, and 300 scenes of the picture world."},
+    num_eval_pictures: int | None = HfArg(
+        default=None, help="Number of pictures, evenly spread. Default: all, and 300 scenes of the picture world."
     )
-    scene_seed: int = field(default=0, metadata={"help": "Seed of the picture world's scenes."})
-    skip_bad_samples: bool = field(
-        default=False,
-        metadata={"help": "Skip and list pictures that cannot be read, instead of stopping."},
+    scene_seed: int = HfArg(default=0, help="Seed of the picture world's scenes.")
+    skip_bad_samples: bool = HfArg(
+        default=False, help="Skip and list pictures that cannot be read, instead of stopping."
     )
-    crop_size: int | None = field(default=None, metadata={"help": "Side of training crops. Default: the window size."})
-    scale_range: list[float] | None = field(
+    crop_size: int | None = HfArg(default=None, help="Side of training crops. Default: the window size.")
+    scale_range: list[float] | None = HfArg(
         default_factory=lambda: [0.5, 2.0],
-        metadata={"help": "Bounds of the random factor on image_size in training; empty: no resizing."},
+        help="Bounds of the random factor on image_size in training; empty: no resizing.",
     )
-    long_side: int = field(default=2048, metadata={"help": "Largest length of the long side, times that factor."})
-    max_category_share: float = field(
-        default=0.75, metadata={"help": "A crop with a larger share of one class is drawn again; 1: never."}
+    long_side: int = HfArg(default=2048, help="Largest length of the long side, times that factor.")
+    max_category_share: float = HfArg(
+        default=0.75, help="A crop with a larger share of one class is drawn again; 1: never."
     )
-    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    photometric_distortion: bool = field(default=True, metadata={"help": "Random brightness, contrast and colours."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Short side of pictures. Default: the processor's."}
+    flip_probability: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
+    photometric_distortion: bool = HfArg(default=True, help="Random brightness, contrast and colours.")
+    image_size: int | None = HfArg(default=None, help="Short side of pictures. Default: the processor's.")
+    window_size: int | None = HfArg(default=None, help="Side of sliding windows. Default: the processor's.")
+    window_stride: int | None = HfArg(default=None, help="Stride of sliding windows. Default: the processor's.")
+    baseline: bool = HfArg(
+        default=False, help="Evaluation: also evaluate the training-free baseline in the same windows."
     )
-    window_size: int | None = field(
-        default=None, metadata={"help": "Side of sliding windows. Default: the processor's."}
+    results_dir: str | None = HfArg(
+        default=None, help="Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."
     )
-    window_stride: int | None = field(
-        default=None, metadata={"help": "Stride of sliding windows. Default: the processor's."}
-    )
-    baseline: bool = field(
-        default=False, metadata={"help": "Evaluation: also evaluate the training-free baseline in the same windows."}
-    )
-    results_dir: str | None = field(
-        default=None, metadata={"help": "Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."}
-    )
-    save_predictions: bool = field(
-        default=False, metadata={"help": "Evaluation: also save the predicted masks there."}
-    )
+    save_predictions: bool = HfArg(default=False, help="Evaluation: also save the predicted masks there.")
 
     def image_processor_fields(self) -> dict[str, Any]:
         """Return the given fields of the image processor."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 
 from zegclip.drawing.contact_sheet import draw_contact_sheet
@@ -97,7 +97,7 @@ def _read_shown(
 ) -> Iterator[tuple[str, PILImage.Image, np.ndarray]]:
     """Read the contact sheet's pictures, one at a time, with their captions."""
     for name, rows, index in shown:
-        row = rows.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))[index]
+        row = rows[index]
         image, labels = read_sample(row, split, index)
         labels[labels == split.ignore_index] = -1
         yield f"{name}: {os.path.basename(row['image']['path'] or str(index))}", image, labels

@@ -6,8 +6,8 @@ and the free one (the whole picture at once, no offset). Under `torchrun` or `ac
 the pictures. The same command continues an interrupted evaluation.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from accelerate import PartialState
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
-from zegclip.files import remove_leftovers, replacing
+from zegclip.files import remove_leftovers, write_json
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import summarise
-from zegclip.processing.processing_zegclip import find_unknown_words
+from zegclip.processing.names import find_unknown_words
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, parse_arguments
@@ -31,7 +31,6 @@ from zegclip.training.evaluation import (
     CountStore,
     Protocol,
     default_offset,
-    describe_protocols,
     evaluate_pictures,
     fingerprint,
     hash_of,
@@ -166,7 +165,7 @@ def count_classes(
         "prompt_templates": list(processor.prompt_templates),
         "tokens": hash_of({name: tensor.tolist() for name, tensor in names.items()}),
         "image_processor": image_processor.to_dict(),
-        "protocols": describe_protocols(protocols),
+        "protocols": {name: asdict(protocol) for name, protocol in protocols.items()},
         "dtype": str(dtype),
         "save_predictions": data_args.save_predictions,
     }
@@ -189,8 +188,7 @@ def count_classes(
 
 def _report(results: dict[str, dict[str, float]], folder: Path, num_pictures: int, data_args: DataArguments) -> None:
     """Write `results.json` and print the figures."""
-    with replacing(folder / "results.json") as part:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     print(f"\n{num_pictures} pictures, split {data_args.eval_split!r}, per cent:")
     print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
     print(f"\nPer-class tables, and these figures as JSON, are in {folder}.")

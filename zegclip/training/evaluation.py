@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from zegclip.drawing.overlay import index_mask, make_colours
 from zegclip.errors import UsageError
-from zegclip.files import replacing
-from zegclip.modeling.stored_adapter import read_json_object
+from zegclip.files import read_json, replacing, write_json
 from zegclip.processing.class_split import Setting
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
-from zegclip.training.pictures import EvaluationPictures
+from zegclip.training.pictures import EvaluationPictures, content_of_sample
 
 INDUCTIVE_OFFSET = 0.1
 """Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
@@ -102,7 +101,7 @@ class CountStore:
         self.folder = folder
         path = folder / "evaluation.json"
         record = json.loads(json.dumps(record))
-        stored = read_json_object(path) if path.is_file() else {}
+        stored = read_json(path)
         for name in record.keys() & stored.keys():
             if stored[name] != record[name]:
                 raise UsageError(
@@ -112,8 +111,7 @@ class CountStore:
         state = PartialState()
         state.wait_for_everyone()  # All must have read before one writes.
         if stored != record and state.is_main_process:
-            with replacing(path) as part:
-                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(path, record)
         self._digest = hash_of(record)
 
     def read(self) -> dict[int, dict[str, np.ndarray]]:
@@ -144,7 +142,7 @@ class CountStore:
 
     def key(self, pictures: EvaluationPictures, index: int) -> str:
         """Return the key of a picture's present files and the record."""
-        return f"{self._digest} {pictures.content(index)}"
+        return f"{self._digest} {content_of_sample(pictures.data[index])}"
 
     def append(self, picture: int, of: str, counts: Mapping[str, np.ndarray]) -> None:
         """Store the `(3, classes)` counts of one picture under each protocol; `of` is its key."""
@@ -318,18 +316,8 @@ def evaluate_pictures(
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
             if save_predictions:
                 folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
-                save_map(predicted.cpu().numpy(), folder / f"{index:06d}.png", colours)
+                with replacing(folder / f"{index:06d}.png") as part:
+                    index_mask(predicted.cpu().numpy(), colours).save(part, format="PNG")
         store.append(index, key, counts)
     state.wait_for_everyone()
     return store.total(len(split.names))
-
-
-def save_map(ids: np.ndarray, path: Path, colours: np.ndarray) -> None:
-    """Write a map of ids as a mask."""
-    with replacing(path) as part:
-        index_mask(ids, colours).save(part, format="PNG")
-
-
-def describe_protocols(protocols: Mapping[str, Protocol]) -> dict[str, Any]:
-    """Return the protocols as plain values, for a record."""
-    return {name: asdict(protocol) for name, protocol in protocols.items()}

@@ -166,10 +166,6 @@ class EvaluationPictures(torch.utils.data.Dataset):
         """Read a picture, RGB, and its labels, `(height, width)` int64."""
         return read_sample(self.data[index], self.split, index)
 
-    def content(self, index: int) -> str:
-        """Return a hash of the bytes of a picture and its mask, see [`content_of_sample`]."""
-        return content_of_sample(self.data[index])
-
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Convert a picture to `pixel_values` `(3, height, width)` float32."""
         return self.image_processor(image, return_tensors="pt")["pixel_values"][0]

@@ -19,9 +19,8 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
-from zegclip.files import RECORD_NAME, replacing
+from zegclip.files import RECORD_NAME, read_json, write_json
 from zegclip.identity import content_of_adapter, content_of_clip
-from zegclip.modeling.stored_adapter import read_json_object
 from zegclip.processing.class_split import ClassSplit
 from zegclip.training.arguments import NAMED_DATASETS, DataArguments, ModelArguments
 from zegclip.training.pictures import content_of_rows
@@ -150,8 +149,8 @@ def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
     folder = Path(output_dir)
     if not _holds_weights(folder):
         return
-    stored = _read_record(folder)
-    if stored is None:
+    stored = read_json(folder / RECORD_NAME)
+    if not stored:
         raise UsageError(f"{folder} holds a model of another origin: choose another output_dir.")
     # A field that did not exist yet had no effect, like its default.
     before = asdict(ModelArguments()) | asdict(DataArguments()) | {"load_best_model_at_end": False} | stored
@@ -180,18 +179,12 @@ def claim_output_dir(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
         UsageError: As [`refuse_other_run`].
     """
     refuse_other_run(output_dir, record)
-    stored = _read_record(Path(output_dir))
+    stored = read_json(Path(output_dir) / RECORD_NAME)
     state = PartialState()
     state.wait_for_everyone()
     if stored != record and state.is_main_process:
-        with replacing(Path(output_dir) / RECORD_NAME) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(output_dir) / RECORD_NAME, record)
     state.wait_for_everyone()  # From here on the folder is there for every process.
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD_NAME
-    return read_json_object(path) if path.is_file() else None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from zegclip.errors import UsageError, as_usage_errors
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
-from zegclip.processing.processing_zegclip import find_unknown_words
+from zegclip.processing.names import find_unknown_words
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import record_evaluation, record_training
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments

@@ -1,10 +1,11 @@
 """transformers' `TrainingArguments` with the papers' defaults, and what the method adds."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy
 
 from zegclip.errors import UsageError
@@ -59,54 +60,41 @@ class ZegClipTrainingArguments(TrainingArguments):
         UsageError: For an invalid value, or a field that would be silently ignored.
     """
 
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of all trained tensors."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    warmup_steps: float = field(
-        default=1500, metadata={"help": "Steps of linear warm-up; below 1: a fraction of all steps."}
+    learning_rate: float = HfArg(default=2e-4, help="Peak learning rate of all trained tensors.")
+    weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay.")
+    warmup_steps: float = HfArg(default=1500, help="Steps of linear warm-up; below 1: a fraction of all steps.")
+    lr_scheduler_type: str = HfArg(default="polynomial", help="`polynomial` is the papers' schedule.")
+    lr_scheduler_kwargs: dict | str | None = HfArg(
+        default=None, help="Of the polynomial schedule: power (default 0.9) and lr_end, the absolute minimum (1e-6)."
     )
-    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "`polynomial` is the papers' schedule."})
-    lr_scheduler_kwargs: dict | str | None = field(
+    max_grad_norm: float = HfArg(default=0.0, help="Gradient clipping; the papers do not clip.")
+    ddp_find_unused_parameters: bool | None = HfArg(
+        default=False, help="Off: every trained tensor is used in every step."
+    )
+    logging_nan_inf_filter: bool = HfArg(default=False, help="Off: a loss that is not finite stops the training.")
+    remove_unused_columns: bool = HfArg(default=False, help="Off: the transforms need every column.")
+    decode_head_lr_multiplier: float = HfArg(
+        default=1.0, help="Learning rate of the decode head relative to the prompts'."
+    )
+    decay_norms_and_biases: bool = HfArg(
+        default=True, help="Weight decay on norms and biases too, as the official training."
+    )
+    per_device_train_batch_size: int = HfArg(default=8, help="Pictures per forward pass and process.")
+    total_train_batch_size: int | None = HfArg(
         default=None,
-        metadata={"help": "Of the polynomial schedule: power (default 0.9) and lr_end, the absolute minimum (1e-6)."},
+        help="Pictures per step over all processes and accumulation steps; sets per_device_train_batch_size.",
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; the papers do not clip."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Off: every trained tensor is used in every step."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Off: a loss that is not finite stops the training."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the transforms need every column."})
-    decode_head_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "Learning rate of the decode head relative to the prompts'."}
-    )
-    decay_norms_and_biases: bool = field(
-        default=True, metadata={"help": "Weight decay on norms and biases too, as the official training."}
-    )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pictures per forward pass and process."})
-    total_train_batch_size: int | None = field(
+    schedule_steps: int | None = HfArg(default=None, help="Length of the learning rate schedule. Default: max_steps.")
+    seen_offset: float | None = HfArg(
         default=None,
-        metadata={
-            "help": "Pictures per step over all processes and accumulation steps; sets per_device_train_batch_size."
-        },
+        help="Subtracted from the scores of seen classes in evaluation. Default: the papers', 0.1 in the "
+        "inductive setting and 0 in the others.",
     )
-    schedule_steps: int | None = field(
-        default=None, metadata={"help": "Length of the learning rate schedule. Default: max_steps."}
+    hub_strategy: HubStrategy | str = HfArg(
+        default="end", help="end: only finished runs are pushed; others are not supported."
     )
-    seen_offset: float | None = field(
-        default=None,
-        metadata={
-            "help": "Subtracted from the scores of seen classes in evaluation. Default: the papers', 0.1 in the "
-            "inductive setting and 0 in the others."
-        },
-    )
-    hub_strategy: HubStrategy | str = field(
-        default="end", metadata={"help": "end: only finished runs are pushed; others are not supported."}
-    )
-    window_batch_size: int = field(default=16, metadata={"help": "Windows per forward pass in evaluation."})
-    num_sample_pictures: int = field(
-        default=4, metadata={"help": "Pictures drawn with truth and prediction at each evaluation."}
-    )
+    window_batch_size: int = HfArg(default=16, help="Windows per forward pass in evaluation.")
+    num_sample_pictures: int = HfArg(default=4, help="Pictures drawn with truth and prediction at each evaluation.")
 
     def __post_init__(self) -> None:
         self._check_values()

@@ -177,7 +177,7 @@ def test_a_bad_picture(model_folder, tmp_path, capsys, write, reason):
         ({"--labels": " "}, "empty"),
         ({"--labels": "cat, tree,cat"}, "'cat'"),
         ({"--labels": "cat,,tree"}, "blank"),
-        ({"--labels": "cat,\udcff"}, "UTF-8"),
+        ({"--labels": "cat,\udcff"}, "Unicode"),
         ({"--labels": "cat, " + "b" * 100}, "too long"),
         ({"--model": "no/such/model"}, "no/such/model"),
         ({"--model": "nobody/nothing"}, "nobody/nothing"),
