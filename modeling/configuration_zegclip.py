@@ -108,7 +108,7 @@ class ZegClipConfig(PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
     ignored_pixels_as_negatives: bool = True
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.clip_config is None:
             self.clip_config = CLIPConfig(vision_config={"image_size": 512, "patch_size": 16})
         self.descriptor = list(self.descriptor)

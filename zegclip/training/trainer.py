@@ -176,7 +176,9 @@ class ZegClipTrainer(CheckpointTrainer):
             for name, term in terms.items()
         }
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """
         Run the model on the names of the setting, and add up each loss term for the log.
 
@@ -216,7 +218,9 @@ class ZegClipTrainer(CheckpointTrainer):
                 self.class_embeds = model.get_class_embeds(**self.names)
         return super().evaluation_loop(*args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
         """
         Segment each picture into all classes, at the size of its label map.
 
