@@ -25,12 +25,13 @@ from measuring import TIMES, ArgumentParser, alternate, in_own_process, print_ta
 from real_size import build
 
 import zegclip
-from zegclip.commands.segmentation import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.datasets import load_folder
 from zegclip.processing.pipeline import TASK
-from zegclip.training.evaluation import CountStore, Protocol, evaluate_pictures
+from zegclip.segmenting.pictures import find_pictures, name_results
+from zegclip.segmenting.segmenter import ClassMapPipeline, segment_pictures
+from zegclip.training.counting import CountStore, Protocol, evaluate_pictures
 from zegclip.training.pictures import EvaluationPictures
 
 PICTURE_SIZE = (375, 500)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from zegclip.commands.segmentation import ClassMapPipeline
+from zegclip.segmenting.segmenter import ClassMapPipeline
 from zegclip.training import train as training
 
 ROOT = Path(__file__).parents[1]

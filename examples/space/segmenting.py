@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 import zegclip
-from zegclip.commands.segmentation import load_segmenter, summarise
 from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.names import check_labels, find_unknown_words
+from zegclip.segmenting.segmenter import load_segmenter, summarise
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
 """The environment variable that lists models: `name=folder or Hub id`, with commas between them."""

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from zegclip.commands.main import main
-from zegclip.commands.segmentation import load_segmenter
+from zegclip.segmenting.segmenter import load_segmenter
 
 ROOT = Path(__file__).parents[2]
 OWN_CODE = ("zegclip", "modeling", "processing", "picture_world")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zegclip import DeepPromptConfig, ZegClipConfig
-from zegclip.commands.segmentation import load_segmenter
 from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
+from zegclip.segmenting.segmenter import load_segmenter
 from zegclip.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 ODD_NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 7, 64, 10**6, 2.5, 1e-9, math.nan, math.inf, -math.inf])

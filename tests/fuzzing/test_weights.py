@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from zegclip import DeepPromptConfig
-from zegclip.commands.segmentation import load_segmenter
 from zegclip.loading import load_adapter_into, load_base, load_model
+from zegclip.segmenting.segmenter import load_segmenter
 
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, 1e38, -1e30])
 EDITS = ("value", "shape", "empty", "scalar", "missing", "extra", "renamed", "type", "swapped", "none")

@@ -32,7 +32,7 @@ MODULES = (
     "zegclip.commands.demo",
     "zegclip.processing.image_processing_zegclip",
     "zegclip.sharing.publishing",
-    "zegclip.commands.segmentation",
+    "zegclip.segmenting.segmenter",
     "zegclip.training.evaluate",
     "zegclip.training.train",
 )

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.commands.segmentation import load_segmenter
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
+from zegclip.segmenting.segmenter import load_segmenter
 
 
 @pytest.mark.parametrize("name", ["missing", "a/b/c", "./model", "/model", "~/model", "here/model"])

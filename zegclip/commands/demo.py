@@ -103,9 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from zegclip import DEFAULT_MODEL
-    from zegclip.commands.segmentation import load_segmenter, summarise, write_results
     from zegclip.files import remove_leftovers, writing_to
     from zegclip.picture_world.classes import CLASS_NAMES
+    from zegclip.segmenting.segmenter import load_segmenter, summarise, write_results
 
     output, seed = arguments.output, arguments.seed
     check_output_folder(output)

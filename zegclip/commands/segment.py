@@ -20,7 +20,7 @@ from zegclip.commands.options import (
 from zegclip.errors import UsageError
 
 if TYPE_CHECKING:
-    from zegclip.commands.segmentation import ClassMapPipeline, Outcome
+    from zegclip.segmenting.segmenter import ClassMapPipeline, Outcome
 
 
 def add_parser(commands: Any) -> None:
@@ -71,11 +71,13 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, in one process or as one of several; return 1 if a picture could not be segmented."""
     import zegclip
-    from zegclip.commands import segmentation
     from zegclip.files import remove_leftovers
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
     from zegclip.processing.names import split_labels
+    from zegclip.segmenting.pictures import find_pictures, take_share
+    from zegclip.segmenting.processes import Processes
+    from zegclip.segmenting.segmenter import Outcome, find_unfinished, load_segmenter, segment_pictures
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
@@ -87,10 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dtype != "float32":
         model_name = f"{model_name}, {arguments.dtype}"
 
-    processes = segmentation.Processes()
-    pictures = segmentation.find_pictures(arguments.pictures)
+    processes = Processes()
+    pictures = find_pictures(arguments.pictures)
     total = len(pictures)
-    names = segmentation.take_share(pictures, processes)
+    names = take_share(pictures, processes)
     del pictures  # There may be a million, most of them the other processes'.
     if processes.is_main and arguments.model is None:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
@@ -99,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
-    todo = names if arguments.overwrite else segmentation.find_unfinished(names, labels, output, **job)
-    outcome = segmentation.Outcome()
+    todo = names if arguments.overwrite else find_unfinished(names, labels, output, **job)
+    outcome = Outcome()
     if todo:
-        segmenter = segmentation.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
+        segmenter = load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
         _warn_of_unknown_words(segmenter, labels, embedded=arguments.model is None, silent=not processes.is_main)
-        outcome = segmentation.segment_pictures(segmenter, todo, labels, output, **job)
+        outcome = segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)
 
     # A launcher stops all processes when one exits with an error. So every process waits here for the others, and

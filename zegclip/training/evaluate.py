@@ -26,8 +26,7 @@ from zegclip.processing.names import find_unknown_words
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, parse_arguments
-from zegclip.training.data import load_data
-from zegclip.training.evaluation import (
+from zegclip.training.counting import (
     CountStore,
     Protocol,
     default_offset,
@@ -35,6 +34,7 @@ from zegclip.training.evaluation import (
     fingerprint,
     hash_of,
 )
+from zegclip.training.data import load_data
 from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
 from zegclip.training.survey import remark_on_data
 from zegclip.training.tables import class_table, write_class_table

@@ -20,7 +20,7 @@ from zegclip.processing.input_error import InputError
 from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import BatchSize
 from zegclip.training.checkpoints import CheckpointTrainer
-from zegclip.training.evaluation import Protocol, default_offset, predict_map
+from zegclip.training.counting import Protocol, default_offset, predict_map
 from zegclip.training.optimization import group_parameters, poly_schedule
 from zegclip.training.pictures import EvaluationPictures, PictureSampler, TrainingPictures, spread_evenly
 from zegclip.training.tables import format_evaluation

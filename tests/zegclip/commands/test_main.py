@@ -106,7 +106,7 @@ def test_the_same_command_again(model_folder, tmp_path, capsys, monkeypatch):
     assert again == {"b"}
     assert output.splitlines()[1] == "1 of 2 pictures were done before; --overwrite does them again."
     # Where nothing is left to do, the model is not even loaded.
-    monkeypatch.delattr("zegclip.commands.segmentation.load_segmenter")
+    monkeypatch.delattr("zegclip.segmenting.segmenter.load_segmenter")
     (model_folder / "README.md").write_text("no part of the model")
     assert done_again() == (set(), "2 of 2 pictures were done before; --overwrite does them again.\n")
 
@@ -281,7 +281,7 @@ def test_ctrl_c(monkeypatch, tmp_path, model_folder, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zegclip.commands.segmentation.overlay", interrupt)
+    monkeypatch.setattr("zegclip.segmenting.segmenter.overlay", interrupt)
     arguments = ["segment", tmp_path / "picture.png", "--labels", "cat", "--model", model_folder]
     assert main([*map(str, arguments), "--output", str(tmp_path / "results")]) == 130
     assert capsys.readouterr().err.startswith("zegclip: interrupted.")

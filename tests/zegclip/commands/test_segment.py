@@ -13,22 +13,21 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from zegclip.commands import segmentation as segment
 from zegclip.commands.main import main
-from zegclip.commands.segmentation import (
+from zegclip.files import remove_leftovers, writing_to
+from zegclip.identity import file_state
+from zegclip.processing.image_reading import load_class_ids
+from zegclip.segmenting import segmenter as segment
+from zegclip.segmenting.pictures import find_pictures, name_results
+from zegclip.segmenting.processes import Processes
+from zegclip.segmenting.segmenter import (
     Outcome,
-    Processes,
-    find_pictures,
     find_unfinished,
     load_segmenter,
-    name_results,
     segment_pictures,
     summarise,
     write_results,
 )
-from zegclip.files import remove_leftovers, writing_to
-from zegclip.identity import file_state
-from zegclip.processing.image_reading import load_class_ids
 
 LABELS = ["cat", "tree", "b", "umbrella"]
 
@@ -92,7 +91,7 @@ def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path,
         return usual(*args, **kwargs)
 
     ids_known = step in ("summarise", "overlay")
-    monkeypatch.setattr(f"zegclip.commands.segmentation.{step}", refuse_the_second)
+    monkeypatch.setattr(f"zegclip.segmenting.segmenter.{step}", refuse_the_second)
     outcome = segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name")
     assert outcome.segmented == 2
     [failure] = outcome.failures
@@ -194,7 +193,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zegclip.commands.segmentation.index_mask", interrupt)
+    monkeypatch.setattr("zegclip.segmenting.segmenter.index_mask", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_results(tmp_path, "x", noise(), np.zeros((40, 90), dtype=np.int64), ["tree"], {"number": 2})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import class_counts
-from zegclip.training.evaluation import (
+from zegclip.training.counting import (
     CountStore,
     Protocol,
     default_offset,

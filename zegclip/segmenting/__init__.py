@@ -1,0 +1,1 @@
+"""Segmenting picture files: the work of `zegclip segment`, which several processes share."""

@@ -1,0 +1,249 @@
+"""Segments pictures and writes an overlay, an index mask and a JSON file for each."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from zegclip.drawing.overlay import index_mask, make_colours, overlay
+from zegclip.errors import UsageError, explain_fault
+from zegclip.files import writing_to
+from zegclip.identity import file_state
+from zegclip.loading import load_model, load_processor
+from zegclip.processing.image_reading import load_rgb, on_one_line
+from zegclip.processing.input_error import InputError
+from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
+from zegclip.processing.windows import is_out_of_memory
+
+ReadPicture = tuple[str, dict[str, int], Image.Image]  # Path, state of the file, RGB picture.
+
+
+class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
+    """The pipeline without one mask per label, which would need too much memory for large pictures and many labels."""
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: dict[str, torch.Tensor], candidate_labels: list[str], threshold: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best label's index, or -1 below `threshold`, int64, and its score, float32: `(height, width)`."""
+        scores = model_outputs["scores"].numpy()
+        return np.where(scores < threshold, -1, model_outputs["ids"].numpy()), scores
+
+
+@dataclass
+class Outcome:
+    """
+    Outcome of segmenting some pictures.
+
+    Attributes:
+        segmented: Number of pictures segmented.
+        done_before: Number of pictures that had results already.
+        failures: One sentence for each picture that could not be read, or was too large for the memory.
+    """
+
+    segmented: int = 0
+    done_before: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
+    """
+    Load a model and its processor as a pipeline.
+
+    Args:
+        model: Folder or Hub id.
+        device: Name of a PyTorch device, by default an accelerator if there is one.
+        dtype: Name of a PyTorch dtype.
+
+    Raises:
+        ModelError: As `load_model` and `load_processor`.
+        UsageError: If there is no such device.
+    """
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UsageError(f"There is no device {device!r} that PyTorch could use here.") from error
+    loaded = load_model(model).to(getattr(torch, dtype))
+    if device is not None:
+        # With several processes, a pipeline ignores its argument `device` and uses the model's.
+        loaded.to(device)
+    return ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
+
+
+def describe(
+    path: str, state: Mapping[str, int], model_name: str, model_state: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a picture's results depend on beside the labels, as stored in its JSON file."""
+    return {
+        "image": os.path.abspath(path),
+        "image_file": dict(state),
+        "model": model_name,
+        "model_files": model_state,
+        "settings": dict(settings),
+    }
+
+
+def find_unfinished(
+    pictures: Mapping[str, str],
+    labels: Sequence[str],
+    output: Path,
+    model_name: str,
+    model_state: str = "",
+    show_progress: bool = True,
+    **settings: Any,
+) -> dict[str, str]:
+    """
+    Return the pictures without results from the same file, model, labels and settings.
+
+    A picture's file is compared by its state, not by its time alone: one that replaced it may be older.
+
+    Args:
+        pictures: As for [`segment_pictures`], which documents the other arguments.
+        show_progress: Whether to show a progress bar, after some seconds.
+    """
+    names = list(labels)
+
+    def is_finished(path: str, name: str) -> bool:
+        stem = os.path.join(output, name)
+        try:
+            with open(f"{stem}.json", "rb") as file:
+                record = json.loads(file.read())
+            return (
+                describe(path, file_state(path), model_name, model_state, settings).items() <= record.items()
+                and [row["label"] for row in record["labels"]] == names
+                and os.path.getsize(f"{stem}_overlay.png") > 0
+                and os.path.getsize(f"{stem}_mask.png") > 0
+            )
+        # There are none, or the file is not one of ours.
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+
+    progress = tqdm(
+        pictures.items(),
+        desc="Looking for earlier results",
+        unit="picture",
+        delay=3,
+        leave=False,
+        disable=None if show_progress else True,
+    )
+    return {path: name for path, name in progress if not is_finished(path, name)}
+
+
+def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """
+    Describe a class map: for each label its share of the pixels, and its mean score there (0 if it has no pixel).
+
+    Args:
+        ids: `(height, width)` integers, indices into `labels` or -1 for no label.
+        scores: `(height, width)` in [0, 1].
+        labels: Class names.
+    """
+    counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)[1:]
+    sums = np.bincount(ids.ravel() + 1, weights=scores.ravel(), minlength=len(labels) + 1)[1:]
+    return [
+        {"label": label, "share": round(count / ids.size, 6), "score": round(total / max(count, 1), 6)}
+        for label, count, total in zip(labels, counts.tolist(), sums.tolist(), strict=True)
+    ]
+
+
+def write_results(
+    output: Path, name: str, picture: Image.Image, ids: np.ndarray, labels: Sequence[str], record: Mapping[str, Any]
+) -> None:
+    """
+    Write `name_overlay.png`, `name_mask.png` and `name.json`, replacing what is there.
+
+    Args:
+        output: Folder, created if missing.
+        name: Prefix of the files' names.
+        picture: RGB.
+        ids: `(height, width)` integers of the picture's size, indices into `labels` or -1 for no label.
+        labels: Class names.
+        record: The contents of the JSON file.
+    """
+    colours = make_colours(len(labels))
+    with writing_to(output) as folder:
+        overlay(picture, ids, labels, colours).save(folder / f"{name}_overlay.png")
+        index_mask(ids, colours).save(folder / f"{name}_mask.png")
+        # A file name need not be valid UTF-8; invalid bytes are escaped.
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _read_pictures(
+    paths: Iterable[str], taken: list[ReadPicture], fail: Callable[[str], None]
+) -> Iterator[Image.Image]:
+    """Yield the pictures that can be read and append them to `taken`; `fail` gets a sentence for each other one."""
+    for path in paths:
+        try:
+            state = file_state(path) if os.path.exists(path) else {}  # before it is read
+            picture = load_rgb(path)
+        except (InputError, MemoryError) as error:
+            fail(str(error))
+        else:
+            taken.append((path, state, picture))
+            yield picture
+
+
+def segment_pictures(
+    segmenter: ClassMapPipeline,
+    pictures: Mapping[str, str],
+    labels: Sequence[str],
+    output: Path,
+    model_name: str,
+    model_state: str = "",
+    show_progress: bool = True,
+    **settings: Any,
+) -> Outcome:
+    """
+    Segment pictures and write the results of each; one that cannot be read or is too large does not stop the others.
+
+    Args:
+        segmenter: From [`load_segmenter`].
+        pictures: Paths, and the stem of each one's results, see [`name_results`].
+        labels: Class names.
+        output: Folder for the results, created with the first of them.
+        model_name: For the JSON files.
+        model_state: For the JSON files, see [`state_of_model`].
+        show_progress: Whether to show a progress bar for several pictures, on a terminal.
+        **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
+
+    Raises:
+        InputError: If a label or setting is not valid.
+        OSError: If results cannot be written.
+    """
+    outcome = Outcome()
+    taken: list[ReadPicture] = []
+    progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
+
+    def fail(sentence: str) -> None:
+        outcome.failures.append(sentence)
+        progress.update()
+
+    with progress:
+        # As a generator, the pictures are read one at a time and the labels are encoded once for all.
+        results = iter(segmenter(_read_pictures(pictures, taken, fail), candidate_labels=list(labels), **settings))
+        while True:
+            try:
+                result = next(results, None)
+                if result is None:
+                    return outcome
+                ids, scores = result
+                path, state, picture = taken[0]
+                record = describe(path, state, model_name, model_state, settings)
+                record["labels"] = summarise(ids, scores, labels)
+                write_results(output, pictures[path], picture, ids, labels, record)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not taken:
+                    raise
+                fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
+            else:
+                outcome.segmented += 1
+                progress.update()
+            taken.clear()
