@@ -11,7 +11,6 @@ from zegclip.processing.windows import (
     BatchSize,
     WindowLogits,
     class_chunks,
-    extract_windows,
     merge_masks,
     merge_scores,
     predict_windows,
@@ -58,15 +57,6 @@ def test_no_window_size_is_one_window_and_no_stride_is_no_overlap():
 def test_geometry_that_leaves_gaps_is_refused(window_size, stride):
     with pytest.raises(InputError, match="window_stride"):
         window_boxes(30, 30, window_size, stride)
-
-
-def test_extracted_windows_are_the_pixels_of_their_boxes():
-    picture = torch.arange(3 * 12 * 17).reshape(1, 3, 12, 17)
-    boxes = window_boxes(12, 17, 10, 7)
-    windows = extract_windows(picture, boxes)
-    assert windows.shape == (len(boxes), 3, 10, 10)
-    for window, (top, left, bottom, right) in zip(windows, boxes):
-        assert torch.equal(window, picture[0, :, top:bottom, left:right])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
