@@ -146,20 +146,10 @@ def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind):
 
 def test_a_mask_from_an_address_is_read_as_its_file(served):
     folder, address = served
-    files = {
-        "png": [case for case in png_files((5, 7)) if case[0][0] in (2, 4, 16)][::4],
-        "tiff": [case for case in tiff_files((5, 7)) if case[0][1:] == ("inverted", False, "<", "raw")],
-        "bmp": list(bmp_files((5, 7)))[:2],
-    }
-    for kind, cases in files.items():
-        assert len(cases) > 1
-        for case, ids, content in cases:
-            (folder / "mask.png").write_bytes(content)
-            if kind == "tiff" and is_refused_tiff(case):
-                with pytest.raises(ValueError, match="not a picture in a known format"):
-                    load_class_ids(f"{address}/mask.png")
-            else:
-                np.testing.assert_array_equal(load_class_ids(f"{address}/mask.png"), ids, err_msg=f"{kind} {case}")
+    cases = [*list(png_files((5, 7)))[::4], *list(bmp_files((5, 7)))[:2], *list(pgm_files((5, 7)))[2:4]]
+    for case, ids, content in cases:
+        (folder / "mask.png").write_bytes(content)
+        np.testing.assert_array_equal(load_class_ids(f"{address}/mask.png"), ids, err_msg=str(case))
     (folder / "mask.png").write_bytes(jpeg())
     with pytest.raises(InputError, match=rf"^{address}/mask\.png .*JPEG"):
         load_class_ids(f"{address}/mask.png")
