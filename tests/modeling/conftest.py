@@ -136,3 +136,9 @@ class Golden:
 @pytest.fixture(scope="session")
 def make_golden():
     return Golden
+
+
+@pytest.fixture
+def base_folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
