@@ -1,6 +1,8 @@
 """What tests of whole models share: inputs, and models whose trained values are away from their initial ones."""
 
 import copy
+import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,13 @@ from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def golden_files(pattern):
+    """The files with tensors of official code, of this repository, which has some, or of another folder."""
+    files = sorted(Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parents[1] / "goldens")).glob(pattern))
+    assert files or "ZEGCLIP_GOLDENS" in os.environ
+    return files
 
 
 def pictures(count=2, height=32, width=32, seed=0):
