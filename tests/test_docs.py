@@ -21,6 +21,8 @@ from zegclip import DEFAULT_MODEL
 from zegclip.commands.main import build_parser
 from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "CONTRIBUTING.md", "picture_world/README.md"]
 NAMES += sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))

@@ -12,6 +12,8 @@ import pytest
 
 import zegclip
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["zegclip", "modeling", "processing", "picture_world", "model_cards", "configs"]
 SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]

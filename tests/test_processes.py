@@ -12,6 +12,8 @@ import pytest
 
 from zegclip.training.evaluate import evaluate
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 PROBE = ROOT / "tests" / "launched" / "probe_training.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]

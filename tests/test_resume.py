@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "zegclip_picture_world_inductive.yaml"
 # Seven pictures in batches of two: three steps an epoch, so that interruptions fall into epochs and between them.

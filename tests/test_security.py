@@ -19,6 +19,8 @@ from zegclip.loading import load_adapter_into, load_model
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.training.train import train
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 CODE = [
     path

@@ -23,6 +23,8 @@ from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.run_folder import lock_output_dir
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "zegclip_picture_world_inductive.yaml")
 SMALL = ["--num_train_pictures", "6", "--num_eval_pictures", "2", "--total_train_batch_size", "2", "--use_cpu"]

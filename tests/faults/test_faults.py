@@ -15,6 +15,8 @@ from PIL import Image
 
 from zegclip import DEFAULT_MODEL
 
+pytestmark = pytest.mark.thorough
+
 TRAIN = [
     "train.py", "--num_train_pictures", "60", "--num_eval_pictures", "1", "--total_train_batch_size", "2",
     "--window_stride", "48", "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2",

@@ -19,6 +19,8 @@ from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
 from zegclip.training.arguments import DataArguments, ModelArguments, parse_arguments
 
+pytestmark = pytest.mark.thorough
+
 ODD_NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 7, 64, 10**6, 2.5, 1e-9, math.nan, math.inf, -math.inf])
 ODD_VALUES = st.one_of(
     ODD_NUMBERS,

@@ -5,10 +5,13 @@ import os
 from itertools import count
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
 from zegclip.processing.datasets import load_pictures
+
+pytestmark = pytest.mark.thorough
 
 CLASSES = ["cat", "dog", "tree"]
 # Names in a metadata file: of files that exist, do not exist, or are outside of its folder.

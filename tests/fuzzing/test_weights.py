@@ -19,6 +19,8 @@ from zegclip import DeepPromptConfig
 from zegclip.commands.segmentation import load_segmenter
 from zegclip.loading import load_adapter_into, load_base, load_model
 
+pytestmark = pytest.mark.thorough
+
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, 1e38, -1e30])
 EDITS = ("value", "shape", "empty", "scalar", "missing", "extra", "renamed", "type", "swapped", "none")
 BYTES = ("cut", "changed", "header", "garbage", "other name", "folder", "dangling", "link")
