@@ -9,17 +9,7 @@ def runner(tmp_path_factory):
     """For any command that asks nobody."""
     runner = Runner(tmp_path_factory.mktemp("faults") / "log.txt")
     yield runner
-
     runner.close()
-
-
-@pytest.fixture
-def model_folder(model, processor, tmp_path):
-    """The tiny model with its processor."""
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def pytest_terminal_summary(terminalreporter):
