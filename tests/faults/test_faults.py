@@ -12,7 +12,7 @@ import psutil
 import pytest
 from interrupted import contents, leftovers
 from PIL import Image
-from small_run import SMALL, options
+from small_run import SMALL, cut_short, options, read_weights
 
 from zegclip import DEFAULT_MODEL
 
@@ -130,6 +130,40 @@ def test_an_output_folder_that_is_read_only(runner, commands, tmp_path, command)
     printed = runner.run(*commands[command], permissions=True, expect=1)
     assert all(part in complaint(printed) for part in ("Permission denied", str(out)))
     assert not list(out.iterdir())
+
+
+@pytest.fixture
+def training(runner, clip_folder, tmp_path):
+    """The command of a training that saves each of 12 steps, without its last word, the folder; and such a folder."""
+    words = [*TRAIN, *options(max_steps=12, save_total_limit=12), "--model", clip_folder, "--output_dir"]
+    runner.run(*words, tmp_path / "undisturbed")
+    return words, tmp_path / "undisturbed"
+
+
+def test_a_checkpoint_that_finds_no_room(runner, training, tmp_path):
+    words, undisturbed = training
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    cut_short(out, 2)
+    good = contents(out / "checkpoint-2")
+    printed = runner.run(*words, out, limits={"RLIMIT_FSIZE": len(read_weights(undisturbed)) // 2}, expect=1)
+    assert all(str(part) in complaint(printed) for part in (out / "checkpoint-3", "checkpoint-2"))
+    assert contents(out / "checkpoint-2") == good
+    assert not leftovers(tmp_path)
+    runner.run(*words, out)
+    assert read_weights(out) == read_weights(undisturbed)
+
+
+def test_killed_while_a_checkpoint_is_written(runner, training, tmp_path):
+    words, undisturbed = training
+    out = tmp_path / "out"
+    while not leftovers(out):  # it may have been written in the meantime
+        runner.start(*words, out)
+        runner.wait_for(lambda: leftovers(out))
+        os.killpg(runner.pid, signal.SIGKILL)
+        assert runner.wait() == -signal.SIGKILL
+    runner.run(*words, out)
+    assert read_weights(out) == read_weights(undisturbed)
+    assert not leftovers(out)
 
 
 def test_a_picture_that_may_not_be_read(runner, model_folder, pictures, tmp_path):
