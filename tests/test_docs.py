@@ -1,4 +1,4 @@
-"""What the documents tell people to type: Python runs, commands are parsed by their programs, links lead somewhere."""
+"""Python blocks of the documents run, commands are accepted by their programs' parsers, and links have targets."""
 
 import argparse
 import contextlib
@@ -48,7 +48,7 @@ def shell_commands(text):
     prose = FENCE.sub("", text)
     blocks += [match[0] for match in re.finditer(r"(?:^ {4}.*\n)+", prose, re.MULTILINE)]
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    # Inline code may be broken over lines. What names a program without saying what to do with it is no command.
+    # Inline code may be broken over lines. One or two words are the name of a program, not a command.
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     lines += [span for span in spans if len(span.split()) > 2 and not span.startswith("accelerate launch --cpu ")]
     for line in lines:
@@ -69,7 +69,7 @@ def expand_braces(line):
 
 
 class Parsed(BaseException):
-    """Raised once a script has parsed its arguments, before it does anything."""
+    """Raised as soon as a script has parsed its arguments."""
 
 
 def parse_as_script(start, words, monkeypatch):
@@ -124,7 +124,7 @@ def check_command(words, monkeypatch):
 
 
 def complaint(words, monkeypatch, capsys):
-    """What is wrong with a command, in a line; nothing if nothing is."""
+    """The error message of a command in one line, empty if it is accepted."""
     try:
         check_command(words, monkeypatch)
     except (Exception, SystemExit) as error:
@@ -135,7 +135,7 @@ def complaint(words, monkeypatch, capsys):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder that looks like the repository's root to a command, with what the pages take for granted."""
+    """A folder that looks like the repository's root to a command, with the files that the pages assume."""
     for name in (".ci", "configs", "benchmarks", "examples", "train.py", "eval.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "configs" / "zegclip_folder.yaml", tmp_path / "my-data.yaml")

@@ -45,7 +45,7 @@ def marker(tmp_path):
 
 
 def make_hostile(path, marker):
-    """Put a file that PyTorch would write, and that does harm when it is unpickled, where another lies."""
+    """Replace a file by a pickle in PyTorch's format that runs code when it is loaded."""
     torch.save({"state_dict": Hostile(marker)}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)

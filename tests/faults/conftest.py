@@ -6,7 +6,7 @@ from interrupted import SEED, STAGES, Runner, count_kills, kills
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory):
-    """For any command that asks nobody."""
+    """Shared by all tests, as starting its process takes seconds."""
     runner = Runner(tmp_path_factory.mktemp("faults") / "log.txt")
     yield runner
     runner.close()

@@ -134,7 +134,7 @@ def test_an_output_folder_that_is_read_only(runner, commands, tmp_path, command)
 
 @pytest.fixture
 def training(runner, clip_folder, tmp_path):
-    """The command of a training that saves each of 12 steps, without its last word, the folder; and such a folder."""
+    """The words of a training with 12 checkpoints, up to its output folder; and the folder of such a training."""
     words = [*TRAIN, *options(max_steps=12, save_total_limit=12), "--model", clip_folder, "--output_dir"]
     runner.run(*words, tmp_path / "undisturbed")
     return words, tmp_path / "undisturbed"
