@@ -19,6 +19,8 @@ from zegclip.picture_world.tiny_clip import CaptionTraining, build_model, normal
 from zegclip.picture_world.tokenizer import build_tokenizer
 from zegclip.processing.input_error import InputError
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def scenes():
