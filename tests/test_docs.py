@@ -112,7 +112,7 @@ def check_command(words, monkeypatch):
         with contextlib.suppress(KeyError):
             monkeypatch.delitem(sys.modules, rest[1])
         parse_as_script(lambda: runpy.run_module(rest[1], run_name="__main__"), rest[2:], monkeypatch)
-    elif rest[0] in ("train.py", "eval.py") or "ArgumentParser(" not in Path(rest[0]).read_text():
+    elif rest[0] in ("train.py", "eval.py"):
         # Without a GPU, some settings ask for a CPU by name.
         parse_arguments([*rest[1:], "--use_cpu"], DEFAULT_CONFIG)
     else:
@@ -206,7 +206,8 @@ zegclip: no command
         ("python trian.py", "No such file"),
         ("zegclip segmnt picture.png --labels cat", "invalid choice"),
         ("python benchmarks/not_there.py", "No such file"),
-        ("python benchmarks/inference.py --nams 2", "unknown arguments"),
+        ("python benchmarks/accuracy.py precision configs/not_there.yaml", "no such configuration file"),
+        ("python benchmarks/speed.py inference --nams 2", "unknown arguments"),
         ("python -m zegclip.picture_world.dataset there --scenes 2", "unknown arguments"),
         ("torchrun --proc 2 train.py", "unrecognized arguments"),
         ("accelerate launch --config_file configs/not_there.yaml train.py", "there is no such file"),

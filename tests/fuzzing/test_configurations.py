@@ -14,7 +14,6 @@ from PIL import Image
 from zegclip import DeepPromptConfig, ZegClipConfig
 from zegclip.errors import reporting_errors
 from zegclip.loading import load_model, load_processor
-from zegclip.segmenting.segmenter import load_segmenter
 from zegclip.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 pytestmark = pytest.mark.thorough

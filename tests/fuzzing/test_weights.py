@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from zegclip import DeepPromptConfig
 from zegclip.loading import load_adapter_into, load_base, load_model
-from zegclip.segmenting.segmenter import load_segmenter
 
 pytestmark = pytest.mark.thorough
 
