@@ -23,12 +23,13 @@ from measuring import alternate, in_own_process, run_cases, spread
 from real_size import build
 
 import zegclip
-from zegclip.commands.segmentation import ClassMapPipeline, find_pictures, name_results, segment_pictures
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.datasets import load_folder
 from zegclip.processing.pipeline import TASK
-from zegclip.training.evaluation import CountStore, Protocol, evaluate_pictures
+from zegclip.segmenting.pictures import find_pictures, name_results
+from zegclip.segmenting.segmenter import ClassMapPipeline, segment_pictures
+from zegclip.training.counting import CountStore, Protocol, evaluate_pictures
 from zegclip.training.pictures import EvaluationPictures
 
 PROGRAMS = {
