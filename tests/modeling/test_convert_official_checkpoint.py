@@ -10,8 +10,9 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
+from tiny_models import load, logits, pictures, random
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import ZegClipConfig
 from zegclip.modeling.convert_official_checkpoint import convert, read_checkpoint
 from zegclip.modeling.model_error import ModelError
 
@@ -57,43 +58,54 @@ def spectral_config(config):
 def case(request):
     """A state dict of each method, with the other arguments of `convert`."""
     state_dict, config = ("official", "config") if request.param == "zegclip" else ("spectral", "spectral_config")
-    return request.getfixturevalue(state_dict), {
-        "method": request.param,
-        "config": request.getfixturevalue(config),
-    }
+    return request.getfixturevalue(state_dict), {"method": request.param, "config": request.getfixturevalue(config)}
 
 
 def run(model):
-    generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(1, 3, 64, 48, generator=generator)
-    with torch.no_grad():
-        return model(pixel_values, class_embeds=torch.randn(4, 32, generator=generator)).logits
+    dim = model.config.clip_config.projection_dim
+    return logits(model, {"pixel_values": pictures(1, 64, 48), "class_embeds": random(4, dim)})
 
 
-def test_sizes_come_from_the_tensors_and_the_rest_from_the_configuration(official, config):
-    model = convert(official, method="zegclip", config=config)
-    vision = model.config.clip_config.vision_config
-    assert (vision.hidden_size, vision.patch_size, vision.image_size, vision.num_hidden_layers) == (64, 16, 64, 4)
-    assert model.config.num_decoder_layers == 3
-    assert model.config.decoder_ffn_dim == 128
-    assert model.config.prompt_templates == config.prompt_templates
-    assert model.config.seen_class_names == config.seen_class_names
+def test_sizes_come_from_the_tensors_and_the_rest_from_the_configuration(case):
+    state_dict, arguments = case
+    before = copy.deepcopy(state_dict)
+    model = convert(state_dict, **arguments)
+    given, config, prompts = arguments["config"], model.config, model.peft_config["default"]
+    vision = config.clip_config.vision_config
+    sizes = (vision.hidden_size, vision.patch_size, vision.image_size, vision.num_hidden_layers)
+    assert config.decoder_ffn_dim == 128
+    for name in ("prompt_templates", "seen_class_names", "decoder_attention_heads", "decoder_window_size"):
+        assert getattr(config, name) == getattr(given, name)
     assert not model.training
+    if arguments["method"] == "zegclip":
+        assert sizes == (64, 16, 64, 4)
+        assert config.num_decoder_layers == 3
+        assert not prompts.spectral_prompt
+    else:
+        assert sizes == (48, 16, 96, 4)
+        assert (config.decode_head_type, config.num_decoder_layers) == ("spectral", 2)
+        assert config.decoder_low_frequency_heads == 7
+        assert (config.focal_weight, config.dice_weight, config.ssim_weight) == (100, 0, 1)
+        assert (prompts.num_tokens, prompts.num_deep_layers) == (3, 2)
+        assert (prompts.spectral_prompt, prompts.spectral_layers, prompts.spectral_grid_size) == (True, [0, 1], 6)
+    # The state dict is as it was.
+    assert state_dict.keys() == before.keys()
+    for name, tensor in state_dict.items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_pth_of_mmcv_equals_the_state_dict(case, tmp_path):
     state_dict, arguments = case
     path = tmp_path / "iter_20000.pth"
     torch.save({"state_dict": state_dict, "meta": {"CLASSES": ("a", "b"), "iter": 20000}, "optimizer": {}}, path)
-    expected = run(convert(state_dict, **arguments))
-    assert torch.equal(run(convert(path, **arguments)), expected)
+    assert torch.equal(run(convert(path, **arguments)), run(convert(state_dict, **arguments)))
 
 
 def test_converted_model_saves_and_loads(case, tmp_path):
     state_dict, arguments = case
     model = convert(state_dict, **arguments)
     model.save_pretrained(tmp_path)  # its base is nowhere else, so it is saved too
-    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    again = load(tmp_path)
     assert again.peft_config["default"].spectral_prompt == (arguments["method"] == "spt-seg")
     stored = again.state_dict()
     for name, tensor in model.state_dict().items():
@@ -102,37 +114,22 @@ def test_converted_model_saves_and_loads(case, tmp_path):
     torch.testing.assert_close(run(again), run(model), atol=1e-5, rtol=0)
 
 
-def test_converting_leaves_the_state_dict_alone(official, config):
-    before = copy.deepcopy(official)
-    convert(official, method="zegclip", config=config)
-    assert official.keys() == before.keys()
-    for name, tensor in official.items():
-        assert torch.equal(tensor, before[name]), name
-
-
-def test_reverse_deep_prompts(official, config):
-    del official["backbone.prompt_embeddings"]
-    official["backbone.deep_prompt_embeddings"] = official["backbone.deep_prompt_embeddings"][:2]
-    model = convert(official, method="zegclip", config=config)
-    assert model.peft_config["default"].prompted_layers(4) == range(2, 4)
+@pytest.mark.parametrize(
+    ("missing", "layers", "filtered"),
+    [("backbone.prompt_embeddings", range(2, 4), set()), ("backbone.deep_prompt_embeddings", range(1), {0})],
+    ids=["reverse deep", "shallow"],
+)
+def test_other_depths_of_prompts(case, missing, layers, filtered):
+    state_dict, arguments = case
+    del state_dict[missing]
+    if missing == "backbone.prompt_embeddings":
+        state_dict["backbone.deep_prompt_embeddings"] = state_dict["backbone.deep_prompt_embeddings"][:2]
+    model = convert(state_dict, **arguments)
+    prompts = model.peft_config["default"]
+    assert prompts.prompted_layers(4) == layers
+    assert prompts.filtered_layers(4) == (filtered if arguments["method"] == "spt-seg" else set())
+    assert any("filter" in name for name in model.state_dict()) == prompts.spectral_prompt
     assert run(model).isfinite().all()
-
-
-def test_spt_seg_sizes_come_from_the_tensors_and_the_rest_from_the_configuration(spectral, spectral_config):
-    model = convert(spectral, method="spt-seg", config=spectral_config)
-    config, prompts = model.config, model.peft_config["default"]
-    vision = config.clip_config.vision_config
-    assert (vision.hidden_size, vision.patch_size, vision.image_size, vision.num_hidden_layers) == (48, 16, 96, 4)
-    assert config.decode_head_type == "spectral"
-    assert (config.num_decoder_layers, config.decoder_ffn_dim) == (2, 128)
-    assert (config.decoder_attention_heads, config.decoder_low_frequency_heads) == (8, 7)
-    assert config.decoder_window_size == spectral_config.decoder_window_size
-    assert (config.focal_weight, config.dice_weight, config.ssim_weight) == (100, 0, 1)
-    assert config.prompt_templates == spectral_config.prompt_templates
-    assert config.seen_class_names == spectral_config.seen_class_names
-    assert (prompts.num_tokens, prompts.num_deep_layers) == (3, 2)
-    assert (prompts.spectral_prompt, prompts.spectral_layers, prompts.spectral_grid_size) == (True, [0, 1], 6)
-    assert not model.training
 
 
 def test_spt_seg_filter_may_be_of_another_grid_than_the_positions(spectral, spectral_config):
@@ -149,9 +146,8 @@ def test_spt_seg_low_frequency_heads_follow_from_all_heads(spectral, spectral_co
     model = convert(spectral, method="spt-seg", config=spectral_config)
     assert model.config.decoder_low_frequency_heads == 14
     spectral_config.decoder_attention_heads = 4
-    with pytest.raises(ModelError, match=r"l_q\.weight has 28 rows.*decoder_attention_heads=4") as error:
+    with pytest.raises(ModelError, match=r"l_q\.weight.*28.*decoder_attention_heads=4"):
         convert(spectral, method="spt-seg", config=spectral_config)
-    assert "\n" not in str(error.value)
 
 
 def test_head_counts_that_divide_the_checkpoint_s_widths_alone(official):
@@ -163,8 +159,7 @@ def test_head_counts_that_divide_the_checkpoint_s_widths_alone(official):
     }
     other = {}
     for name, tensor in official.items():
-        shape = [widths[name.split(".")[0]].get(side, side) for side in tensor.shape]
-        other[name] = torch.randn(shape)
+        other[name] = torch.randn([widths[name.split(".")[0]].get(side, side) for side in tensor.shape])
     other["text_encoder.text_projection"] = torch.randn(28, 36)
     heads = {"vision_config": {"num_attention_heads": 5}, "text_config": {"num_attention_heads": 7}}
     with pytest.raises(StrictDataclassError):
@@ -175,54 +170,35 @@ def test_head_counts_that_divide_the_checkpoint_s_widths_alone(official):
     assert (clip.vision_config.hidden_size, clip.text_config.hidden_size, clip.projection_dim) == (40, 28, 36)
     assert (clip.vision_config.num_attention_heads, clip.text_config.num_attention_heads) == (5, 7)
     assert (model.config.decoder_attention_heads, model.config.prompt_templates) == (3, ["the {}"])
-    assert model(torch.randn(1, 3, 64, 64), class_embeds=torch.randn(4, 36)).logits.isfinite().all()
-    with pytest.raises(ModelError, match="decoder_attention_heads=8 does not divide"):
+    assert run(model).isfinite().all()
+    with pytest.raises(ModelError, match="decoder_attention_heads=8"):
         convert(other, method="zegclip", config={"clip_config": heads})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "named"),
+    [
+        ("decode_head.decoder_1.layers.0.hlfs.l_q.weight", (32, 32), r"l_q\.weight"),
+        ("backbone.complex_weight", (6, 3, 48, 2), "SPT-SEG"),
+    ],
+)
+def test_spt_seg_sizes_that_do_not_fit(spectral, spectral_config, name, shape, named):
+    spectral[name] = torch.zeros(shape)
+    with pytest.raises(ModelError, match=named):
+        convert(spectral, method="spt-seg", config=spectral_config)
 
 
 def test_spt_seg_head_counts_that_do_not_fit(spectral):
     config = ZegClipConfig(clip_config={"vision_config": {"hidden_size": 35, "num_attention_heads": 5}})
-    with pytest.raises(ModelError, match=r"tensors do not fit: The hidden size \(48\) is not a multiple"):
+    with pytest.raises(ModelError, match="48"):
         convert(spectral, method="spt-seg", config=config)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("decode_head.decoder_1.layers.0.hlfs.l_q.weight", (32, 32), "l_q.weight has 32 rows"),
-        ("backbone.complex_weight", (6, 3, 48, 2), "Not an official SPT-SEG checkpoint, .* its tensors do not fit"),
-    ],
-)
-def test_spt_seg_sizes_that_do_not_fit(spectral, spectral_config, name, shape, message):
-    spectral[name] = torch.zeros(shape)
-    with pytest.raises(ModelError, match=message) as error:
-        convert(spectral, method="spt-seg", config=spectral_config)
-    assert "\n" not in str(error.value)
-
-
-def test_spt_seg_shallow_prompts_have_one_spectral_prompt(spectral, spectral_config):
-    del spectral["backbone.deep_prompt_embeddings"]
-    model = convert(spectral, method="spt-seg", config=spectral_config)
-    prompts = model.peft_config["default"]
-    assert (prompts.num_deep_layers, prompts.spectral_prompt, prompts.spectral_layers) == (0, True, [0])
-    assert run(model).isfinite().all()
-
-
-def test_spt_seg_reverse_deep_prompts_have_no_spectral_prompt(spectral, spectral_config):
-    del spectral["backbone.prompt_embeddings"]
-    model = convert(spectral, method="spt-seg", config=spectral_config)
-    assert model.peft_config["default"].prompted_layers(4) == range(2, 4)
-    assert not model.peft_config["default"].spectral_prompt
-    assert not any("filter" in name for name in model.state_dict())
-    assert run(model).isfinite().all()
 
 
 @pytest.mark.parametrize(("method", "right"), [("zegclip", "spt-seg"), ("spt-seg", "zegclip")])
 def test_a_checkpoint_of_the_other_method_names_it(official, spectral, method, right):
     checkpoint = spectral if method == "zegclip" else official
-    with pytest.raises(ModelError, match=rf"'backbone\.complex_weight'.* '{right}'\.$") as error:
+    with pytest.raises(ModelError, match=rf"'backbone\.complex_weight'.* '{right}'"):
         convert(checkpoint, method=method)
-    assert "\n" not in str(error.value)
 
 
 def test_class_embedding_is_folded_once(official, config):
@@ -253,13 +229,13 @@ def test_key_list_of_the_full_size_checkpoint_is_taken_whole(file, method, keys,
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda sd: sd.pop("backbone.ln_post.bias"), "missing keys: backbone.ln_post.bias"),
-        (lambda sd: sd.pop("backbone.conv1.weight"), "no key 'backbone.conv1.weight'"),
-        (lambda sd: sd.update({"decode_head.extra": torch.zeros(1)}), "unexpected keys: decode_head.extra"),
+        (lambda sd: sd.pop("backbone.ln_post.bias"), r"backbone\.ln_post\.bias"),
+        (lambda sd: sd.pop("backbone.conv1.weight"), r"backbone\.conv1\.weight"),
+        (lambda sd: sd.update({"decode_head.extra": torch.zeros(1)}), r"decode_head\.extra"),
         (lambda sd: sd.clear(), "no key"),
-        (lambda sd: sd.update({"backbone.proj": torch.zeros(64)}), r"'backbone\.proj' has the shape \(64,\)"),
-        (lambda sd: sd.update({"backbone.conv1.weight": torch.zeros(64, 3, 0, 0)}), r"has the shape \(64, 3, 0, 0\)"),
-        (lambda sd: sd["backbone.ln_post.bias"].fill_(float("nan")), r"'backbone\.ln_post\.bias' holds NaN"),
+        (lambda sd: sd.update({"backbone.proj": torch.zeros(64)}), r"backbone\.proj.*\(64,\)"),
+        (lambda sd: sd.update({"backbone.conv1.weight": torch.zeros(64, 3, 0, 0)}), r"\(64, 3, 0, 0\)"),
+        (lambda sd: sd["backbone.ln_post.bias"].fill_(float("nan")), r"backbone\.ln_post\.bias.*NaN"),
     ],
 )
 def test_wrong_keys_are_named(case, change, named):
@@ -295,7 +271,7 @@ def test_any_missing_key_is_named_unless_it_is_dead(case):
 
 
 def test_unknown_method(official):
-    with pytest.raises(ModelError, match="method must be 'zegclip' or 'spt-seg', not 'other'"):
+    with pytest.raises(ModelError, match=r"method.*'other'"):
         convert(official, method="other")
 
 
@@ -310,24 +286,27 @@ class Hostile:
 def test_a_pickle_is_never_executed(tmp_path):
     marker = tmp_path / "executed"
     torch.save({"state_dict": Hostile(marker)}, tmp_path / "hostile.pth")
-    with pytest.raises(ModelError, match=r"hostile\.pth: not a checkpoint of plain tensors"):
+    with pytest.raises(ModelError, match=r"hostile\.pth"):
         read_checkpoint(tmp_path / "hostile.pth")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("empty.pth", b""), ("text.pth", b"hello"), ("bad.safetensors", b"x" * 64)]
+    ("name", "content"),
+    [
+        ("empty.pth", b""),
+        ("text.pth", b"hello"),
+        ("bad.safetensors", b"x" * 64),
+        ("missing.pth", None),
+        ("list.pth", [1, 2]),
+        ("number_key.pth", {1: torch.zeros(2)}),
+        ("number.pth", {"a": 3}),
+    ],
 )
-def test_unreadable_files(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=f"{name}: not a checkpoint"):
+def test_files_that_hold_no_checkpoint(tmp_path, name, content):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ModelError, match=name):
         read_checkpoint(tmp_path / name)
-
-
-def test_files_that_are_missing_or_hold_something_else(tmp_path):
-    with pytest.raises(ModelError, match="there is no such checkpoint file"):
-        read_checkpoint(tmp_path / "none.pth")
-    for content in ([1, 2], {1: torch.zeros(2)}, {"a": 3}):
-        torch.save(content, tmp_path / "other.pth")
-        with pytest.raises(ModelError, match=r"other\.pth: holds no state dict"):
-            read_checkpoint(tmp_path / "other.pth")
