@@ -1,4 +1,4 @@
-"""Intact and damaged picture files of every kind are segmented as a viewer displays them, or refused."""
+"""Picture files of every format, intact and damaged, are segmented as a viewer displays them, or refused."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A tiny model whose random names differ enough for each to win some pixels, and a folder that has an address."""
+"""A tiny model whose class embeddings differ enough that each class wins some pixels, and a folder served by HTTP."""
 
 import copy
 import functools
@@ -18,14 +18,14 @@ def model(model):
     torch.manual_seed(0)
     model = ZegClipForSemanticSegmentation(config).eval()
     with torch.no_grad():
-        # Untrained names are so alike that one of them would win everywhere.
+        # Embeddings of an untrained text tower are so similar that one class would win everywhere.
         model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
     return model
 
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder and its address."""
+    """A folder and the URL that it is served at."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):

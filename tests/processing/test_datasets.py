@@ -1,4 +1,4 @@
-"""Data sets of every kind, as miniatures of their real layouts: what is read, and what is refused."""
+"""Small data sets in every supported layout: the pictures, masks and classes that are read, and what is refused."""
 
 import json
 import re

@@ -28,7 +28,7 @@ def random_maps(rng, ignore_index):
 
 
 def random_split(rng, ignore_index):
-    """Seen, unseen and other classes in random order, sometimes no unseen ones, and two groups."""
+    """A split in random order, sometimes without unseen classes, with two groups."""
     order = rng.permutation(NUM_CLASSES).tolist()
     seen, unseen = order[: rng.integers(1, 8)], order[8 : 8 + rng.integers(0, 4)]
     return ClassSplit(

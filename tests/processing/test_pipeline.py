@@ -233,7 +233,7 @@ def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again_in_the_same_call
         return forward(pixel_values=pixel_values, **kwargs)
 
     monkeypatch.setattr(pipe.model, "forward", small_device)
-    with pytest.warns(UserWarning, match="2"):
+    with pytest.warns(UserWarning, match=r"\b2\b"):
         found = segment(pictures)
     for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)  # sums of other orders

@@ -1,4 +1,4 @@
-"""Label maps are read as the numbers stored in their file, from every kind of source, or refused; never wrongly."""
+"""Label maps are read as the numbers stored in their file, from every source, or refused."""
 
 import importlib.util
 import io

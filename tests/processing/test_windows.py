@@ -76,7 +76,7 @@ def test_prediction_does_not_depend_on_the_batch_size(batch_size):
 
 
 class SmallDevice:
-    """A model for which only so many windows have room, and which looks at single pixels."""
+    """A model of single pixels that runs out of memory with more than `windows` windows."""
 
     def __init__(self, windows, error):
         self.windows, self.error, self.calls = windows, error, []
