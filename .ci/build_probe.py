@@ -49,6 +49,7 @@ VOCABULARY = 99
 TEMPLATE = [5, 6, 7]
 TEXT = {"vocab_size": VOCABULARY, "bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": 0}
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+SMALL = {"decoder_attention_heads": 4, "decoder_ffn_dim": 64}
 HEADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zegclip": ({"descriptor": ["product", "text", "difference"]}, {"num_deep_layers": 2}),
     "spectral": (
@@ -77,9 +78,9 @@ def make(folder: Path, goldens: Path) -> None:
     base = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=small))
     base.clip.save_pretrained(folder / "clip")
     for head, (own, prompts) in HEADS.items():
-        fields = head_fields(head, own)
-        model = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=small, **fields))
-        model.save_pretrained(folder / f"{head}_full")
+        fields = {"decode_head_type": head, **SMALL, **own}
+        full = ZegClipConfig(clip_config=small, **fields)
+        ZegClipForSemanticSegmentation(full).save_pretrained(folder / f"{head}_full")
         config = {"num_tokens": 3, "dropout": 0.0, **prompts}
         with_peft = get_peft_model(load(folder / "clip", **fields), DeepPromptConfig(**config))
         stir(with_peft)
@@ -103,11 +104,6 @@ def make(folder: Path, goldens: Path) -> None:
             shape[0] = len(words)
         official[name] = torch.randn(shape)
     torch.save({"state_dict": official, "meta": {"epoch": 1}}, folder / "official.pth")
-
-
-def head_fields(head: str, own: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a small decode head."""
-    return {"decode_head_type": head, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, **own}
 
 
 def stir(model: Any) -> None:
@@ -191,7 +187,7 @@ def outputs(old: Path, own: Path, goldens: Path) -> None:
         for way in ("full", "peft", "transformers"):
             cases[f"{head} head, saved: {way}"] = partial(compute_saved, made / f"{head}_{way}")
         cases[f"{head} head, PeftModel.from_pretrained"] = partial(
-            compute_saved, made / "clip", made / f"{head}_peft", **head_fields(head, fields)
+            compute_saved, made / "clip", made / f"{head}_peft", decode_head_type=head, **SMALL, **fields
         )
     for method in GOLDENS:
         cases[f"converted golden, {method}"] = partial(compute_golden, goldens, method)

@@ -20,7 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Build:
         self.folder, self.source, self.site = folder, folder / "source", folder / "site"
         self.name = folder.name
         self.failures: list[str] = []
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout  # noqa: S607
+        archive = subprocess.check_output(["git", "archive", commit], cwd=ROOT)  # noqa: S607
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(self.source, filter="data")
         offline = ["--quiet", "--no-deps", "--no-index"]
@@ -74,21 +74,15 @@ class Build:
             "TOKENIZERS_PARALLELISM": "false",
         }
         code = "import zegclip, zegclip.modeling, zegclip.processing as p; print(zegclip.__file__, *p.__path__)"
-        found = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=folder, env=self.environment
-        ).stdout.split()
+        words = [sys.executable, "-c", code]
+        found = subprocess.check_output(words, text=True, cwd=folder, env=self.environment).split()
         assert all(path.startswith(str(self.site)) for path in found), f"not the wheel's: {found}"
 
     def start(self, *words: Any) -> subprocess.Popen:
         """Start Python in this build's folder; what it prints is added to `log.txt` there."""
         with open(self.folder / "log.txt", "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *map(str, words)],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            own = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": subprocess.STDOUT}
+            return subprocess.Popen([sys.executable, *map(str, words)], **own)
 
     def run(self, *words: Any) -> None:
         """Run Python to its end, and note if that is a bad one."""
@@ -139,13 +133,8 @@ class Build:
     def losses(self, method: str) -> dict[str, Any]:
         """Return what a training has logged, but times."""
         history = self.read(f"trained_{method}/trainer_state.json")["log_history"]
-        timed = ("runtime", "per_second")
-        return {
-            f"step {entry['step']}, {name}": value
-            for entry in history
-            for name, value in entry.items()
-            if not name.endswith(timed)
-        }
+        found = {f"step {entry['step']}, {name}": value for entry in history for name, value in entry.items()}
+        return {name: value for name, value in found.items() if not name.endswith(("runtime", "per_second"))}
 
 
 def difference(old: Any, new: Any) -> str:
@@ -166,26 +155,19 @@ def difference(old: Any, new: Any) -> str:
     return "" if old == new else f"{old!r:.300} -> {new!r:.300}"
 
 
-class Report:
-    """Prints a line for each comparison and counts what differs."""
-
-    def __init__(self) -> None:
-        self.differing = 0
-
-    def compare(self, title: str, old: Callable[[], Any], new: Callable[[], Any]) -> None:
-        """Compare what two functions return; one that fails differs."""
-        try:
-            text = difference(old(), new())
-        except Exception as error:
-            text = repr(error)
-        self.differing += bool(text)
-        print(f"{title}: {f'DIFFERS: {text}' if text else 'same'}", flush=True)
+def compare(title: str, old: Callable[[], Any], new: Callable[[], Any]) -> bool:
+    """Compare what two functions return, print it, and return whether it differs; one that fails differs."""
+    try:
+        text = difference(old(), new())
+    except Exception as error:
+        text = repr(error)
+    print(f"{title}: {f'DIFFERS: {text}' if text else 'same'}", flush=True)
+    return bool(text)
 
 
 def case_of(build: Build, title: str) -> dict[str, Any]:
     """Return the tensors of one case of the probe; raises `RuntimeError` if it has failed."""
-    error = build.read("errors.json")[title]
-    if error:
+    if error := build.read("errors.json")[title]:
         raise RuntimeError(f"{build.name}: {error}")
     tensors = build.read("outputs.safetensors")
     return {name.removeprefix(f"{title}/"): value for name, value in tensors.items() if name.startswith(f"{title}/")}
@@ -203,17 +185,16 @@ def run_all(old: Build, new: Build) -> None:
         build.run(PROBE, "bare", build.folder / "exported", picture, build.folder / "bare.safetensors")
 
 
-def compare_all(old: Build, new: Build) -> int:
-    """Print what differs, and return how much does."""
-    report = Report()
+def comparisons(old: Build, new: Build) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Yield titles, and functions that return what should be the same."""
     for build in (old, new):
         for failure in build.failures:
-            report.compare(f"command of the {build.name} build", lambda: "success", partial(str, failure))
+            yield f"command of the {build.name} build", lambda: "success", partial(str, failure)
     for title in old.read("errors.json"):
-        report.compare(title, partial(case_of, old, title), partial(case_of, new, title))
+        yield title, partial(case_of, old, title), partial(case_of, new, title)
     for build in (old, new):
         bare = f"exported by the {build.name} build, without the package"
-        report.compare(bare, partial(case_of, old, "embedded model"), partial(build.read, "bare.safetensors"))
+        yield bare, partial(case_of, old, "embedded model"), partial(build.read, "bare.safetensors")
     files = {
         "mask file 1": "masks/scene_1_mask.png",
         "mask file 2": "masks/scene_2_mask.png",
@@ -223,15 +204,12 @@ def compare_all(old: Build, new: Build) -> int:
         **{f"trained weights, {method}": f"trained_{method}/{WEIGHTS}" for method in METHODS},
     }
     for title, name in files.items():
-        report.compare(title, partial(old.read, name), partial(new.read, name))
+        yield title, partial(old.read, name), partial(new.read, name)
     for method in METHODS:
-        report.compare(f"losses, {method}", partial(old.losses, method), partial(new.losses, method))
+        yield f"losses, {method}", partial(old.losses, method), partial(new.losses, method)
     for build in (old, new):
-        title = f"killed and resumed, {build.name} build"
-        report.compare(
-            title, partial(build.read, f"trained_zegclip/{WEIGHTS}"), partial(build.read, f"killed/{WEIGHTS}")
-        )
-    return report.differing
+        whole, resumed = (partial(build.read, f"{run}/{WEIGHTS}") for run in ("trained_zegclip", "killed"))
+        yield f"killed and resumed, {build.name} build", whole, resumed
 
 
 def main() -> int:
@@ -246,7 +224,7 @@ def main() -> int:
         folder = (arguments.keep or Path(temporary)).resolve()
         builds = [Build(commit, folder / name) for name, commit in (("old", arguments.old), ("new", arguments.new))]
         run_all(*builds)
-        differing = compare_all(*builds)
+        differing = sum([compare(*one) for one in comparisons(*builds)])
     print(f"{differing or 'nothing'} differs; {time.monotonic() - start:.0f} seconds")
     return 1 if differing else 0
 

@@ -41,6 +41,8 @@ def manifest() -> str:
         parser = build_parser()
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
+    image_processor = zegclip.ZegClipImageProcessorPil().to_dict()
+    del image_processor["image_processor_type"]
     lines = {
         *(f"script {line}" for line in config["options.entry_points"]["console_scripts"].split("\n") if line),
         *(f"configuration {path.stem}" for path in (ROOT / "configs").glob("*.yaml")),
@@ -50,7 +52,7 @@ def manifest() -> str:
         *new_fields("train.py, eval.py: training", ZegClipTrainingArguments, transformers.TrainingArguments),
         *new_fields("ZegClipConfig", zegclip.ZegClipConfig, transformers.PreTrainedConfig),
         *new_fields("DeepPromptConfig", zegclip.DeepPromptConfig, peft.PeftConfig),
-        *(f"image processor: {name} = {value!r}" for name, value in image_processor_attributes().items()),
+        *(f"image processor: {name} = {value!r}" for name, value in image_processor.items()),
         *(f"pipeline call: {line}" for line in documented_arguments(PIPELINE)),
         *(f"pipeline {name}" for name, task in PIPELINE_REGISTRY.supported_tasks.items() if task["impl"] is PIPELINE),
         f"model_type {zegclip.ZegClipConfig.model_type}",
@@ -83,11 +85,8 @@ def commands(parser: argparse.ArgumentParser, prefix: str) -> Iterator[str]:
         kind = action.type and typing.get_type_hints(action.type).get("return", action.type).__name__
         details = [str(item) for item in (nargs, kind, action.choices and list(action.choices)) if item]
         if action.option_strings:
-            line = [
-                ", ".join(action.option_strings),
-                *details,
-                "required" if action.required else show(action.default),
-            ]
+            default = "required" if action.required else show(action.default)
+            line = [", ".join(action.option_strings), *details, default]
         else:
             position += 1
             line = [f"{position}: {action.metavar or action.dest}", *details]
@@ -111,12 +110,6 @@ def new_fields(title: str, cls: Any, parent: Any = None) -> Iterator[str]:
 def default_of(item: Any) -> Any:
     """Return a field's default, also where it is made by a function."""
     return item.default if item.default_factory is MISSING else item.default_factory()
-
-
-def image_processor_attributes() -> dict[str, Any]:
-    """Return what is stored of an image processor, but its class."""
-    attributes = zegclip.ZegClipImageProcessorPil().to_dict()
-    return {name: value for name, value in attributes.items() if name != "image_processor_type"}
 
 
 def documented_arguments(cls: type) -> list[str]:
