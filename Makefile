@@ -7,11 +7,12 @@ READY  = $(VENV)/.installed
 TYPES  = $(VENV)/types
 CONSTRAINTS = constraints.txt
 
-.PHONY: help demo test test-slow lint format default-model clean
+.PHONY: help demo test test-all test-slow lint format default-model clean
 
 help:
 	@echo "make demo           segment a picture into classes whose masks the model never saw"
 	@echo "make test           fast tests"
+	@echo "make test-all       all tests but the slow ones"
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make lint           style and types"
 	@echo "make format         rewrite the code in the project's style"
@@ -22,7 +23,10 @@ demo: $(READY)
 	$(BIN)/zegclip demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not thorough"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
-from measuring import ArgumentParser, write_report
+from measuring import write_report
 from tqdm import tqdm
 
-from picture_world import BASELINE, MODEL, ROOT, add_options, figures, mean_and_deviation
+from picture_world import BASELINE, MODEL, ROOT, figures, mean_and_deviation, parser_for, print_rows
 from zegclip import DEFAULT_MODEL, ZegClipConfig
 from zegclip.errors import reporting_errors
 from zegclip.loading import base_of, check_model_path, load_processor
@@ -68,9 +67,8 @@ def format_row(runs: list[dict[str, float]]) -> dict[str, str]:
 
 def main() -> None:
     """Parse the command line, run what is missing, print and save the tables."""
-    parser = ArgumentParser(__doc__)
+    parser = parser_for(__doc__, 200, "outputs/ablations")
     parser.add_argument("file", type=Path, help="runs and tables, see configs/ablations/picture_world.yaml")
-    add_options(parser, 200, "outputs/ablations")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     arguments = parser.parse_args()
 
@@ -99,11 +97,10 @@ def main() -> None:
     }
     path = arguments.output / f"{arguments.eval_split}_seeds_{'_'.join(map(str, arguments.seeds))}.json"
     write_report(path, report)
-    free = {"training-free baseline": format_row([results[first[0]][0][BASELINE]])}
-    print(pd.DataFrame(free).T.to_markdown(stralign="right", disable_numparse=True))
+    print_rows({"training-free baseline": format_row([results[first[0]][0][BASELINE]])})
     for title, rows in described["tables"].items():
-        table = {label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()}
-        print(f"\n{title}\n\n{pd.DataFrame(table).T.to_markdown(stralign='right', disable_numparse=True)}")
+        print(f"\n{title}\n")
+        print_rows({label: format_row([run[MODEL] for run in results[name]]) for label, name in rows.items()})
     print(f"\nPer cent: pixels (pAcc), mean IoU of seen (S) and unseen classes (U), their harmonic mean (h). {path}")
 
 

@@ -4,9 +4,9 @@ How many training samples a second come from picture files, and where the time g
     python benchmarks/input_pipeline.py
 
 Draws JPEG pictures of the usual sizes of Pascal VOC and COCO, and about as large in bytes, with palette PNG masks, and
-reads them as training does: decode, augment to 512x512, normalise, batches of 16 from a data loader. Prints two
-Markdown tables: samples a second, the median over repeats, and milliseconds of each stage, profiled without workers.
-Both are also written as JSON with hardware, date and versions. Other work on the machine shows: look at the spread.
+reads them as training does: decode, augment to 512x512, normalise, batches of 16 from a data loader. Prints samples a
+second, the median over repeats, and milliseconds of each stage, profiled without workers. Other work on the machine
+shows: look at the spread.
 """
 
 import cProfile
@@ -20,9 +20,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import PIL
 from datasets import Image as ImageFeature
-from measuring import ArgumentParser, alternate, print_table, write_report
+from measuring import alternate, run_cases
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -104,14 +103,18 @@ def training_pictures(folder: Path, benchmark: str) -> TrainingPictures:
     )
 
 
-def samples_per_second(data: TrainingPictures, repeats: int) -> dict[int, list[float]]:
+def samples_per_second(data: TrainingPictures, repeats: int) -> list[dict[str, Any]]:
     """Measure passes over the data with each number of workers, in turns."""
     passes = {}
     for workers in WORKERS:
         loader = DataLoader(data, BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate)
         passes[workers] = partial(deque, loader, maxlen=0)
-    times = alternate(passes, repeats, title="passes")
-    return {workers: [len(data) / seconds for seconds in passed] for workers, passed in times.items()}
+    rows = []
+    for workers, seconds in alternate(passes, repeats, title="passes").items():
+        speeds = [len(data) / one for one in seconds]
+        figures = {"median": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
+        rows.append({"workers": workers, **figures})
+    return rows
 
 
 def stage_times(data: TrainingPictures) -> dict[str, float]:
@@ -129,40 +132,28 @@ def stage_times(data: TrainingPictures) -> dict[str, float]:
     return times
 
 
-def main() -> None:
-    """Parse the command line, measure, print the tables and save them as JSON."""
-    parser = ArgumentParser(__doc__, "input_pipeline.json", repeats=5)
-    parser.add_argument("--pictures", type=int, default=192, help="of each size (default 192)")
-    arguments = parser.parse_args()
-
+def input_pipeline(pictures: int = 192, repeats: int = 5) -> dict[str, Any]:
+    """Measure both kinds of data sets, of so many pictures each."""
     speeds: list[dict[str, Any]] = []
     stages: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, (height, width) in SIZES.items():
             like_voc = name.startswith("VOC")
             folder = Path(scratch) / name
-            draw_pictures(folder, arguments.pictures, height, width, objects=like_voc)
+            draw_pictures(folder, pictures, height, width, objects=like_voc)
             data = training_pictures(folder, "voc" if like_voc else "coco_stuff")
             kilobytes = statistics.mean(path.stat().st_size for path in folder.glob("images/*")) / 1000
-            for workers, runs in samples_per_second(data, arguments.repeats).items():
-                figures = {"median": statistics.median(runs), "min": min(runs), "max": max(runs)}
-                speeds.append({"pictures": name, "kilobytes": kilobytes, "workers": workers, **figures})
-            profiles = [stage_times(data) for _ in range(arguments.repeats)]
+            common = {"pictures": name, "kilobytes": kilobytes}
+            speeds += [common | row for row in samples_per_second(data, repeats)]
+            profiles = [stage_times(data) for _ in range(repeats)]
             medians = {stage: statistics.median(times[stage] for times in profiles) for stage in profiles[0]}
             total = sum(medians.values())
             stages += [
                 {"pictures": name, "stage": stage, "ms": median, "share": median / total}
                 for stage, median in medians.items()
             ]
-    speed = "{median:.0f} ({min:.0f} to {max:.0f})"
-    print_table(speeds, {"pictures": "{pictures}", "workers": "{workers}", "samples a second": speed})
-    print()
-    print_table(
-        stages, {"pictures": "{pictures}", "stage": "{stage}", "ms a sample": "{ms:.2f}", "share": "{share:.0%}"}
-    )
-    settings = {"pictures": arguments.pictures, "batch_size": BATCH_SIZE}
-    write_report(arguments.output, settings | {"speeds": speeds, "stages": stages}, np, cv2, PIL)
+    return {"pictures": pictures, "batch_size": BATCH_SIZE, "speeds": speeds, "stages": stages}
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__, input_pipeline)

@@ -12,7 +12,6 @@ pictures.
 
 import hashlib
 import itertools
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 from matplotlib.figure import Figure
-from measuring import ArgumentParser, in_own_process, print_table, write_report
+from measuring import in_own_process, run_cases
 from PIL import Image
 from tqdm import tqdm
 from transformers import pipeline
@@ -63,14 +62,6 @@ def save_model(folder: Path) -> None:
     load_processor(zegclip.DEFAULT_MODEL, **geometry).save_pretrained(folder)
 
 
-def digest(result: list[dict[str, Any]]) -> str:
-    """Return a hash of all masks of one picture."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for row in result:
-        hashed.update(row["mask"].tobytes())
-    return hashed.hexdigest()
-
-
 def run_pipeline(folder: Path, model: Path, threads: int) -> dict[str, Any]:
     """Segment all pictures with one pipeline in some threads; seconds of each, memory, and a hash of each result."""
     paths = sorted(map(str, folder.iterdir()))
@@ -85,19 +76,15 @@ def run_pipeline(folder: Path, model: Path, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
         result = segmenter(paths[number], candidate_labels=NAMES)
         seconds[number] = time.perf_counter() - start
-        digests[number] = digest(result)
+        digests[number] = hashlib.sha256(b"".join(row["mask"].tobytes() for row in result)).hexdigest()
         with lock:
             finished = next(done)
             if finished % SAMPLE_EVERY == 0:
                 memory.append((finished, process.memory_info().rss / 1e6))
 
     start = time.perf_counter()
-    if threads == 1:
-        for number in tqdm(range(len(paths)), desc="pipeline", unit="picture"):
-            segment(number)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(tqdm(pool.map(segment, range(len(paths))), total=len(paths), desc="pipeline, threads"))
+    with ThreadPoolExecutor(threads) as pool:
+        list(tqdm(pool.map(segment, range(len(paths))), total=len(paths), desc=f"pipeline, {threads} threads"))
     whole = time.perf_counter() - start
     return {"seconds": seconds, "whole": whole, "memory": memory, "digests": digests}
 
@@ -108,16 +95,11 @@ def run_command(folder: Path, model: Path, output: Path) -> dict[str, Any]:
     words += ["--model", str(model)]
     memory = []
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL) as process:
-        held = psutil.Process(process.pid)
-        total = sum(1 for _ in folder.iterdir())
-        with tqdm(total=total, desc="zegclip segment", unit="picture") as progress:
-            while process.poll() is None:
-                done = sum(1 for _ in output.glob("*.json")) if output.is_dir() else 0
-                if done:
-                    memory.append((done, held.memory_info().rss / 1e6))
-                progress.update(done - progress.n)
-                time.sleep(1)
+    with psutil.Popen([sys.executable, *words]) as process:  # shows its own progress
+        while process.poll() is None:
+            if done := len(list(output.glob("*.json"))):
+                memory.append((done, process.memory_info().rss / 1e6))
+            time.sleep(1)
     if process.returncode:
         raise RuntimeError(f"zegclip segment has ended with status {process.returncode}.")
     whole = time.perf_counter() - start
@@ -139,7 +121,7 @@ def describe(name: str, result: dict[str, Any], count: int) -> dict[str, Any]:
         **{f"p{share}_ms": float(np.percentile(seconds, share)) * 1000 for share in (50, 90, 99)},
         "max_ms": float(seconds.max()) * 1000,
         "last_fifth_to_first": float(np.median(seconds[-fifth:]) / np.median(seconds[:fifth])),
-        "memory_mb": {f"{share}%": float(np.interp(count * share / 100, done, held)) for share in (10, 50, 100)},
+        **{f"mb_after_{share}%": float(np.interp(count * share / 100, done, held)) for share in (10, 50, 100)},
         "mb_per_1000_pictures_after_half": float(np.polyfit(done[late], held[late], 1)[0] * 1000),
         "memory_curve": [(int(number), round(float(size), 1)) for number, size in result["memory"]],
     }
@@ -159,42 +141,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
-COLUMNS = {
-    "": "{step}",
-    "pictures": "{pictures:,}",
-    "pictures/s": "{pictures_per_s:.1f}",
-    "ms: median, 90 %, 99 %, longest": "{p50_ms:,.0f}, {p90_ms:,.0f}, {p99_ms:,.0f}, {max_ms:,.0f}",
-    "last fifth to first": "{last_fifth_to_first:.2f}",
-    "MB after 10 %, 50 %, 100 %": lambda row: ", ".join(f"{held:.0f}" for held in row["memory_mb"].values()),
-    "MB more for 1,000 pictures, second half": "{mb_per_1000_pictures_after_half:+.1f}",
-}
-
-
-def main() -> None:
-    """Parse the command line, measure, print the table, draw the curve and save all as JSON."""
-    parser = ArgumentParser(__doc__, "load.json")
-    parser.add_argument("--pictures", type=int, default=5000)
-    parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--figure", type=Path, default=FIGURE)
-    arguments = parser.parse_args()
-
+def load(pictures: int = 5000, threads: int = 4, figure: str = str(FIGURE)) -> dict[str, Any]:
+    """Segment so many pictures in three ways, and draw the curves of memory into a PNG."""
     with tempfile.TemporaryDirectory() as text:
         folder, model = Path(text) / "pictures", Path(text) / "model"
-        draw_pictures(folder, arguments.pictures)
+        draw_pictures(folder, pictures)
         save_model(model)
         ways = {
             "pipeline": in_own_process(run_pipeline, folder, model, 1),
-            f"pipeline, {arguments.threads} threads": in_own_process(run_pipeline, folder, model, arguments.threads),
+            f"pipeline, {threads} threads": in_own_process(run_pipeline, folder, model, threads),
             "zegclip segment": run_command(folder, model, Path(text) / "output"),
         }
     alone, shared, _ = ways.values()
     differing = sum(one != other for one, other in zip(alone["digests"], shared["digests"], strict=True))
-    rows = [describe(name, way, arguments.pictures) for name, way in ways.items()]
-    print_table(rows, COLUMNS)
-    print(f"\nPictures whose masks differ between one thread and {arguments.threads}: {differing}.")
-    plot(rows, arguments.figure)
-    write_report(arguments.output, {"rows": rows, "differing_between_threads": differing})
+    rows = [describe(name, way, pictures) for name, way in ways.items()]
+    plot(rows, Path(figure))
+    return {"rows": rows, "differing_between_threads": differing}
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__, load)

@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, paired timing, memory, operations, the machine and its limits, and reports."""
+"""What the benchmarks share: the command line, paired timing, memory, operations, tables and reports."""
 
 import argparse
-import copy
 import datetime
+import inspect
 import json
 import os
 import platform
@@ -11,61 +11,100 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import peft
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from zegclip.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
-# Sides of the square matrices whose product shows what the machine can do, and MB of a copy that no cache holds.
+LIBRARIES = {"torch", "torchao", "transformers", "peft", "numpy", "opencv-python-headless", "pillow"}
+LIBRARIES |= {"onnx", "onnxruntime", "onnxscript"}
+# Sides of the square matrices whose product shows what the machine can do.
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
-COPIED_MB = 512
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser with the options that all benchmarks have."""
+def run_cases(description: str | None, *cases: Callable[..., dict[str, Any]]) -> None:
+    """
+    Parse the command line, run a case, print its figures and save them as JSON.
 
-    def __init__(self, description: str | None, output: str | None = None, repeats: int | None = None):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if output is not None:
-            self.add_argument("--output", type=Path, default=RESULTS / output, help="JSON file to write")
-        if repeats is not None:
-            self.add_argument("--repeats", type=int, default=repeats, help="measurements of each figure")
+    Args:
+        description: What `--help` says.
+        cases: Functions that return figures by name. The first word of the command line is the name of one, if there
+            are several; their arguments are its options, with the types of their defaults.
+    """
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=text)
+    parsers = {cases[0]: parser}
+    if len(cases) > 1:
+        named = parser.add_subparsers(metavar="CASE", required=True)
+        parsers = {
+            case: named.add_parser(case.__name__, description=inspect.getdoc(case), formatter_class=text)
+            for case in cases
+        }
+    for case, own in parsers.items():
+        for name, parameter in inspect.signature(case).parameters.items():
+            default = parameter.default
+            kind: dict[str, Any] = {"type": type(default)}
+            if isinstance(default, tuple):
+                kind = {"type": type(default[0]), "nargs": "+"}
+            elif isinstance(default, bool):
+                kind = {"action": argparse.BooleanOptionalAction}
+            own.add_argument(f"--{name}", default=default, help="default: %(default)s", **kind)
+        own.add_argument("--output", type=Path, help=f"JSON file to write (default: in {RESULTS})")
+        own.set_defaults(case=case)
+    options = vars(parser.parse_args())
+    case, output = options.pop("case"), options.pop("output")
+    name = "_".join([case.__name__, *([options["device"]] if "device" in options else [])])
+    figures = case(**options)
+    print_figures(figures)
+    write_report(output or RESULTS / f"{name}.json", figures)
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what figures depend on beside the code of this repository."""
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Print rows as tables in Markdown, without what has no place in a cell, and other figures by name."""
+    for name, value in figures.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            table = pd.DataFrame(value)
+            table = table[[title for title in table if not table[title].map(pd.api.types.is_list_like).any()]]
+            print(table.map(format_figure).to_markdown(index=False, disable_numparse=True), end="\n\n")
+        else:
+            print(f"{name}: {format_figure(value)}")
+
+
+def format_figure(value: Any) -> str:
+    """Write a number with five digits or more, and nothing for a missing one."""
+    if not isinstance(value, (int, float)):
+        return "" if value is None else str(value)
+    if value != value:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
+
+
+def write_report(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as JSON, with what they depend on beside the code of this repository."""
     cpu_info = Path("/proc/cpuinfo")  # of Linux
     found = re.search(r"model name\s*: (.*)", cpu_info.read_text(encoding="utf-8")) if cpu_info.is_file() else None
-    parts = [
-        f"{os.cpu_count()} cores",
-        found[1] if found else platform.processor(),
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-    ]
+    hardware = [f"{os.cpu_count()} cores", found[1] if found else platform.processor(), platform.machine()]
+    hardware += [torch.backends.cpu.get_cpu_capability()]
     if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return {
+        hardware.append(torch.cuda.get_device_name())
+    installed = {one.name.lower(): one.version for one in distributions()}
+    machine = {
         "date": datetime.date.today().isoformat(),
-        "hardware": ", ".join(parts),
+        "hardware": ", ".join(hardware),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
-        | {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+        | {name: installed[name] for name in sorted(LIBRARIES & installed.keys())},
     }
-
-
-def synchronize(device: str) -> None:
-    """Wait until an accelerator has done what it was given."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
+    with replacing(path) as part:
+        part.write_text(json.dumps(machine | dict(figures), indent=1) + "\n", encoding="utf-8")
 
 
 def alternate(
@@ -84,14 +123,15 @@ def alternate(
     Returns:
         Seconds of each step, one for each turn.
     """
+    synchronize = torch.accelerator.synchronize if device != "cpu" else lambda: None
     times: dict[Any, list[float]] = {name: [] for name in steps}
     with tqdm(total=(repeats + warm_up) * len(steps), desc=title, unit="step") as progress:
         for turn in range(repeats + warm_up):
             for name, step in steps.items():
-                synchronize(device)
+                synchronize()
                 start = time.perf_counter()
                 step()
-                synchronize(device)
+                synchronize()
                 if turn >= warm_up:
                     times[name].append(time.perf_counter() - start)
                 progress.update()
@@ -100,12 +140,8 @@ def alternate(
 
 def spread(times: Sequence[float]) -> dict[str, float]:
     """Return median, smallest and largest of some seconds, in milliseconds."""
-    return {
-        "median_ms": statistics.median(times) * 1000,
-        "min_ms": min(times) * 1000,
-        "max_ms": max(times) * 1000,
-        "repeats": len(times),
-    }
+    figures = {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+    return {name: 1000 * seconds for name, seconds in figures.items()} | {"repeats": len(times)}
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:
@@ -113,18 +149,18 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(times, others, strict=True))
 
 
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Return the power of the size that values grow with: the slope of a line through their logarithms."""
+    return statistics.linear_regression(
+        *(torch.tensor(list(some)).double().log().tolist() for some in (sizes, values))
+    )[0]
+
+
 def matrix_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], Any], int]:
     """Return a product of two large square matrices as a step, and its floating-point operations."""
-    side = MATRIX_SIDE["cpu" if device == "cpu" else "cuda"]
+    side = MATRIX_SIDE[device]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: left @ right, 2 * side**3
-
-
-def memory_copy(device: str) -> Callable[[], Any]:
-    """Return a copy of a large tensor as a step, which reads and writes `COPIED_MB` each."""
-    source = torch.ones(COPIED_MB * 250_000, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
 
 
 def count_flops(model: torch.nn.Module, step: Callable[[], Any]) -> int:
@@ -144,19 +180,6 @@ def count_flops(model: torch.nn.Module, step: Callable[[], Any]) -> int:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
     return counter.get_total_flops()
-
-
-def quantize_vision_tower(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a model of ours whose vision tower multiplies in int8, by torchao's dynamic quantization."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    model = copy.deepcopy(model)
-    quantize_(
-        model,
-        Int8DynamicActivationInt8WeightConfig(),
-        lambda module, name: isinstance(module, torch.nn.Linear) and ".vision_model." in f".{name}",
-    )
-    return model
 
 
 def added_memory(step: Callable[[], Any], device: str = "cpu") -> float:
@@ -188,48 +211,3 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a module in a fresh process and return what it returns."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Return the power of the size that values grow with: the slope of a line through their logarithms."""
-    logs = [torch.tensor(list(numbers), dtype=torch.float64).log() for numbers in (sizes, values)]
-    x, y = (log - log.mean() for log in logs)
-    return float((x * y).sum() / (x * x).sum())
-
-
-def times_text(row: Mapping[str, float]) -> str:
-    """Write a spread as `median (lowest to highest)`."""
-    digits = 0 if row["median_ms"] >= 100 else 1 if row["median_ms"] >= 1 else 3
-    return f"{row['median_ms']:,.{digits}f} ({row['min_ms']:,.{digits}f} to {row['max_ms']:,.{digits}f})"
-
-
-TIMES = {"ms, median (lowest to highest)": times_text}
-"""The column of a table that shows a spread."""
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Any], str]]) -> None:
-    """
-    Print rows as Markdown.
-
-    Args:
-        rows: Figures by name.
-        columns: For each title a format string with names of figures, or a function of the row. A row without those
-            figures has an empty cell.
-    """
-
-    def cell(row: Mapping[str, Any], form: str | Callable[[Any], str]) -> str:
-        try:
-            return form.format_map(row) if isinstance(form, str) else form(row)
-        except KeyError:
-            return ""
-
-    table = pd.DataFrame([{title: cell(row, form) for title, form in columns.items()} for row in rows])
-    print(table.to_markdown(index=False, disable_numparse=True))
-
-
-def write_report(path: Path, figures: Mapping[str, Any], *libraries: Any) -> None:
-    """Write figures as JSON, with the machine, date and versions, those of further libraries included."""
-    machine = describe_machine()
-    machine["versions"] |= {library.__name__: library.__version__ for library in libraries}
-    with replacing(path) as part:
-        part.write_text(json.dumps(machine | dict(figures), indent=1) + "\n", encoding="utf-8")

@@ -11,12 +11,12 @@ JSON with hardware, date and versions.
 import json
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
-from measuring import ArgumentParser, write_report
+from measuring import write_report
 
 from zegclip import DEFAULT_MODEL
 from zegclip.identity import content_of_clip
@@ -76,21 +76,27 @@ def mean_and_deviation(runs: list[dict[str, float]]) -> dict[str, str]:
     return {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations)}
 
 
-def add_options(parser: ArgumentParser, num_pictures: int, output: str) -> None:
-    """Add the options that say what to train on, and what to evaluate."""
+def parser_for(description: str | None, num_pictures: int, output: str) -> ArgumentParser:
+    """Return a parser with options for what to train on, and what to evaluate."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
     parser.add_argument("--num_pictures", type=int, default=num_pictures, help="scenes of the evaluation")
     parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
     parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--use_cpu", action="store_true")
+    return parser
+
+
+def print_rows(rows: dict[str, dict[str, str]]) -> None:
+    """Print a table in Markdown."""
+    print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
 
 
 def main() -> None:
     """Parse the command line, run what is missing, print and save the table."""
-    parser = ArgumentParser(__doc__)
+    parser = parser_for(__doc__, 500, "outputs/picture_world")
     parser.add_argument("configs", nargs="+", type=Path, help="YAML configurations")
-    add_options(parser, 500, "outputs/picture_world")
     arguments = parser.parse_args()
 
     rows, record = {}, {}
@@ -105,7 +111,7 @@ def main() -> None:
         rows[config.stem] = mean_and_deviation([seed_figures[MODEL] for seed_figures in runs])
     report = {"eval_split": arguments.eval_split, "num_pictures": arguments.num_pictures, "figures": record}
     write_report(arguments.output / f"{arguments.eval_split}.json", report)
-    print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
+    print_rows(rows)
 
 
 if __name__ == "__main__":

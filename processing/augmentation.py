@@ -87,7 +87,7 @@ class TrainingAugmentation:
         self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        Draws one training sample.
+        Draw one training sample.
 
         Args:
             image: `(height, width, 3)` uint8, RGB.
@@ -121,7 +121,7 @@ class TrainingAugmentation:
         return image, labels[rows].take(columns, axis=1)
 
     def _draw_shape(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-        """Draws the size that a picture is resized to."""
+        """Draw the size that a picture is resized to."""
         if self.scale_range is None:
             return height, width
         ratio = rng.uniform(*self.scale_range)
@@ -134,7 +134,7 @@ class TrainingAugmentation:
         self, labels: np.ndarray, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator
     ) -> tuple[slice, slice]:
         """
-        Draws a crop under the category rule.
+        Draw a crop under the category rule.
 
         Args:
             labels: `(height, width)`, before the resize.
@@ -178,7 +178,7 @@ class TrainingAugmentation:
 
 def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
-    Distorts brightness, contrast, saturation and hue, each with probability 0.5, as in the official training.
+    Distort brightness, contrast, saturation and hue, each with probability 0.5, as in the official training.
 
     In this order: brightness `+ U(-32, 32)`; contrast `* U(0.5, 1.5)`, here or at the end with equal probability;
     saturation `* U(0.5, 1.5)`; hue `+` an integer in [-18, 18), of 180 for the full circle. Every step is computed in
@@ -217,7 +217,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _change_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """Applies a table to one channel of the picture in HSV."""
+    """Apply a table to one channel of the picture in HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
@@ -227,7 +227,7 @@ def fill_up(
     pixel_values: torch.Tensor, labels: np.ndarray, *, crop_size: int, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Pads a normalised crop to a square, on the right and at the bottom.
+    Pad a normalised crop to a square, on the right and at the bottom.
 
     Args:
         pixel_values: `(3, height, width)` float32, from an image processor; padded with 0.

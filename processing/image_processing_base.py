@@ -113,7 +113,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def fetch_images(self, images: Any) -> Any:
-        """Reads paths, URLs and bytes; returns pictures in memory unchanged."""
+        """Read paths, URLs and bytes; return pictures in memory unchanged."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         return load_rgb(images) if isinstance(images, (str, Path, bytes)) else super().fetch_images(images)
@@ -126,7 +126,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Converts one picture to the backend's array type, `(3, height, width)`."""
+        """Convert one picture to the backend's array type, `(3, height, width)`."""
         if isinstance(image, Image.Image):
             image = load_rgb(image) if do_convert_rgb else load_upright(image)
         elif do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
@@ -136,7 +136,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
     def resize(
         self, image: Any, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs: Any
     ) -> Any:
-        """Resizes `(channels, height, width)`: bilinear as in OpenCV, any other filter as in the backend."""
+        """Resize `(channels, height, width)`: bilinear as in OpenCV, any other filter as in the backend."""
         height, width = resized_shape(image.shape[-2], image.shape[-1], size)
         if resample != PILImageResampling.BILINEAR:
             return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
@@ -210,7 +210,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         return_segmentation_scores: bool = False,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """
-        Turns a model's mask logits into maps of class ids.
+        Turn a model's mask logits into maps of class ids.
 
         Args:
             outputs: Has `.logits (batch, names, h, w)` and, if [`preprocess`] returned them, `.orientations`.
@@ -269,7 +269,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
 
 def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: float | Iterable[float] = 1.0) -> Any:
     """
-    Rescales and normalises `(channels, height, width)` in one step, float32.
+    Rescale and normalise `(channels, height, width)` in one step, float32.
 
     Computed in this order, `(value - mean / factor) / (std / factor)`, the result is bit-identical to the official
     code.
@@ -289,7 +289,7 @@ def _scale(image: Any, factor: float, mean: float | Iterable[float] = 0.0, std: 
 
 
 def _warn_of_orientations(pictures: Any, segmentation_maps: Any) -> None:
-    """Warns if a picture and its label map have different EXIF orientations and their sizes do not reveal it."""
+    """Warn if a picture and its label map have different EXIF orientations and their sizes do not reveal it."""
     pairs = zip(*(items if isinstance(items, (list, tuple)) else [items] for items in (pictures, segmentation_maps)))
     for pair in pairs:
         (orientation, *size), (map_orientation, *map_size) = map(_stored_frame, pair)
@@ -315,7 +315,7 @@ def _stored_frame(source: Any) -> tuple[int, int, int]:
 
 def _find_rotation(frame: Sequence[int], height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """
-    Finds the rotation of `(..., height, width)` from the upright picture back to the stored pixels.
+    Find the rotation of `(..., height, width)` from the upright picture back to the stored pixels.
 
     Args:
         frame: EXIF orientation, height and width of the stored pixels.
@@ -341,7 +341,7 @@ _TURNS_BACK: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _with_channels(images: Any, input_data_format: str | ChannelDimension | None) -> Any:
-    """Adds a channel axis to grey pictures `(height, width)`, as the first axis or as the input format says."""
+    """Add a channel axis to grey pictures `(height, width)`, as the first axis or as the input format says."""
     if isinstance(images, (list, tuple)):
         return [_with_channels(image, input_data_format) for image in images]
     if getattr(images, "ndim", None) != 2:
@@ -350,7 +350,7 @@ def _with_channels(images: Any, input_data_format: str | ChannelDimension | None
 
 
 def _colours_to_8_bit(image: Any) -> Any:
-    """Applies [`to_8_bit`] to an array or tensor."""
+    """Apply [`to_8_bit`] to an array or tensor."""
     if not isinstance(image, torch.Tensor):
         return to_8_bit(image)
     if image.dtype == torch.uint8:

@@ -27,7 +27,7 @@ Source = str | Path | bytes | Image.Image
 
 def load_rgb(picture: Source, timeout: float | None = None, name: str | None = None) -> Image.Image:
     """
-    Reads a picture from any source and in any mode as upright 8-bit RGB.
+    Read a picture from any source and in any mode as upright 8-bit RGB.
 
     - The EXIF orientation is applied.
     - Transparency (`RGBA`, `LA`, `PA`, a transparent palette entry or colour) is composited over white, as in
@@ -62,13 +62,13 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
 
 
 def load_upright(picture: Image.Image) -> Image.Image:
-    """Decodes a picture and applies its EXIF orientation, without changing its mode. Raises as [`load_rgb`]."""
+    """Decode a picture and apply its EXIF orientation, without changing its mode. Raises as [`load_rgb`]."""
     return _decode_upright(picture, _name(picture))
 
 
 def load_class_ids(mask: Source, name: str | None = None, timeout: float | None = None) -> np.ndarray:
     """
-    Reads a label map: one class id per pixel. The ids are the numbers stored in the file, whatever grey value or
+    Read a label map: one class id per pixel. The ids are the numbers stored in the file, whatever grey value or
     colour they are displayed as: palette indices, or integers of 1, 2, 4, 8, 16 or 32 bits, also where 0 is white.
 
     A PIL image that still knows its file's format is read by the same rules. In any other, for instance one made from
@@ -99,7 +99,7 @@ def load_class_ids(mask: Source, name: str | None = None, timeout: float | None 
 
 def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[int, tuple[int, int]]:
     """
-    Reads orientation and size of a stored picture or label map, for most formats from the header alone.
+    Read orientation and size of a stored picture or label map, for most formats from the header alone.
 
     Returns:
         The EXIF orientation, 1 (upright) to 8, and `(width, height)` before it is applied.
@@ -115,7 +115,7 @@ def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[in
 
 def read_palette(mask: str | Path | bytes, name: str | None = None) -> np.ndarray | None:
     """
-    Reads the palette of a label map's file.
+    Read the palette of a label map's file.
 
     Returns:
         `(ids, 3)` uint8; `None` without a palette, and for the grey palette whose values are the ids.
@@ -133,7 +133,7 @@ def exif_frame(image: Image.Image) -> tuple[int, int, int]:
 
 def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
     """
-    Converts grey values or colours of any number type to 8 bits.
+    Convert grey values or colours of any number type to 8 bits.
 
     - uint8 is returned unchanged, booleans become 0 and 255.
     - Other integers are in 0..255; uint16 is in 0..65535 if any value exceeds 255.
@@ -201,7 +201,7 @@ def _to_grey(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _decode_upright(image: Image.Image, name: str) -> Image.Image:
-    """Decodes all pixels and applies the EXIF orientation."""
+    """Decode all pixels and apply the EXIF orientation."""
     try:
         image.load()
         return ImageOps.exif_transpose(image) if _has_orientation(image) else image
@@ -219,7 +219,7 @@ def _has_orientation(image: Image.Image) -> bool:
 
 
 def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
-    """Opens a source and reads its header; a PIL image is returned as it is."""
+    """Open a source and read its header; a PIL image is returned as it is."""
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, (str, Path, bytes)):
@@ -269,7 +269,7 @@ def _name(source: Source, name: str | None = None) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """Escapes line breaks and control characters, which would break a message or control a terminal."""
+    """Escape line breaks and control characters, which would break a message or control a terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -16,7 +16,7 @@ def class_counts(
     predicted: torch.Tensor, labels: torch.Tensor, num_classes: int, ignore_index: int = 255
 ) -> torch.Tensor:
     """
-    Counts pixels per class in one picture. Ignored pixels are not counted, not even as predicted.
+    Count pixels per class in one picture. Ignored pixels are not counted, not even as predicted.
 
     Args:
         predicted: `(height, width)` int64 ids.
@@ -48,7 +48,7 @@ def class_accuracies(counts: np.ndarray) -> np.ndarray:
 
 def summarise(counts: np.ndarray, split: ClassSplit) -> dict[str, float]:
     """
-    Computes the metrics of generalised zero-shot segmentation from summed counts.
+    Compute the metrics of generalised zero-shot segmentation from summed counts.
 
     Means exclude classes that are neither labelled nor predicted. Without any other class the mean is NaN, and so is
     every metric computed from it.

@@ -15,7 +15,7 @@ class UnknownWordsWarning(UserWarning):
 
 def check_labels(labels: Sequence[str]) -> list[str]:
     """
-    Checks a list of class names.
+    Check a list of class names.
 
     Args:
         labels: Class names.
@@ -47,7 +47,7 @@ def check_labels(labels: Sequence[str]) -> list[str]:
 
 
 def split_labels(text: str) -> list[str]:
-    """Splits class names at commas and checks them with [`check_labels`]."""
+    """Split class names at commas and check them with [`check_labels`]."""
     return check_labels(text.split(",") if text.strip() else [])
 
 
@@ -58,7 +58,7 @@ def find_unknown_words(
     model: str = "this model",
 ) -> str | None:
     """
-    Finds class names and templates with words that are not in the vocabulary a text tower was trained on.
+    Find class names and templates with words that are not in the vocabulary a text tower was trained on.
 
     Args:
         labels: Class names.
@@ -90,7 +90,7 @@ def find_unknown_words(
 
 def check_templates(prompt_templates: Sequence[str]) -> list[str]:
     """
-    Checks prompt templates.
+    Check prompt templates.
 
     Raises:
         InputError: If there is no template, or one is not a string with exactly one `{}`.
@@ -104,14 +104,14 @@ def check_templates(prompt_templates: Sequence[str]) -> list[str]:
 
 
 def fill_templates(names: Sequence[str], prompt_templates: Sequence[str]) -> list[str]:
-    """Inserts names into templates: all templates of the first name, then all of the second, and so on."""
+    """Insert names into templates: all templates of the first name, then all of the second, and so on."""
     # Not `str.format`: a name may contain braces.
     return [template.replace("{}", name) for name in names for template in prompt_templates]
 
 
 def words_before_name(prompt_templates: Sequence[str]) -> str:
     """
-    Returns the words of a template that ends with the class name.
+    Return the words of a template that ends with the class name.
 
     Raises:
         InputError: If there are several templates, or the only one does not end with a space and the name: text

@@ -25,7 +25,7 @@ NAMES_AT_ONCE = 64
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
     """
-    Segments pictures into classes given by name.
+    Segment pictures into classes given by name.
 
     ```python
     >>> from transformers import pipeline
@@ -48,7 +48,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
-        Segments one picture or several.
+        Segment one picture or several.
 
         Args:
             images:
@@ -148,7 +148,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return max(window_size * usual_stride // usual_size, 1)
 
     def preprocess(self, image: str | Path | Image.Image, timeout: float | None = None) -> dict[str, Any]:
-        """Reads and resizes one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
+        """Read and resize one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
         picture = load_rgb(image, timeout=timeout)
         if isinstance(image, Image.Image) and exif_frame(image)[0] != 1:
             warnings.warn(EXIF_WARNING, stacklevel=2)
@@ -199,7 +199,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
-        Saves model and processor so that `pipeline("zero-shot-image-segmentation", model=save_directory)` loads them.
+        Save model and processor so that `pipeline("zero-shot-image-segmentation", model=save_directory)` loads them.
 
         Unlike the base class, this writes no code: transformers would then ask for `trust_remote_code` even if this
         package is installed.
@@ -210,7 +210,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
 @contextmanager
 def _in_eval_mode(model: Any) -> Iterator[None]:
-    """Predicts without dropout, then restores the mode: the pipeline may be called in the middle of a training."""
+    """Predict without dropout, then restore the mode: the pipeline may be called in the middle of a training."""
     training = model.training
     model.eval()
     try:
@@ -221,7 +221,7 @@ def _in_eval_mode(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _name_size_if_out_of_memory(height: int, width: int) -> Iterator[None]:
-    """Replaces an out-of-memory error by one that names the picture's size."""
+    """Replace an out-of-memory error by one that names the picture's size."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -235,7 +235,7 @@ def _read_labels(candidate_labels: Sequence[str] | str) -> list[str]:
 
 
 def _select(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Removes some arguments from a dictionary and returns those that were given."""
+    """Remove some arguments from a dictionary and return those that were given."""
     return {name: kwargs.pop(name) for name in names if name in kwargs}
 
 

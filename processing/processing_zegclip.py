@@ -55,7 +55,7 @@ class ZegClipProcessor(ProcessorMixin):
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
-        Turns pictures and class names into the model's inputs.
+        Turn pictures and class names into the model's inputs.
 
         Args:
             images: One picture or several, in any form that the image processor accepts.
@@ -92,7 +92,7 @@ class ZegClipProcessor(ProcessorMixin):
         return self.tokenizer(prompts, **kwargs | {"split_special_tokens": True, "padding_side": "right"})
 
     def _check_tokens(self, names: list[str], prompts: list[str], limit: int) -> None:
-        """Raises `InputError` for a name with more tokens than `limit`, and for two names with the same tokens."""
+        """Raise `InputError` for a name with more tokens than `limit`, and for two names with the same tokens."""
         # Names are plain text: "<|endoftext|>" as a special token would hide the rest of the name from the text tower.
         rows = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
         num_templates = len(self.prompt_templates)
@@ -115,7 +115,7 @@ class ZegClipProcessor(ProcessorMixin):
 
     def text_prompt_ids(self) -> list[int]:
         """
-        Returns the token ids of the template's words, start and end token included, which initialise the text prompts
+        Return the token ids of the template's words, start and end token included, which initialise the text prompts
         of an adapter.
 
         Raises:

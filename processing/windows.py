@@ -104,7 +104,7 @@ def _intervals(length: int, window_size: int, stride: int) -> list[tuple[int, in
 
 
 def extract_windows(pixel_values: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
-    """Cuts windows out of a picture `(1, channels, height, width)`: `(windows, channels, window height, width)`."""
+    """Cut windows out of a picture `(1, channels, height, width)`: `(windows, channels, window height, width)`."""
     return torch.cat([pixel_values[:, :, top:bottom, left:right] for top, left, bottom, right in boxes])
 
 
@@ -117,7 +117,7 @@ def predict_windows(
     batch_size: int | BatchSize = 8,
 ) -> WindowLogits:
     """
-    Runs a model over all windows of one picture, several at a time.
+    Run a model over all windows of one picture, several at a time.
 
     Args:
         model: Called as `model(pixel_values=..., class_embeds=...)`; its result has `.logits (windows, names, h, w)`.

@@ -1,4 +1,4 @@
-"""What the documents tell people to type: Python runs, commands are parsed by their programs, links lead somewhere."""
+"""Python blocks of the documents run, commands are accepted by their programs' parsers, and links have targets."""
 
 import argparse
 import contextlib
@@ -20,6 +20,8 @@ from torch.distributed.run import get_args_parser
 from zegclip import DEFAULT_MODEL
 from zegclip.commands.main import build_parser
 from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
+
+pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "CONTRIBUTING.md", "picture_world/README.md"]
@@ -46,7 +48,7 @@ def shell_commands(text):
     prose = FENCE.sub("", text)
     blocks += [match[0] for match in re.finditer(r"(?:^ {4}.*\n)+", prose, re.MULTILINE)]
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    # Inline code may be broken over lines. What names a program without saying what to do with it is no command.
+    # Inline code may be broken over lines. One or two words are the name of a program, not a command.
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     lines += [span for span in spans if len(span.split()) > 2 and not span.startswith("accelerate launch --cpu ")]
     for line in lines:
@@ -67,7 +69,7 @@ def expand_braces(line):
 
 
 class Parsed(BaseException):
-    """Raised once a script has parsed its arguments, before it does anything."""
+    """Raised as soon as a script has parsed its arguments."""
 
 
 def parse_as_script(start, words, monkeypatch):
@@ -94,12 +96,11 @@ def check_command(words, monkeypatch):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets)
         return
-    if program == "torchrun":
-        arguments = get_args_parser().parse_args(rest)
-        rest = ["-m"] * bool(arguments.module) + [arguments.training_script, *arguments.training_script_args]
-    elif program == "accelerate":
-        assert rest[0] == "launch"
-        arguments = launch_command_parser().parse_args(rest[1:])
+    if program in ("torchrun", "accelerate"):
+        if program == "accelerate":
+            assert rest.pop(0) == "launch"
+        parser = get_args_parser() if program == "torchrun" else launch_command_parser()
+        arguments = parser.parse_args(rest)
         rest = ["-m"] * bool(arguments.module) + [arguments.training_script, *arguments.training_script_args]
     elif program == "zegclip":
         rest = ["-m", "zegclip", *rest]
@@ -111,7 +112,7 @@ def check_command(words, monkeypatch):
         with contextlib.suppress(KeyError):
             monkeypatch.delitem(sys.modules, rest[1])
         parse_as_script(lambda: runpy.run_module(rest[1], run_name="__main__"), rest[2:], monkeypatch)
-    elif rest[0] in ("train.py", "eval.py") or "ArgumentParser(" not in Path(rest[0]).read_text():
+    elif rest[0] in ("train.py", "eval.py"):
         # Without a GPU, some settings ask for a CPU by name.
         parse_arguments([*rest[1:], "--use_cpu"], DEFAULT_CONFIG)
     else:
@@ -123,7 +124,7 @@ def check_command(words, monkeypatch):
 
 
 def complaint(words, monkeypatch, capsys):
-    """What is wrong with a command, in a line; nothing if nothing is."""
+    """The error message of a command in one line, empty if it is accepted."""
     try:
         check_command(words, monkeypatch)
     except (Exception, SystemExit) as error:
@@ -134,7 +135,7 @@ def complaint(words, monkeypatch, capsys):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder that looks like the repository's root to a command, with what the pages take for granted."""
+    """A folder that looks like the repository's root to a command, with the files that the pages assume."""
     for name in (".ci", "configs", "benchmarks", "examples", "train.py", "eval.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "configs" / "zegclip_folder.yaml", tmp_path / "my-data.yaml")
@@ -162,10 +163,8 @@ COMMANDS = [(page, words) for page, text in PAGES.items() for words in shell_com
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_those_that_their_programs_know(page, place, monkeypatch, capsys):
-    complaints = {
-        shlex.join(words): complaint(words, monkeypatch, capsys) for named, words in COMMANDS if named == page
-    }
-    assert not {command: reason for command, reason in complaints.items() if reason}
+    reasons = {shlex.join(words): complaint(words, monkeypatch, capsys) for named, words in COMMANDS if named == page}
+    assert not {command: reason for command, reason in reasons.items() if reason}
 
 
 def test_commands_are_found():
@@ -201,18 +200,15 @@ zegclip: no command
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("python train.py configs/zegclip_voc_inductive.yaml --lerning_rate 1", "unknown field 'lerning_rate'"),
-        ("python train.py configs/not_there.yaml", "no such configuration file"),
+        ("python train.py configs/zegclip_voc_inductive.yaml --lerning_rate 1", "lerning_rate"),
         ("zegclip train zegclip_voc_inductiv", "zegclip_voc_inductive"),
-        ("zegclip eval --modle there", "unknown field 'modle'"),
+        ("zegclip eval --modle there", "'modle'"),
         ("python trian.py", "No such file"),
         ("zegclip segmnt picture.png --labels cat", "invalid choice"),
-        ("zegclip segment picture.png --lables cat", "--labels --labels-file is required"),
         ("python benchmarks/not_there.py", "No such file"),
-        ("python benchmarks/precision.py configs/not_there.yaml", "no such configuration file"),
-        ("python benchmarks/inference.py --nams 2", "unknown arguments"),
+        ("python benchmarks/accuracy.py precision configs/not_there.yaml", "no such configuration file"),
+        ("python benchmarks/speed.py inference --nams 2", "unknown arguments"),
         ("python -m zegclip.picture_world.dataset there --scenes 2", "unknown arguments"),
-        ("python -m zegclip.picture_world.pretrain --output there --not_there 2", "unknown arguments"),
         ("torchrun --proc 2 train.py", "unrecognized arguments"),
         ("accelerate launch --config_file configs/not_there.yaml train.py", "there is no such file"),
         ("make tea", "tea"),

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
+from probe_training import Processor
 from transformers import TrainerCallback
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipImageProcessorPil
+from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.training.arguments import parse_arguments
 from zegclip.training.trainer import ZegClipTrainer
@@ -16,13 +17,6 @@ from zegclip.training.training_arguments import ZegClipTrainingArguments
 CONFIGS = Path(__file__).parents[1] / "configs"
 # "a photo of a" by CLIP's tokenizer.
 TEMPLATE_IDS = [49406, 320, 1125, 539, 320, 49407]
-
-
-class Processor:
-    image_processor = ZegClipImageProcessorPil()
-
-    def save_pretrained(self, folder):
-        self.image_processor.save_pretrained(folder)
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -4,14 +4,15 @@ import ast
 import json
 import os
 import pickle
-import shutil
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
+from small_run import CONFIG, ROOT, SMALL, cut_short, options, read_weights
 
 from zegclip import DeepPromptConfig
 from zegclip.errors import reporting_errors
@@ -19,13 +20,13 @@ from zegclip.loading import load_adapter_into, load_model
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.training.train import train
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.thorough
+
 CODE = [
     path
     for folder in ("zegclip", "modeling", "processing", "picture_world", "model_cards")
     for path in (ROOT / folder).rglob("*.py")
 ] + [ROOT / "train.py", ROOT / "eval.py"]
-CONFIG = ROOT / "configs" / "zegclip_picture_world_inductive.yaml"
 
 
 class Hostile:
@@ -44,7 +45,7 @@ def marker(tmp_path):
 
 
 def make_hostile(path, marker):
-    """Put a file that PyTorch would write, and that does harm when it is unpickled, where another lies."""
+    """Replace a file by a pickle in PyTorch's format that runs code when it is loaded."""
     torch.save({"state_dict": Hostile(marker)}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
@@ -52,52 +53,34 @@ def make_hostile(path, marker):
     marker.rmdir()  # so the file is as hostile as it should be
 
 
-def one_sentence(error, *parts):
-    message = str(error.value)
-    assert len(message.splitlines()) == 1, message
-    assert "weights_only" not in message, "advice to load it unsafely"
-    for part in parts:
-        assert str(part) in message, message
-
-
-def test_weights_of_a_model_are_never_unpickled(model, tmp_path, marker):
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_weights_are_never_unpickled(model, tmp_path, marker, kind):
+    folder = tmp_path / kind
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    make_hostile(tmp_path / "model" / "pytorch_model.bin", marker)
-    with pytest.raises(ValueError) as error:  # noqa: PT011
-        load_model(tmp_path / "model")
-    one_sentence(error, tmp_path / "model")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("load", ["load_model", "load_adapter_into"])
-def test_weights_of_an_adapter_are_never_unpickled(model, tmp_path, marker, load):
-    model.save_pretrained(tmp_path / "base")
-    model.name_or_path = str(tmp_path / "base")
-    tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
-    tuned.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    make_hostile(tmp_path / "adapter" / "adapter_model.bin", marker)
-    with pytest.raises(ValueError) as error:  # noqa: PT011
-        load_model(tmp_path / "adapter") if load == "load_model" else load_adapter_into(tuned, tmp_path / "adapter")
-    one_sentence(error, tmp_path / "adapter")
-    assert not marker.exists()
-
-
-SMALL = [
-    "--num_train_pictures", "4", "--num_eval_pictures", "1", "--total_train_batch_size", "2", "--use_cpu",
-    "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", "--window_stride", "48",
-]  # fmt: skip
+    loaders = [load_model]
+    if kind == "adapter":
+        model.name_or_path = str(tmp_path / "model")
+        tuned = get_peft_model(model, DeepPromptConfig(num_tokens=2))
+        tuned.save_pretrained(folder)
+        loaders.append(lambda folder: load_adapter_into(tuned, folder))
+    (path,) = folder.glob("*.safetensors")
+    path.unlink()
+    make_hostile(folder / ("pytorch_model.bin" if kind == "model" else "adapter_model.bin"), marker)
+    for load in loaders:
+        with pytest.raises(ValueError, match=re.escape(str(folder))) as error:
+            load(folder)
+        assert len(str(error.value).splitlines()) == 1
+        assert "weights_only" not in str(error.value), "advice to load it unsafely"
+        assert not marker.exists()
 
 
 def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path, marker, capsys):
-    words = [str(CONFIG), "--model", str(clip_folder), *SMALL, "--max_steps", "2", "--save_steps", "1"]
-    words += ["--save_total_limit", "2", "--output_dir", str(tmp_path / "run")]
+    run = tmp_path / "run"
+    fields = SMALL | {"model": clip_folder, "output_dir": run, "max_steps": 2, "save_steps": 1, "save_total_limit": 2}
+    words = [CONFIG, *options(**fields)]
     train(words)
-    for name in ("adapter_model.safetensors", "trainer_state.json"):
-        (tmp_path / "run" / name).unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
-    checkpoint = tmp_path / "run" / "checkpoint-1"
+    cut_short(run, 1)
+    checkpoint = run / "checkpoint-1"
 
     def refused(name):
         capsys.readouterr()
@@ -105,7 +88,7 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path,
             train(words)
         assert leaving.value.code == 1
         sentence = capsys.readouterr().err.strip().splitlines()[-1]
-        assert sentence.startswith(f"train.py: {checkpoint} is damaged or not of this run"), (name, sentence)
+        assert sentence.startswith(f"train.py: {checkpoint} "), (name, sentence)
         assert not marker.exists(), name
 
     for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt", "adapter_model.safetensors", "trainer_state.json"):
@@ -116,12 +99,12 @@ def test_a_checkpoint_that_is_damaged_or_hostile_is_named(clip_folder, tmp_path,
             make_hostile(checkpoint / name, marker)
             refused(name)
         (checkpoint / name).write_bytes(whole)
-    with pytest.raises(ValueError, match="checkpoint-7: there is no such checkpoint folder"):
+    with pytest.raises(ValueError, match="checkpoint-7"):
         train([*words, "--resume_from_checkpoint", str(tmp_path / "checkpoint-7")])
     make_hostile(checkpoint / "training_args.bin", marker)  # which nothing reads
     train(words)
     assert not marker.exists()
-    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert read_weights(run)
 
 
 def test_the_code_trusts_no_other_code():
@@ -166,30 +149,26 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_no_command_reaches_for_the_network(model, processor, clip_folder, checkpoint, tmp_path):
-    from PIL import Image
-
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     Image.new("RGB", (40, 30)).save(tmp_path / "picture.png")
     export_picture_world(tmp_path / "folder" / "train", "train", 2)
-    small = [str(CONFIG), *SMALL]
-    run, folder = str(tmp_path / "run"), str(tmp_path / "folder")
+    segment = ["zegclip", "segment", "picture.png", "--labels", "cat, dog", "--output"]
+    small = [CONFIG, *options(**SMALL)]
     commands = [
-        ["zegclip", "segment", str(tmp_path / "picture.png"), "--labels", "cat, dog", "--output", str(tmp_path / "a")],
-        ["zegclip", "segment", str(tmp_path / "picture.png"), "--labels", "cat, dog", "--output", str(tmp_path / "b"),
-         "--model", str(tmp_path / "model")],
-        ["zegclip", "demo", "--output", str(tmp_path / "demo")],
-        ["zegclip", "check", folder, "--output", str(tmp_path / "check"), "--workers", "0"],
-        ["zegclip", "convert", str(checkpoint), str(tmp_path / "converted")],
-        [str(ROOT / "train.py"), *small, "--model", str(clip_folder), "--output_dir", run, "--max_steps", "2"],
-        [str(ROOT / "eval.py"), *small, "--model", run, "--output_dir", run],
-        [str(ROOT / "eval.py"), *small, "--output_dir", str(tmp_path / "eval")],
-        ["zegclip", "segment", str(tmp_path / "picture.png"), "--labels", "cat, dog", "--output", str(tmp_path / "c"),
-         "--model", run],
-        ["zegclip", "bundle", run, str(tmp_path / "bundle")],
-        ["zegclip", "export", run, str(tmp_path / "export")],
-        ["zegclip", "onnx", str(tmp_path / "bundle"), str(tmp_path / "onnx")],
-    ]  # fmt: skip
+        [*segment, "a"],
+        [*segment, "b", "--model", "model"],
+        ["zegclip", "demo", "--output", "demo"],
+        ["zegclip", "check", "folder", "--output", "check", "--workers", "0"],
+        ["zegclip", "convert", str(checkpoint), "converted"],
+        [str(ROOT / "train.py"), *small, "--model", str(clip_folder), "--output_dir", "run", "--max_steps", "2"],
+        [str(ROOT / "eval.py"), *small, "--model", "run", "--output_dir", "run"],
+        [str(ROOT / "eval.py"), *small, "--output_dir", "eval"],
+        [*segment, "c", "--model", "run"],
+        ["zegclip", "bundle", "run", "bundle"],
+        ["zegclip", "export", "run", "export"],
+        ["zegclip", "onnx", "bundle", "onnx"],
+    ]
     online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     result = subprocess.run(
         [sys.executable, "-c", WATCHED, json.dumps(commands)],

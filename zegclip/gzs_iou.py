@@ -104,7 +104,7 @@ def read_maps(
     prediction: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], number: int, split: ClassSplit
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Converts a class map and its label map from lists of rows to int64 arrays.
+    Convert a class map and its label map from lists of rows to int64 arrays.
 
     Raises:
         InputError: If they do not have the same rectangular size, or an id is not in the class list.

@@ -56,11 +56,25 @@ def allocate(megabytes):
     return measuring.added_memory(lambda: torch.ones(megabytes * 250_000).sum())
 
 
-def test_reports_say_where_and_with_what_they_were_made(tmp_path):
+def case(names=(1, 2), device="cpu", fast=True):
+    return {"rows": [{"names": names, "fast": fast, "ms": 0.5}, {"ms": 12_345.6}], "device": device}
+
+
+def other():
+    return {}
+
+
+def test_options_of_a_case_are_its_arguments(tmp_path, monkeypatch, capsys):
     path = tmp_path / "new" / "figures.json"
-    measuring.write_report(path, {"rows": [1]}, json)
+    words = ["case", "--names", "3", "--no-fast", "--output", str(path)]
+    monkeypatch.setattr(sys, "argv", ["script", *words])
+    measuring.run_cases("", other, case)
     report = json.loads(path.read_text())
-    assert report["rows"] == [1]
+    assert report["rows"][0] == {"names": [3], "fast": False, "ms": 0.5}
     assert {"date", "hardware", "threads", "versions"} <= report.keys()
-    assert {"torch", "transformers", "json"} <= report["versions"].keys()
+    assert {"python", "torch", "transformers"} <= report["versions"].keys()
     assert str(Path.home()) not in path.read_text()
+    assert "12,346" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["script", "case", "--name", "x"])
+    with pytest.raises(SystemExit):
+        measuring.run_cases("", other, case)

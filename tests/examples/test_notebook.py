@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "zegclip.ipynb"
 

@@ -19,6 +19,8 @@ from PIL import Image
 import zegclip
 from zegclip.commands.main import main
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"
 SCENE = SPACE / "pictures" / "scene_2.png"

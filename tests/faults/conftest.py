@@ -6,20 +6,10 @@ from interrupted import SEED, STAGES, Runner, count_kills, kills
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory):
-    """For any command that asks nobody."""
+    """Shared by all tests, as starting its process takes seconds."""
     runner = Runner(tmp_path_factory.mktemp("faults") / "log.txt")
     yield runner
-
     runner.close()
-
-
-@pytest.fixture
-def model_folder(model, processor, tmp_path):
-    """The tiny model with its processor."""
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

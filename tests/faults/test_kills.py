@@ -9,15 +9,14 @@ import pytest
 from hub_stand_in import serve_hub
 from interrupted import Chaos, Runner, contents, count_kills, kills, leftovers
 from PIL import Image
+from small_run import DATA, SMALL, options, read_weights
 
 pytestmark = pytest.mark.slow
-TRAIN = [
-    "train.py", "--num_train_pictures", "7", "--num_eval_pictures", "1", "--total_train_batch_size", "2",
-    "--window_stride", "48", "--decoder_attention_heads", "2", "--decoder_ffn_dim", "32", "--num_prompt_tokens", "2",
-    "--use_cpu", "--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1",
-    "--save_total_limit", "2", "--eval_strategy", "steps", "--eval_steps", "6", "--dataloader_num_workers", "1",
-]  # fmt: skip
-EVAL = ["eval.py", "--num_eval_pictures", "6", "--window_stride", "48", "--use_cpu", "--save_predictions", "true"]
+TRAIN = ["train.py", *options(**SMALL | {
+    "num_train_pictures": 7, "num_eval_pictures": 1, "max_steps": 12, "save_strategy": "steps", "save_steps": 2,
+    "save_total_limit": 2, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 6, "dataloader_num_workers": 1,
+})]  # fmt: skip
+EVAL = ["eval.py", *options(**DATA | {"num_eval_pictures": 6, "save_predictions": True})]
 ENOUGH = 14
 """Kills of each command."""
 
@@ -36,46 +35,56 @@ def chaos(runner):
         one.check_orphans()
 
 
-def in_turn(signals=(signal.SIGKILL, signal.SIGTERM)):
+def in_turn():
     """The signals of `ENOUGH` kills, SIGKILL and SIGTERM in turn."""
-    return [signals[index % len(signals)] for index in range(ENOUGH)]
+    return [(signal.SIGKILL, signal.SIGTERM)[index % 2] for index in range(ENOUGH)]
+
+
+def disturb(command, words, output, *, times, done=lambda: set()):
+    """
+    Kill a command `ENOUGH` times, and yield whenever it has then been run to its end.
+
+    Args:
+        command: A [`Chaos`].
+        words: The command.
+        output: What it writes; removed before the next run.
+        times: How often a run is killed, to choose from: some runs once, others again and again.
+        done: Returns the set of what is finished; none of it may be done again.
+    """
+    left = in_turn()
+    while left:
+        for _ in range(command.random.choice(times)):
+            before = done()
+            if left and command.kill(left[0], *words):
+                left.pop(0)
+            assert before <= done()
+        command.runner.run(*words)
+        assert before <= done()
+        yield
+        shutil.rmtree(output)
 
 
 def test_training(chaos, clip_folder, tmp_path):
     words = [*TRAIN, "--model", clip_folder, "--output_dir"]
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
     training = chaos("train.py", output, [*words, undisturbed])
-    weights = (undisturbed / "adapter_model.safetensors").read_bytes()
-    left = in_turn()
-    while left:
-        # Some runs are interrupted once, others again and again.
-        for _ in range(training.random.choice([1, 2, 4])):
-            if left and training.kill(left[0], *words, output):
-                left.pop(0)
-        training.runner.run(*words, output)
-        assert (output / "adapter_model.safetensors").read_bytes() == weights
+    for _ in disturb(training, [*words, output], output, times=[1, 2, 4]):
+        assert read_weights(output) == read_weights(undisturbed)
         assert {path.name for path in output.iterdir()} == {path.name for path in undisturbed.iterdir()}
-        shutil.rmtree(output)
 
 
 def test_evaluation(chaos, tmp_path):
+    words = [*EVAL, "--results_dir"]
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
-    evaluation = chaos("eval.py", output, [*EVAL, "--results_dir", undisturbed])
+    evaluation = chaos("eval.py", output, [*words, undisturbed])
     expected = contents(undisturbed)
-    left = in_turn()
-    while left:
-        for _ in range(evaluation.random.choice([1, 2, 4])):
-            before = counted(output)
-            if left and evaluation.kill(left[0], *EVAL, "--results_dir", output):
-                left.pop(0)
-            assert counted(output)[: len(before)] == before  # what is done is not done again
-        evaluation.runner.run(*EVAL, "--results_dir", output)
+    done = lambda: set(enumerate(counted(output)))
+    for _ in disturb(evaluation, [*words, output], output, times=[1, 2, 4], done=done):
         assert sorted(counted(output)) == list(range(6))
         found = contents(output)
         assert found.keys() == expected.keys()
         for name in found:
             assert found[name] == expected[name] or "counts-" in name, name
-        shutil.rmtree(output)
 
 
 def counted(folder):
@@ -95,18 +104,10 @@ def test_segmentation(chaos, model_folder, tmp_path):
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
     segmentation = chaos("zegclip segment", output, [*words, undisturbed])
     expected = contents(undisturbed)
-    left = in_turn()
-    while left:
-        for _ in range(segmentation.random.choice([1, 1, 2])):
-            before = states(output)
-            if left and segmentation.kill(left[0], *words, output):
-                left.pop(0)
-            assert before.items() <= states(output).items()  # what is done is not done again
-        segmentation.runner.run(*words, output)
-        assert before.items() <= states(output).items()
+    done = lambda: set(states(output).items())
+    for _ in disturb(segmentation, [*words, output], output, times=[1, 1, 2], done=done):
         assert contents(output) == expected
         assert not leftovers(output)
-        shutil.rmtree(output)
 
 
 def states(folder):

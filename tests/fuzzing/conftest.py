@@ -124,15 +124,32 @@ class Fuzz:
 
         property_of()
 
-    def attempt(self, call, *names):
-        """Return what a call gives, or `None` if it refuses in one sentence of ours with these names in it."""
+    def attempt(self, call, *names, fields=()):
+        """
+        Return what a call gives, or `None` if it refuses in one sentence of ours with these names in it.
+
+        Args:
+            call: Without arguments.
+            names: All of them must be in the sentence.
+            fields: Of a configuration, one of which must be in it; for a wrong type, it is huggingface_hub's sentence.
+        """
         try:
             return call()
-        except StrictDataclassError:
-            raise
-        except Exception as error:
+        except Exception as raised:
+            error = raised
+        if not fields or not isinstance(error, StrictDataclassError):
             check_refusal(error, *names)
-            return None
+        assert not fields or any(name in str(error) for name in fields), error
+        return None
+
+    def segment(self, folder, picture, *names):
+        """Return ids and scores, each `(height, width)`, of a model folder; `None` if it refuses as above."""
+        segmenter = self.attempt(lambda: load_segmenter(folder, "cpu"), *names)
+        found = segmenter and self.attempt(lambda: segmenter(picture, candidate_labels=["a", "b"]))
+        if found is not None:
+            assert found[0].shape == found[1].shape == picture.size[::-1]
+            assert np.isfinite(found[1]).all()
+        return found
 
     def command(self, *arguments, silent_failure=False):
         """

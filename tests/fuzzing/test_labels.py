@@ -13,6 +13,8 @@ from zegclip.commands.options import read_labels, split_labels
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.names import check_labels
 
+pytestmark = pytest.mark.thorough
+
 KNOWN_LETTERS = string.ascii_lowercase + string.digits + "{}-"
 # Different words have different tokens.
 WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=9)

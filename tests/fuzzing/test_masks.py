@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -10,6 +11,8 @@ from zegclip.drawing.overlay import index_mask, make_colours
 from zegclip.processing.class_split import split_classes
 from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_reading import load_class_ids
+
+pytestmark = pytest.mark.thorough
 
 SIZES = st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.just(1), st.integers(1, 5000)))
 # Formats that preserve ids, and the modes to save them in.

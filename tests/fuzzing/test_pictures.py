@@ -14,6 +14,8 @@ from PIL import Image
 
 from zegclip.processing.image_reading import load_class_ids, load_rgb
 
+pytestmark = pytest.mark.thorough
+
 LABELS = ["cat", "tree", "b"]
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"),

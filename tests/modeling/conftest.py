@@ -1,6 +1,7 @@
 """What the parity tests of all methods share: a model converted from official weights, trained for one step."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch.utils.data import Dataset
 
 from zegclip import ZegClipImageProcessorPil
@@ -44,6 +46,34 @@ class Golden:
         self.split = ClassSplit(names, tuple(seen), tuple(unseen))
         self.self_training = self_training
         self.setting = "transductive" if self_training else "inductive" if unseen else "fully_supervised"
+
+    @staticmethod
+    def read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+        """Return a file's metadata and tensors."""
+        with safe_open(path, "pt") as file:
+            return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def record(
+        self, class_embeds: torch.Tensor, inputs: dict[str, torch.nn.Module], outputs: dict[str, torch.nn.Module]
+    ) -> tuple[dict[str, Any], Any]:
+        """Run the model on the file's pictures; return what modules are given and return, and the model's output."""
+        seen: dict[str, Any] = {}
+
+        def keep(name: str, tensor: Any) -> None:
+            seen[name] = tensor
+
+        handles = [
+            module.register_forward_hook(lambda _module, args, _output, name=name: keep(name, args[0]))
+            for name, module in inputs.items()
+        ]
+        handles += [
+            module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
+            for name, module in outputs.items()
+        ]
+        output = self.model(pixel_values=self["input.image"], class_embeds=class_embeds)
+        for handle in handles:
+            handle.remove()
+        return seen, output
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -136,3 +166,9 @@ class Golden:
 @pytest.fixture(scope="session")
 def make_golden():
     return Golden
+
+
+@pytest.fixture
+def base_folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"

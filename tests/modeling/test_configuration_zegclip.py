@@ -8,7 +8,6 @@ from transformers import CLIPConfig
 
 from zegclip import ZegClipConfig
 from zegclip.modeling.heads import DECODE_HEADS
-from zegclip.modeling.model_error import sentence_of_config_error
 
 SPECTRAL = {"decode_head_type": "spectral"}
 CONSENSUS = {"decode_head_type": "consensus", "num_decoder_layers": 2}
@@ -56,22 +55,31 @@ CONSENSUS = {"decode_head_type": "consensus", "num_decoder_layers": 2}
     ],
 )
 def test_contradictory_configurations(fields, named):
-    with pytest.raises(StrictDataclassError, match=named) as refused:
+    with pytest.raises(StrictDataclassError, match=named):
         ZegClipConfig(**fields)
-    sentence = sentence_of_config_error(refused.value)
-    assert named.split("=")[0].split()[0] in sentence
-    assert "\n" not in sentence
 
 
 @pytest.mark.parametrize(
     "fields",
     [
+        # At the limit.
+        {"decoder_ffn_dim": 1},
+        {"decoder_top_k": 0},
+        {"decoder_window_size": 1},
+        {"num_decoder_layers": 1},
+        {"decoder_attention_heads": 1},
+        {"decoder_dropout": 0.0},
+        {"focal_alpha": 0.0, "focal_gamma": 0.0, "dice_weight": 0.0},
+        {"focal_alpha": 1.0, "focal_weight": 0.0},
+        SPECTRAL | {"decoder_low_frequency_heads": 1},
+        CONSENSUS | {"out_indices": [0, 11]},
+        # Of another head.
         {"out_indices": [99]},
         {"decoder_attention_heads": 4},  # fewer than decoder_low_frequency_heads
         {"decode_head_type": "similarity", "decoder_attention_heads": 7, "decode_head_init": "identity"},
     ],
 )
-def test_fields_of_another_head_are_free(fields):
+def test_values_at_a_limit_and_fields_of_another_head(fields):
     config = ZegClipConfig(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
 

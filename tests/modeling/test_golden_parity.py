@@ -1,19 +1,16 @@
 """Parity with outputs of the official ZegCLIP code, forward and backward, on tiny random models."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from tiny_models import golden_files
 
 from zegclip.processing.windows import merge_masks, merge_scores, predict_windows
 
-GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
-FILES = sorted(path for path in GOLDENS.glob("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors")
+FILES = [path for path in golden_files("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors"]
 ELSEWHERE = {"scores", "target", "pred_masks"}  # compared by tests of their own
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5
@@ -21,9 +18,8 @@ GRADIENT_TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def golden(request, make_golden):
-    with safe_open(request.param, "pt") as file:
-        meta = json.loads(file.metadata()["meta"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = make_golden.read(request.param)
+    meta = json.loads(metadata["meta"])
     official = meta["config"]
     config = {
         "clip_config": {
@@ -49,35 +45,22 @@ def golden(request, make_golden):
 
 def recorded(golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
     """Run the model on the golden's pictures and return what happens inside under the golden's names."""
-    seen: dict[str, torch.Tensor] = {}
-    model, handles = golden.model, []
-    head = golden.head
-    vision = model.clip.vision_model
-
-    def keep(module, name, which="output"):
-        def hook(_module, args, output):
-            seen[name] = args[0] if which == "input" else output
-
-        handles.append(module.register_forward_hook(hook))
-
-    keep(vision.embeddings.patch_embedding, "patch_conv")
-    keep(vision.pre_layrnorm, "ln_pre")
-    for index, block in enumerate(golden.encoder.base_layer.layers):
-        keep(block, f"block{index}_in", "input")
-        keep(block, f"block{index}_out")
-    keep(golden.encoder, "prompt_norm_final")
-    keep(head.query_proj, "relation_concat", "input")
-    keep(head.query_proj, "relation_queries")
-    for index, layer in enumerate(head.layers):
-        keep(layer, f"dec{index}_query")
-    output = model(pixel_values=golden["input.image"], class_embeds=class_embeds)
-    for handle in handles:
-        handle.remove()
+    vision, head = golden.model.clip.vision_model, golden.head
+    blocks, layers = list(golden.encoder.base_layer.layers), list(head.layers)
+    inputs = {f"block{index}_in": block for index, block in enumerate(blocks)}
+    outputs = {f"block{index}_out": block for index, block in enumerate(blocks)}
+    outputs |= {f"dec{index}_query": layer for index, layer in enumerate(layers)}
+    outputs |= {"patch_conv": vision.embeddings.patch_embedding, "ln_pre": vision.pre_layrnorm}
+    seen, output = golden.record(
+        class_embeds,
+        inputs | {"relation_concat": head.query_proj},
+        outputs | {"prompt_norm_final": golden.encoder, "relation_queries": head.query_proj},
+    )
     seen["prompt_norm_final"] = seen["prompt_norm_final"].last_hidden_state
     seen["ln_post"] = vision.post_layernorm(seen["prompt_norm_final"])
     seen["global_feature"] = output.image_embeds
     seen["patch_features"] = output.patch_embeds.permute(0, 3, 1, 2)
-    seen[f"dec{len(head.layers)}_mask_logits"] = output.logits.flatten(2)
+    seen[f"dec{len(layers)}_mask_logits"] = output.logits.flatten(2)
     size = (golden.image_size, golden.image_size)
     seen["pred_masks_upsampled"] = F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
     seen["logits"] = output.logits
@@ -105,10 +88,6 @@ def check_intermediates(golden, ours: dict[str, torch.Tensor], prefix: str) -> s
         golden.assert_close(mine, official)
         compared.add(key)
     return compared
-
-
-def test_goldens_are_found():
-    assert FILES or "ZEGCLIP_GOLDENS" in os.environ
 
 
 @torch.no_grad()

@@ -1,19 +1,16 @@
 """Parity with outputs of the official SPT-SEG code, forward and backward, on tiny random models."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from tiny_models import golden_files
 
 from zegclip.processing.windows import merge_masks, merge_scores, predict_windows
 
-GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
-FILES = sorted(GOLDENS.glob("spt_*.safetensors"))
+FILES = golden_files("spt_*.safetensors")
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5  # of the largest entry
 ELSEWHERE = {"semantic_scores", "label_used", "total_loss"}  # compared by tests of their own
@@ -21,9 +18,7 @@ ELSEWHERE = {"semantic_scores", "label_used", "total_loss"}  # compared by tests
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def golden(request, make_golden):
-    with safe_open(request.param, "pt") as file:
-        texts = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    texts, tensors = make_golden.read(request.param)
     official = {
         key: json.loads(texts[key])
         for key in ("heads", "img", "seen", "n_cls", "st", "stride", "dec", "trainable", "trainable_without_grad")
@@ -46,37 +41,23 @@ def golden(request, make_golden):
     return golden
 
 
-def test_goldens_are_found():
-    assert FILES or "ZEGCLIP_GOLDENS" in os.environ
-
-
 def recorded(golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
     """Run the model on the golden's pictures and return what happens inside under the golden's names."""
-    seen: dict[str, torch.Tensor] = {}
-    head, handles = golden.head, []
-
-    def keep(module, name, which="output"):
-        def hook(_module, args, output):
-            seen[name] = args[0] if which == "input" else output
-
-        handles.append(module.register_forward_hook(hook))
-
-    keep(golden.model.clip.vision_model.pre_layrnorm, "ln_pre")
-    blocks = golden.encoder.base_layer.layers
-    for index, block in enumerate(blocks):
-        keep(block, f"resblock.{index}.in", "input")
-        keep(block, f"resblock.{index}.out")
-    keep(golden.encoder, "prompt_norm.1")
-    keep(head.query_proj, "query_in", "input")
-    keep(head.query_proj, "query0")
-    last = len(head.layers)
-    for index, layer in enumerate([*head.layers, head.mask_scores]):
-        keep(layer, f"dec.{index}.query_out" if index < last else f"dec.{index}.mask_logits")
-        keep(layer.mixing, f"dec.{index}.filtered_tokens")
-        keep(layer.mixing.low_proj, f"dec.{index}.low")
-    output = golden.model(pixel_values=golden["input.image"], class_embeds=class_embeds)
-    for handle in handles:
-        handle.remove()
+    head = golden.head
+    blocks, layers = list(golden.encoder.base_layer.layers), [*head.layers, head.mask_scores]
+    inputs = {f"resblock.{index}.in": block for index, block in enumerate(blocks)}
+    outputs = {f"resblock.{index}.out": block for index, block in enumerate(blocks)}
+    for index, layer in enumerate(layers):
+        outputs[f"dec.{index}.mask_logits" if layer is head.mask_scores else f"dec.{index}.query_out"] = layer
+        outputs[f"dec.{index}.filtered_tokens"] = layer.mixing
+        outputs[f"dec.{index}.low"] = layer.mixing.low_proj
+    seen, output = golden.record(
+        class_embeds,
+        inputs | {"query_in": head.query_proj},
+        outputs
+        | {"ln_pre": golden.model.clip.vision_model.pre_layrnorm, "prompt_norm.1": golden.encoder}
+        | {"query0": head.query_proj},
+    )
 
     height, width = output.logits.shape[-2:]
     seen["prompt_norm.1"] = seen["prompt_norm.1"].last_hidden_state
@@ -87,7 +68,7 @@ def recorded(golden, class_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         seen[f"spectral.{index}"] = seen[f"resblock.{index}.in"][:, patches] - before[:, patches]
     seen["global_feature"] = output.image_embeds
     seen["patch_features"] = output.patch_embeds.permute(0, 3, 1, 2)
-    for index, layer in enumerate([*head.layers, head.mask_scores]):
+    for index, layer in enumerate(layers):
         seen[f"dec.{index}.low"] = seen[f"dec.{index}.low"].unflatten(1, (height, width))
         size = layer.mixing.window_size
         padded = F.pad(output.patch_embeds, (0, 0, 0, -width % size, 0, -height % size))

@@ -1,19 +1,16 @@
 """The official training loop, step by step, through the project's own Trainer."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from tiny_models import golden_files
 from torch.utils.data import Dataset, SequentialSampler
 
 from zegclip.modeling.convert_official_checkpoint import SPECTRAL_FILTER
 
-GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parent.parent / "goldens"))
-FILES = sorted(GOLDENS.glob("trajectory_*.safetensors"))
+FILES = golden_files("trajectory_*.safetensors")
 LOSS_TOLERANCE = 1e-6
 SSIM_TOLERANCE = 1e-5  # of that term alone: differences of squares of logits, which the official code rounds more
 RATE_TOLERANCE = 1e-9
@@ -35,13 +32,11 @@ class Samples(Dataset):
         return {"pixel_values": self.pictures[row], "labels": self.labels[row]}
 
 
-def read(path):
+def read(path, make_golden):
     """Read a file's metadata and tensors; those that it shares with another file are in that one only."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = make_golden.read(path)
     if "shared" in metadata:
-        tensors = read(path.with_name(metadata["shared"]))[1] | tensors
+        tensors = read(path.with_name(metadata["shared"]), make_golden)[1] | tensors
     values = {key: as_json(text) for key, text in metadata.items()}
     return values | values.get("meta", {}), tensors
 
@@ -91,7 +86,7 @@ RUNS = [(path, doubled) for path in FILES for doubled in ([False, True] if path 
 def trajectory(request, make_golden):
     """A file, with what the project's Trainer has logged and trained from its start."""
     path, doubled = request.param
-    meta, tensors = read(path)
+    meta, tensors = read(path, make_golden)
     prefix = "sd." if any(name.startswith("sd.") for name in tensors) else "state_dict."
     method = "spt-seg" if prefix + SPECTRAL_FILTER in tensors else "zegclip"
     text = tensors["text_embeddings"].float()
@@ -128,10 +123,6 @@ def trajectory(request, make_golden):
     golden.logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     golden.final = golden.official({name: parameter.detach() for name, parameter in trainable.items()})
     return golden
-
-
-def test_trajectories_are_found():
-    assert FILES or "ZEGCLIP_GOLDENS" in os.environ
 
 
 def test_losses(trajectory):

@@ -39,11 +39,6 @@ def test_compose_returns_the_classes_that_it_names():
         assert set(classes) == {CLASS_NAMES.index(word) for word in text.split() if word in CLASS_NAMES}
 
 
-def test_same_generator_same_caption():
-    scene = draw_scene(3)
-    assert caption(scene, np.random.default_rng(5)) == caption(scene, np.random.default_rng(5))
-
-
 def test_articles():
     assert with_article("orange fish") == "an orange fish"
     assert with_article("fish") == "a fish"

@@ -11,13 +11,10 @@ from zegclip.picture_world.classes import (
 )
 
 
-def test_split_covers_every_class_once():
+def test_split_covers_every_class_once_and_each_part_has_objects_and_grounds():
     split = SEEN + UNSEEN_TUNING + UNSEEN_TEST
     assert sorted(split) == sorted(CLASS_NAMES)
     assert len(set(split)) == len(split) == 32
-
-
-def test_each_part_holds_objects_and_grounds():
     for part, objects, grounds in ((SEEN, 12, 4), (UNSEEN_TUNING, 4, 1), (UNSEEN_TEST, 6, 2)):
         assert len(set(part) & set(OBJECT_NAMES)) >= objects
         assert len(set(part) & set(GROUND_NAMES)) >= grounds

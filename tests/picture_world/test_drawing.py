@@ -15,13 +15,6 @@ def scenes():
     return [draw_scene(seed, pool) for seed in range(150) for pool in ("train", "test")]
 
 
-def test_same_seed_same_scene():
-    first, second = draw_scene(7), draw_scene(7)
-    assert first.image.tobytes() == second.image.tobytes()
-    assert first.mask.tobytes() == second.mask.tobytes()
-    assert first.things == second.things
-
-
 def test_seed_and_pool_change_the_scene():
     pictures = {draw_scene(seed, pool).image.tobytes() for seed in (7, 8) for pool in ("train", "test")}
     assert len(pictures) == 4

@@ -2,27 +2,24 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-from zegclip.picture_world import evaluation
+from zegclip.picture_world import evaluation, tiny_clip
 from zegclip.picture_world import pretrain as pretrain_module
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.crops import captioned_windows, draw_scenes
 from zegclip.picture_world.drawing import draw_scene
 from zegclip.picture_world.pretrain import PretrainArguments, pretrain
-from zegclip.picture_world.tiny_clip import (
-    CaptionTraining,
-    build_model,
-    normalise,
-    picture_features,
-    sine_cosine_positions,
-)
+from zegclip.picture_world.tiny_clip import CaptionTraining, build_model, normalise, picture_features
 from zegclip.picture_world.tokenizer import build_tokenizer
 from zegclip.processing.input_error import InputError
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +71,7 @@ def test_close_ups_show_more_objects(scenes):
     assert objects(1.0) > objects(0.0)
 
 
-def test_loss_is_small_only_for_patches_that_name_their_picture(model):
+def test_loss_is_small_only_for_patches_that_name_their_picture(model, monkeypatch):
     # One patch of each picture matches its caption, the others none: only the loss on patches can be small.
     training = CaptionTraining(model)
     texts = torch.eye(4, 128)
@@ -82,10 +79,9 @@ def test_loss_is_small_only_for_patches_that_name_their_picture(model):
     patches[range(4), 5] = texts
     pictures = torch.nn.functional.normalize(torch.ones(4, 128), dim=-1)
     training.model.logit_scale.data.fill_(np.log(50))
-    with pytest.MonkeyPatch.context() as patcher:
-        patcher.setattr("zegclip.picture_world.tiny_clip.picture_features", lambda *_: (pictures, patches))
-        patcher.setattr("zegclip.picture_world.tiny_clip.text_features", lambda *_: texts)
-        whole, dense = training(torch.empty(0), {}, torch.eye(4, dtype=torch.bool))
+    monkeypatch.setattr(tiny_clip, "picture_features", lambda *_: (pictures, patches))
+    monkeypatch.setattr(tiny_clip, "text_features", lambda *_: texts)
+    whole, dense = training(torch.empty(0), {}, torch.eye(4, dtype=torch.bool))
     assert whole.item() == pytest.approx(np.log(4), abs=1e-4)
     assert dense.item() < 0.05
 
@@ -104,7 +100,7 @@ def test_patch_features_are_in_reading_order(model):
 
 
 def test_positions_are_all_different():
-    table = sine_cosine_positions(8, 160)
+    table = tiny_clip.sine_cosine_positions(8, 160)
     assert table.shape == (64, 160)
     assert (torch.cdist(table, table) + torch.eye(64)).min() > 0.1
 
@@ -122,11 +118,7 @@ def test_perfect_features_name_every_pixel(monkeypatch):
     truth = torch.zeros(60, 72, dtype=torch.long)
     truth[:30, 36:] = 1
     truth[30:] = 2
-
-    class Anywhere:
-        device = "cpu"
-
-    answer = evaluation.name_pixels(Anywhere(), colours, (255 * colours[truth]).byte())
+    answer = evaluation.name_pixels(SimpleNamespace(device="cpu"), colours, (255 * colours[truth]).byte())
     assert (answer == truth).float().mean() > 0.93
 
 
@@ -138,6 +130,10 @@ def test_untrained_model_is_measured_from_its_masks(model):
     assert overlap.nanmean() < 0.3
 
 
+SIZES = {"batch_size": 8, "scenes": 8, "patch_size": 12, "width": 32, "layers": 1}
+SETTINGS = SIZES | {"precision": "no", "eval_scenes": 1}
+
+
 @pytest.fixture
 def few_close_ups(monkeypatch):
     monkeypatch.setattr(pretrain_module, "_CLOSE_UPS", 24)
@@ -145,17 +141,7 @@ def few_close_ups(monkeypatch):
 
 @pytest.mark.usefixtures("few_close_ups")
 def test_pretraining_learns_and_saves(tmp_path, caplog):
-    settings = {
-        "batch_size": 24,
-        "scenes": 40,
-        "patch_size": 12,
-        "width": 32,
-        "layers": 1,
-        "precision": "no",
-        "eval_every": 10,
-        "eval_scenes": 2,
-        "learning_rate": 3e-3,
-    }
+    settings = SETTINGS | {"batch_size": 24, "scenes": 40, "eval_every": 10, "eval_scenes": 2, "learning_rate": 3e-3}
     with caplog.at_level(logging.INFO, logger="zegclip.picture_world.pretrain"):
         model = pretrain(PretrainArguments(output=str(tmp_path / "first"), steps=40, **settings))
     figures = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
@@ -173,10 +159,8 @@ def test_pretraining_learns_and_saves(tmp_path, caplog):
 
 @pytest.mark.usefixtures("few_close_ups")
 def test_seed_decides_the_weights(tmp_path):
-    settings = {"steps": 2, "batch_size": 8, "scenes": 8, "patch_size": 12, "width": 32, "layers": 1, "eval_scenes": 1}
-
     def weights(name: str, seed: int) -> torch.Tensor:
-        model = pretrain(PretrainArguments(output=str(tmp_path / name), seed=seed, precision="no", **settings))
+        model = pretrain(PretrainArguments(output=str(tmp_path / name), seed=seed, steps=2, **SETTINGS))
         return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
     first, again, other = weights("first", 1), weights("again", 1), weights("other", 2)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from zegclip.picture_world.captions import COLOUR_WORDS, caption
 from zegclip.picture_world.classes import CLASS_NAMES
@@ -33,24 +32,13 @@ def test_captions_fit_and_come_back(tokenizer):
 def test_any_text_becomes_known_tokens(tokenizer):
     for text in ("zebra crossing", "Über-Größe 猫 🦓", "x", "'s !? 42"):
         ids = tokenizer(text)["input_ids"]
-        assert ids[0] == tokenizer.bos_token_id
-        assert ids[-1] == tokenizer.eos_token_id
-        assert tokenizer.eos_token_id not in ids[1:-1]
+        assert [ids[0], ids[-1]] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
         assert len(ids) > 2
-
-
-def test_special_ids_suit_the_text_model(tokenizer):
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 1)
-    assert tokenizer.model_max_length == MODEL_MAX_LENGTH
-
-
-def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    texts = ["a photo of a umbrella", "two zebras on sand"]
-    assert loaded(texts, padding=True)["input_ids"] == tokenizer(texts, padding=True)["input_ids"]
+        assert tokenizer.eos_token_id not in ids[1:-1]
 
 
 def test_ids_are_the_same_in_every_process(tokenizer):
     # Processes that train together must agree, and so must a saved model and a tokenizer built later.
     assert tokenizer("a photo of a house")["input_ids"] == [0, 322, 517, 518, 322, 611, 1]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 1)
+    assert tokenizer.model_max_length == MODEL_MAX_LENGTH

@@ -39,9 +39,9 @@ def test_ids_outside_of_the_class_list(split, bad, setting):
         ({"unseen_ids": (0,)}, "'a'"),
         ({"unseen_ids": (3,)}, "the id 3,"),
         ({"names": ("a", "b", "a")}, "'a'"),
-        ({"ignore_index": 2}, "ignore_index=2 .* ignore_index=255"),
+        ({"ignore_index": 2}, "ignore_index=2 "),
         ({"ignore_index": -100}, "ignore_index=-100 "),
-        ({"mask_values": (1, 2)}, "3 classes, but 2 "),
+        ({"mask_values": (1, 2)}, "3 .*2 "),
         ({"mask_values": (1, 2, 1)}, "mask value 1 .* 'a' and 'c'"),
         ({"mask_values": (1, 255, 2)}, "mask value 255 .* 'b'"),
         ({"mask_values": (1, 70000, 2)}, "70000"),
@@ -55,7 +55,7 @@ def test_contradictions_are_refused(fields, named):
 
 def test_more_than_255_classes_need_another_ignore_index():
     names = tuple(f"class {index}" for index in range(300))
-    with pytest.raises(InputError, match="use ignore_index=65535"):
+    with pytest.raises(InputError, match="65535"):
         ClassSplit(names=names, seen_ids=(), ignored_values=())
     split = split_classes(names, unseen=["class 255"])
     assert (split.ignore_index, split.ignored_values, split.unseen_ids) == (65535, (65535,), (255,))
@@ -105,14 +105,14 @@ def test_ignored_names_leave_the_list_and_their_pixels_have_no_class():
 @pytest.mark.parametrize(
     ("groups", "named"),
     [
-        ({"unseen": ["sofaa"]}, "'sofaa', listed as unseen, .* 'sofa'"),
-        ({"seen": ["x"]}, "'x', listed as seen,"),
-        ({"ignored": ["x"]}, "'x', listed as ignored"),
-        ({"seen": ["cat"], "unseen": ["cat"]}, "'cat' is listed as seen and as unseen"),
-        ({"unseen": ["cat"], "ignored": ["cat"]}, "'cat' is listed as unseen and as ignored"),
+        ({"unseen": ["sofaa"]}, "'sofaa'.* unseen.*'sofa'"),
+        ({"seen": ["x"]}, "'x'.* seen"),
+        ({"ignored": ["x"]}, "'x'.* ignored"),
+        ({"seen": ["cat"], "unseen": ["cat"]}, "'cat'.* seen .*unseen"),
+        ({"unseen": ["cat"], "ignored": ["cat"]}, "'cat'.* unseen .*ignored"),
         ({"ignored": ["cat", "dog", "sofa"]}, "ignored"),
         ({"mask_values": [1, 2, 2], "ignored": ["dog"]}, "mask value 2 .* 'dog' and 'sofa'"),
-        ({"mask_values": [1, 2]}, "3 classes, but 2 "),
+        ({"mask_values": [1, 2]}, "3 .*2 "),
         ({"names": []}, "empty"),
     ],
 )

@@ -15,11 +15,6 @@ from zegclip.processing.input_error import InputError
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def pixel(image):
-    assert image.mode == "RGB"
-    return image.getpixel((0, 0))
-
-
 def png_with_header(width, height, kind=2):
     """A PNG that claims any size in its header and holds no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
@@ -49,7 +44,8 @@ def png_with_header(width, height, kind=2):
     ],
 )
 def test_colour_modes(mode, color, expected):
-    assert pixel(load_rgb(Image.new(mode, (3, 2), color))) == expected
+    image = load_rgb(Image.new(mode, (3, 2), color))
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", expected)
 
 
 def test_palette_with_and_without_transparency(tmp_path):
@@ -60,13 +56,6 @@ def test_palette_with_and_without_transparency(tmp_path):
     palette.save(tmp_path / "transparent.png", transparency=1)
     assert np.asarray(load_rgb(tmp_path / "opaque.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
     assert np.asarray(load_rgb(tmp_path / "transparent.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-def test_16_bit_file_keeps_its_whole_range(tmp_path):
-    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    red = np.asarray(load_rgb(tmp_path / "deep.png"))[..., 0]
-    np.testing.assert_array_equal(red.ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -90,11 +79,6 @@ def test_damaged_exif_data_are_ignored(tmp_path, content):
         np.testing.assert_array_equal(load_rgb(tmp_path / "odd.png"), NOISE)
 
 
-def test_a_single_pixel(tmp_path):
-    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
-    assert pixel(load_rgb(str(tmp_path / "dot.png"))) == (1, 2, 3)
-
-
 def write_bad_files(folder):
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("not a picture")
@@ -108,36 +92,30 @@ def write_bad_files(folder):
 
 @pytest.mark.parametrize("read", [load_rgb, load_class_ids])
 @pytest.mark.parametrize(
-    ("way", "name", "reason"),
+    ("name", "reason"),
     [
-        (way, name, reason)
-        for way in ("path", "bytes", "URL")
-        for name, reason in {
-            "missing.png": "no picture file|404",
-            ".": "no picture file|known format",
-            "empty.png": "empty",
-            "text.jpg": "known format",
-            "bomb.png": "decompression bombs",
-            "bomblet.png": "decompression bombs",
-            "truncated.png": "truncated",
-            "truncated.jpg": "truncated",
-        }.items()
-        if way != "bytes" or name not in ("missing.png", ".")
+        ("missing.png", "no picture file|404"),
+        (".", "no picture file|known format"),
+        ("empty.png", "empty"),
+        ("text.jpg", "known format"),
+        ("bomb.png", "decompression bombs"),
+        ("bomblet.png", "decompression bombs"),
+        ("truncated.png", "truncated"),
+        ("truncated.jpg", "truncated"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bad_files_are_named(served, read, way, name, reason):
+def test_bad_files_are_named(served, read, name, reason):
     folder, address = served
     write_bad_files(folder)
-    source, expected = {
-        "path": lambda: (folder / name, str(folder / name)),
-        "bytes": lambda: ((folder / name).read_bytes(), "picture 17"),
-        "URL": lambda: (f"{address}/{name}", f"{address}/{name}"),
-    }[way]()
-    with pytest.raises(InputError, match=reason) as error:
-        read(source, name="picture 17" if way == "bytes" else None)
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
+    sources = {f"{address}/{name}": f"{address}/{name}", str(folder / name): folder / name}
+    if (folder / name).is_file():
+        sources["picture 17"] = (folder / name).read_bytes()
+    for expected, source in sources.items():
+        with pytest.raises(InputError, match=reason) as error:
+            read(source, name="picture 17" if isinstance(source, bytes) else None)
+        assert expected in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("read", [load_rgb, load_class_ids])
@@ -158,17 +136,7 @@ def test_a_palette_picture_without_a_palette(tmp_path):
     np.testing.assert_array_equal(load_class_ids(tmp_path / "picture.png"), [[1], [3]])
 
 
-def test_bytes_are_read_as_the_file_they_come_from(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(NOISE).save(tmp_path / "turned.jpg", exif=exif)
-    content = (tmp_path / "turned.jpg").read_bytes()
-    assert load_rgb(content).tobytes() == load_rgb(tmp_path / "turned.jpg").tobytes()
-    Image.fromarray(NOISE[..., 0]).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(load_class_ids((tmp_path / "mask.png").read_bytes()), NOISE[..., 0])
-
-
-def test_a_url_gives_the_same_as_its_file(served):
+def test_bytes_and_addresses_give_the_same_as_their_file(served):
     folder, address = served
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -179,9 +147,9 @@ def test_a_url_gives_the_same_as_its_file(served):
     palette.save(folder / "transparent.png", transparency=1)
     Image.fromarray(NOISE[..., 0].astype(np.float32) / 255).save(folder / "floats.tif")
     for name in ("turned.jpg", "deep.png", "transparent.png", "floats.tif"):
-        from_address, from_file = load_rgb(f"{address}/{name}", timeout=5), load_rgb(folder / name)
-        assert from_address.size == from_file.size
-        assert from_address.tobytes() == from_file.tobytes(), name
+        expected = np.asarray(load_rgb(folder / name))
+        for source in ((folder / name).read_bytes(), f"{address}/{name}"):
+            np.testing.assert_array_equal(load_rgb(source, timeout=5), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("read", [load_rgb, load_class_ids])
@@ -209,24 +177,6 @@ def test_values_that_are_not_grey_values_are_refused(tmp_path, values):
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match="int"):
         load_rgb(3)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
-def test_class_ids_of_integer_images(tmp_path, dtype):
-    ids = np.array([[0, 1, 255], [7, 0, np.iinfo(dtype).max if dtype != np.int32 else 70000]], dtype=dtype)
-    Image.fromarray(ids).save(tmp_path / "mask.tif")
-    read = load_class_ids(tmp_path / "mask.tif")
-    assert read.dtype == np.int64
-    np.testing.assert_array_equal(read, ids)
-
-
-def test_class_ids_of_a_palette_image_are_its_indices(tmp_path):
-    ids = np.array([[0, 3], [255, 1]], dtype=np.uint8)
-    mask = Image.fromarray(ids)
-    mask.putpalette(list(range(255, -1, -1)) * 3)
-    assert mask.mode == "P"
-    mask.save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(load_class_ids(tmp_path / "mask.png"), ids)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])

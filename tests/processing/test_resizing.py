@@ -39,21 +39,10 @@ def test_resized_shape_refuses(shape, size, reason):
 
 
 @pytest.mark.parametrize("new_shape", [(7, 9), (13, 5), (30, 41), (12, 10), (1, 1)])
-def test_bilinear_stays_within_a_grey_level_of_the_exact_interpolation(new_shape):
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 12, 10), dtype=np.uint8))
-    exact = nn.functional.interpolate(image[None].double(), new_shape, mode="bilinear")[0]
-    resized = resize_bilinear(image, *new_shape)
-    assert resized.dtype == torch.uint8
-    assert (resized - exact).abs().max() < 1
-    torch.testing.assert_close(resize_bilinear(image.float() / 255, *new_shape), (exact / 255).float())
-
-
-@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-def test_bilinear_keeps_flat_pictures_and_the_identity(value):
-    flat = torch.full((3, 11, 7), value, dtype=torch.uint8)
-    assert (resize_bilinear(flat, 5, 29) == value).all()
-    noise = torch.randint(0, 256, (3, 11, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(value))
-    assert torch.equal(resize_bilinear(noise, 11, 7), noise)
+def test_floats_are_interpolated_exactly(new_shape):
+    image = torch.from_numpy(np.random.default_rng(0).random((3, 12, 10)))
+    exact = nn.functional.interpolate(image[None], new_shape, mode="bilinear")[0]
+    torch.testing.assert_close(resize_bilinear(image, *new_shape), exact.float())
 
 
 SIDES = [1, 2, 3, 7, 48, 97, 333, 375, 427, 500, 512, 640, 683, 1023, 2048]
@@ -68,8 +57,8 @@ def test_nearest_is_identical_to_opencv(old):
 
 def test_bilinear_is_bit_identical_to_opencv():
     rng = np.random.default_rng(0)
-    for _ in range(40):
-        height, width, new_height, new_width = rng.integers(1, 120, 4).tolist()
+    shapes = [(11, 7, 11, 7), *rng.integers(1, 120, (40, 4)).tolist()]  # also without a change
+    for height, width, new_height, new_width in shapes:
         image = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
         expected = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
         ours = resize_bilinear(torch.from_numpy(image).permute(2, 0, 1), new_height, new_width)

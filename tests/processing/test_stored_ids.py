@@ -12,8 +12,6 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from PIL import features
 
-from zegclip.processing.class_split import split_classes
-from zegclip.processing.datasets import load_folder, read_sample
 from zegclip.processing.image_reading import load_class_ids, load_rgb
 from zegclip.processing.input_error import InputError
 
@@ -106,23 +104,21 @@ def ways_in(folder, contents):
     """Each way to read some files: its name, and what reads the file of a number."""
     for number, content in enumerate(contents):
         (folder / str(number)).write_bytes(content)
-    files = [str(folder / str(number)) for number in range(len(contents))]
     rows = {"mask": [{"bytes": content, "path": None} for content in contents]}
     Dataset.from_dict(rows, features=Features({"mask": Image(decode=False)})).to_parquet(str(folder / "t.parquet"))
     table = Dataset.from_parquet(str(folder / "t.parquet"), cache_dir=str(folder / "cache"))["mask"]
     assert [row["bytes"] for row in table] == contents  # So what holds for bytes holds for rows of Parquet.
 
-    def opened(source, decoded):
-        image = PILImage.open(source)
-        if decoded:
-            image.load()
+    def decoded(number):
+        image = PILImage.open(folder / str(number))
+        image.load()
         return image
 
-    yield "file", lambda number: files[number]
+    yield "file", lambda number: folder / str(number)
     yield "bytes", lambda number: contents[number]
-    yield "PIL, from a file", lambda number: opened(files[number], False)
-    yield "PIL, from a file, decoded", lambda number: opened(files[number], True)
-    yield "PIL, from bytes", lambda number: opened(io.BytesIO(contents[number]), False)
+    yield "PIL, from a file", lambda number: PILImage.open(folder / str(number))
+    yield "PIL, from a file, decoded", decoded
+    yield "PIL, from bytes", lambda number: PILImage.open(io.BytesIO(contents[number]))
 
 
 def is_refused_pgm(case):
@@ -130,7 +126,7 @@ def is_refused_pgm(case):
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff", "bmp", "pgm", "gif"])
-def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind, capfd):
+def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind):
     is_refused = globals().get(f"is_refused_{kind}", lambda case: False)
     cases = [case for size in SIZES for case in globals()[f"{kind}_files"](size)]
     assert len(cases) > 40
@@ -144,43 +140,19 @@ def test_ids_are_the_numbers_that_the_file_stores(tmp_path, kind, capfd):
                 continue  # Pillow has stretched its numbers and does not say how far.
             assert (read is None) == is_refused(case), (way, case)
             if read is not None:
+                assert read.dtype == np.int64
                 assert np.array_equal(read, ids), (way, case)
 
 
 def test_a_mask_from_an_address_is_read_as_its_file(served):
     folder, address = served
-    files = {
-        "png": [case for case in png_files((5, 7)) if case[0][0] in (2, 4, 16)][::4],
-        "tiff": [case for case in tiff_files((5, 7)) if case[0][1:] == ("inverted", False, "<", "raw")],
-        "bmp": list(bmp_files((5, 7)))[:2],
-    }
-    for kind, cases in files.items():
-        assert len(cases) > 1
-        for case, ids, content in cases:
-            (folder / "mask.png").write_bytes(content)
-            if kind == "tiff" and is_refused_tiff(case):
-                with pytest.raises(ValueError, match="not a picture in a known format"):
-                    load_class_ids(f"{address}/mask.png")
-            else:
-                np.testing.assert_array_equal(load_class_ids(f"{address}/mask.png"), ids, err_msg=f"{kind} {case}")
+    cases = [*list(png_files((5, 7)))[::4], *list(bmp_files((5, 7)))[:2], *list(pgm_files((5, 7)))[2:4]]
+    for case, ids, content in cases:
+        (folder / "mask.png").write_bytes(content)
+        np.testing.assert_array_equal(load_class_ids(f"{address}/mask.png"), ids, err_msg=str(case))
     (folder / "mask.png").write_bytes(jpeg())
     with pytest.raises(InputError, match=rf"^{address}/mask\.png .*JPEG"):
         load_class_ids(f"{address}/mask.png")
-
-
-def test_a_folder_of_masks_with_few_bits(tmp_path):
-    """From the data set's folder to the labels of a sample."""
-    ids = draw((6, 8), 0, 3)
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    PILImage.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
-    (tmp_path / "masks" / "a.png").write_bytes(encoders.png(ids, 2))
-    (row,) = (
-        load_folder(tmp_path)["train"]
-        .cast_column("image", Image(decode=False))
-        .cast_column("mask", Image(decode=False))
-    )
-    np.testing.assert_array_equal(read_sample(row, split_classes(list("abcd")))[1], ids)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -203,12 +175,12 @@ def test_a_16_bit_picture_in_which_0_is_white():
 
 def test_a_decoded_png_whose_file_is_gone(tmp_path):
     """What its values prove is read; what may have been stretched is refused."""
-    for bits, values, fits in [
+    for bits, values, fits in (
         (8, [0, 1, 34], True),
         (8, [0, 0, 0], True),
         (4, [0, 1, 2], False),
         (8, [0, 255], False),
-    ]:
+    ):
         path = tmp_path / "mask.png"
         path.write_bytes(encoders.png(np.array([values]), bits))
         image = PILImage.open(path)
@@ -217,7 +189,7 @@ def test_a_decoded_png_whose_file_is_gone(tmp_path):
         if fits:
             assert load_class_ids(image).tolist() == [values]
         else:
-            with pytest.raises(InputError, match="2, 4 or 8 bits"):
+            with pytest.raises(InputError, match="bits"):
                 load_class_ids(image)
 
 
@@ -227,10 +199,6 @@ def test_a_decoded_picture_that_was_changed_is_not_read_for_its_file(tmp_path):
     image.putpixel((0, 0), 3)
     with pytest.raises(InputError, match="changed"):
         load_class_ids(image)
-
-
-def test_pixel_values_of_an_image_without_a_file_are_ids():
-    assert load_class_ids(PILImage.fromarray(np.array([[0, 17, 34]], np.uint8))).tolist() == [[0, 17, 34]]
 
 
 @pytest.mark.parametrize(

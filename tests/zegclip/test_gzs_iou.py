@@ -94,6 +94,7 @@ def test_without_unseen_classes():
     assert set(result) == {"pacc", "miou", "per_class_iou"}
 
 
+@pytest.mark.thorough
 def test_two_processes(tmp_path):
     predicted, labels = random_maps(4, same_size=True)
 

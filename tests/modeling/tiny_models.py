@@ -1,0 +1,76 @@
+"""What tests of whole models share: inputs, and models whose trained values are away from their initial ones."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+
+from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def golden_files(pattern):
+    """The files with tensors of official code, of this repository, which has some, or of another folder."""
+    files = sorted(Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parents[1] / "goldens")).glob(pattern))
+    assert files or "ZEGCLIP_GOLDENS" in os.environ
+    return files
+
+
+def pictures(count=2, height=32, width=32, seed=0):
+    return random(count, 3, height, width, seed=seed)
+
+
+def names(count=3, dim=32, seed=1):
+    """Class embeddings `(count, dim)` of length 1."""
+    return F.normalize(random(count, dim, seed=seed), dim=-1)
+
+
+def labels(count=3, height=32, width=32, ignored_rows=0):
+    ids = torch.randint(count, (2, height, width), generator=torch.Generator().manual_seed(2))
+    ids[0, :ignored_rows] = 255
+    return ids
+
+
+@torch.no_grad()
+def move(model, seed=5, by=0.1):
+    """Take the trained values away from their initial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += by * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def load(folder, **kwargs):
+    return ZegClipForSemanticSegmentation.from_pretrained(folder, **kwargs).eval()
+
+
+def trained(folder, config=None, seed=5, **fields):
+    """A PEFT model of a stored base, with a configuration or its fields."""
+    torch.manual_seed(seed)
+    return move(get_peft_model(load(folder), config or DeepPromptConfig(**{"num_tokens": 3} | fields)), seed)
+
+
+@torch.no_grad()
+def logits(model, inputs):
+    return model(**inputs).logits
+
+
+def gradients(model, inputs, checkpointing=False):
+    """The gradients of all that is trained, without dropout."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+        for config in getattr(module, "prompt_configs", {}).values():
+            config.dropout = 0.0
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()(**inputs).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
