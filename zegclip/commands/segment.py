@@ -75,9 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
     from zegclip.processing.names import split_labels
+    from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
-    from zegclip.segmenting.segmenter import Outcome, find_unfinished, load_segmenter, segment_pictures
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
@@ -101,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
-    todo = names if arguments.overwrite else find_unfinished(names, labels, output, **job)
-    outcome = Outcome()
+    todo = names if arguments.overwrite else segmenting.find_unfinished(names, labels, output, **job)
+    outcome = segmenting.Outcome()
     if todo:
-        segmenter = load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
+        segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
         _warn_of_unknown_words(segmenter, labels, embedded=arguments.model is None, silent=not processes.is_main)
-        outcome = segment_pictures(segmenter, todo, labels, output, **job)
+        outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)
 
     # A launcher stops all processes when one exits with an error. So every process waits here for the others, and

@@ -203,16 +203,8 @@ class DataArguments:
             raise UsageError(f"eval_split of the picture world must be tuning or test, not {self.eval_split!r}.")
         if self.dataset in BENCHMARKS and self.data_dir is None:
             raise UsageError(f"data_dir is missing: say where {self.dataset} lies, for example --data_dir data/voc.")
-        for name in (
-            "num_train_pictures",
-            "num_eval_pictures",
-            "self_training_steps",
-            "crop_size",
-            "long_side",
-            "image_size",
-            "window_size",
-            "window_stride",
-        ):
+        sizes = ("crop_size", "long_side", "image_size", "window_size", "window_stride")
+        for name in ("num_train_pictures", "num_eval_pictures", "self_training_steps", *sizes):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 

@@ -17,6 +17,7 @@ from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.datasets import read_sample
 from zegclip.training.pictures import spread_evenly
 from zegclip.training.survey import Survey, remark_on_number, survey_pictures
+from zegclip.training.tables import roles_in_training
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
 _MOST_PRINTED = 20  # Broken files; the report has all.
@@ -54,7 +55,7 @@ def check_pictures(
             "id": range(len(split.names)),
             "class": split.names,
             "mask_value": range(len(split.names)) if split.mask_values is None else split.mask_values,
-            "training": [_role(index, split) for index in range(len(split.names))],
+            "training": roles_in_training(split),
         }
     )
     ids = (*split.seen_ids, *split.unseen_ids)
@@ -101,10 +102,6 @@ def _read_shown(
         image, labels = read_sample(row, split, index)
         labels[labels == split.ignore_index] = -1
         yield f"{name}: {os.path.basename(row['image']['path'] or str(index))}", image, labels
-
-
-def _role(index: int, split: ClassSplit) -> str:
-    return "seen" if index in split.seen_ids else "unseen" if index in split.unseen_ids else "-"
 
 
 def _describe_pixels(survey: Survey) -> dict[str, Any]:

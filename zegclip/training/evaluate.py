@@ -35,7 +35,7 @@ from zegclip.training.counting import (
     hash_of,
 )
 from zegclip.training.data import load_data
-from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, read_skipped
+from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, print_skipped
 from zegclip.training.survey import remark_on_data
 from zegclip.training.tables import class_table, write_class_table
 from zegclip.training.training_arguments import ZegClipTrainingArguments
@@ -192,8 +192,7 @@ def _report(results: dict[str, dict[str, float]], folder: Path, num_pictures: in
     print(f"\n{num_pictures} pictures, split {data_args.eval_split!r}, per cent:")
     print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
     print(f"\nPer-class tables, and these figures as JSON, are in {folder}.")
-    if skipped := read_skipped(folder / SKIPPED_FILE):
-        print(f"Skipped and listed in {folder / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}")
+    print_skipped(folder / SKIPPED_FILE)
 
 
 def _update_card(run: Path, results: dict[str, dict[str, float]], **described: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
 from torch.utils.data import Sampler
@@ -201,6 +202,12 @@ def read_skipped(file: Path) -> list[str]:
     if not file.is_file():
         return []
     return list(dict.fromkeys(file.read_text(encoding="utf-8").splitlines()))
+
+
+def print_skipped(file: Path) -> None:
+    """Print how many pictures a list of skipped ones has, in the main process."""
+    if skipped := read_skipped(file):
+        PartialState().print(f"Skipped and listed in {file}: {len(skipped)}; the first: {skipped[0]}")
 
 
 def spread_evenly(length: int, count: int) -> list[int]:

@@ -29,34 +29,14 @@ from zegclip.training.training_arguments import ZegClipTrainingArguments
 LOCK_NAME = "training.lock"
 """Locked by a training in its output folder; the system releases the lock, however the training ends."""
 _TRAINING_FIELDS = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "data_seed",
-    "decay_norms_and_biases",
-    "decode_head_lr_multiplier",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "num_train_epochs",
-    "optim",
-    "optim_args",
-    "schedule_steps",
-    "seed",
-    "warmup_steps",
-    "weight_decay",
-)
+    "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "decay_norms_and_biases", "decode_head_lr_multiplier",
+    "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs",
+    "optim", "optim_args", "schedule_steps", "seed", "warmup_steps", "weight_decay",
+)  # fmt: skip
 _EVALUATION_FIELDS = (
-    "baseline",
-    "eval_split",
-    "num_eval_pictures",
-    "results_dir",
-    "save_predictions",
-    "window_size",
+    "baseline", "eval_split", "num_eval_pictures", "results_dir", "save_predictions", "window_size",
     "window_stride",
-)
+)  # fmt: skip
 _CONTENTS = {
     "model": "model",
     "init_adapter": "init_adapter",
@@ -199,8 +179,6 @@ def lock_output_dir(output_dir: str | os.PathLike) -> Iterator[None]:
         yield
         return
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output_dir must be a folder, but {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
     try:

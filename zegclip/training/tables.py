@@ -27,16 +27,21 @@ def class_table(counts: np.ndarray, split: ClassSplit) -> pd.DataFrame:
         not labelled.
     """
     labelled = counts[2].astype(np.float64)
-    kinds = dict.fromkeys(split.seen_ids, "seen") | dict.fromkeys(split.unseen_ids, "unseen")
     return pd.DataFrame(
         {
             "class": list(split.names),
-            "training": [kinds.get(index, "-") for index in range(len(split.names))],
+            "training": roles_in_training(split),
             "IoU %": 100 * class_ious(counts),
             "accuracy %": 100 * class_accuracies(counts),
             "pixels %": 100 * labelled / (labelled.sum() or math.nan),
         }
     )
+
+
+def roles_in_training(split: ClassSplit) -> list[str]:
+    """Return `seen`, `unseen` or, for neither, `-` for each class."""
+    roles = dict.fromkeys(split.seen_ids, "seen") | dict.fromkeys(split.unseen_ids, "unseen")
+    return [roles.get(index, "-") for index in range(len(split.names))]
 
 
 def write_class_table(

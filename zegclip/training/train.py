@@ -28,7 +28,7 @@ from zegclip.sharing.model_facts import record_evaluation, record_training
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments
 from zegclip.training.checkpoints import is_whole
 from zegclip.training.data import load_data, make_augmentation
-from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, read_skipped
+from zegclip.training.pictures import SKIPPED_FILE, EvaluationPictures, TrainingPictures, print_skipped
 from zegclip.training.run_folder import (
     claim_output_dir,
     describe_contents,
@@ -129,10 +129,7 @@ def run_stage(
     metrics = evaluate_run(trainer, data_args, len(data["validation"])) if evaluate else {}
     if evaluate and training_args.push_to_hub:
         PartialState().print(f"Pushed: {trainer.push_to_hub()}")
-    if skipped := read_skipped(output_dir / SKIPPED_FILE):
-        PartialState().print(
-            f"Skipped and listed in {output_dir / SKIPPED_FILE}: {len(skipped)}; the first: {skipped[0]}"
-        )
+    print_skipped(output_dir / SKIPPED_FILE)
     return metrics
 
 
