@@ -74,6 +74,23 @@ def test_the_next_new_folder_removes_what_a_killed_one_has_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
+def test_leftovers_are_removed_but_never_those_of_a_running_process(tmp_path):
+    remove_leftovers(tmp_path / "missing")
+    killed_in(writing_to(tmp_path))
+    [leftover] = tmp_path.iterdir()
+    assert [path.name for path in leftover.iterdir()] == ["half.txt"]
+    machine, _, _ = leftover.name.rsplit("-", 2)
+    of_another_machine = tmp_path / leftover.name.replace(machine, ".zegclip-elsewhere")
+    old, of_the_user = tmp_path / ".zegclip-elsewhere-1-abc", tmp_path / "folder"
+    for folder in (of_another_machine, old, of_the_user):
+        folder.mkdir()
+    for folder in (old, of_the_user):
+        os.utime(folder, (0, 0))
+    with writing_to(tmp_path) as ours:
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {ours, of_another_machine, of_the_user}
+
+
 @pytest.mark.parametrize(("moment", "left"), [("mkdtemp", []), ("TemporaryDirectory.cleanup", ["file.txt"])])
 def test_sigterm_waits_while_a_temporary_folder_is_made_or_removed(tmp_path, monkeypatch, moment, left):
     usual = operator.attrgetter(moment)(tempfile)

@@ -1,3 +1,5 @@
+"""Importing the package: what it registers, in whatever order, and how little it loads before it is used."""
+
 import subprocess
 import sys
 
@@ -29,13 +31,10 @@ def test_importing_the_package_alone_imports_neither_torch_nor_transformers():
 @pytest.mark.parametrize(
     "first",
     [
-        "import zegclip",
         "import transformers; import zegclip",
         "import zegclip; import peft",  # which imports transformers when half of it is there
-        "import peft; import zegclip",
         "import zegclip; import accelerate",
         "from zegclip.modeling.configuration_zegclip import ZegClipConfig",
-        "from zegclip.processing.processing_zegclip import ZegClipProcessor",
         "from zegclip import *",
     ],
 )

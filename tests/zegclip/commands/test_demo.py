@@ -1,3 +1,5 @@
+"""`zegclip demo`: which scenes and labels it has, and what it prints and writes."""
+
 import json
 
 import numpy as np
@@ -21,7 +23,6 @@ def test_demo(default_model, tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
-    assert "offline" in output.splitlines()[0]
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
         f"scene_{number}{end}" for number in (1, 2) for end in (".png", "_overlay.png", "_mask.png", ".json")
     }
@@ -45,7 +46,7 @@ def test_demo(default_model, tmp_path, capsys):
                 assert cells[-1] == "-"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_scenes_show_seen_and_unseen_classes_and_labels_have_more(seed):
     scenes = draw_demo_scenes(seed, SEEN)
     assert [scene.mask.tobytes() for scene in scenes] == [
@@ -60,11 +61,8 @@ def test_scenes_show_seen_and_unseen_classes_and_labels_have_more(seed):
     assert shown < set(labels)
     absent = set(labels) - shown
     assert len(absent & set(SEEN)) == len(absent - set(SEEN)) == 2
-
-
-def test_other_seeds_give_other_scenes():
-    first, second = draw_demo_scenes(0, SEEN), draw_demo_scenes(1, SEEN)
-    assert len({scene.image.tobytes() for scene in first + second}) == 4
+    other = draw_demo_scenes(seed + 1, SEEN)
+    assert len({scene.image.tobytes() for scene in (*scenes, *other)}) == 4
 
 
 def test_overlap():

@@ -1,524 +1,166 @@
+"""`zegclip segment`: its arguments, and what it leaves after success and after errors."""
+
 import json
-import operator
-import os
-import signal
-import subprocess
-import sys
-import time
+import struct
+import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import pipeline
 
+import zegclip
 from zegclip.commands.main import main
-from zegclip.files import remove_leftovers, writing_to
-from zegclip.identity import file_state
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.segmenting import segmenter as segment
-from zegclip.segmenting.pictures import find_pictures, name_results
-from zegclip.segmenting.processes import Processes
-from zegclip.segmenting.segmenter import (
-    Outcome,
-    find_unfinished,
-    load_segmenter,
-    segment_pictures,
-    summarise,
-    write_results,
-)
-
-LABELS = ["cat", "tree", "b", "umbrella"]
 
 
-def noise(height=40, width=90, seed=0):
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
+def truncate(path, noise):
+    noise.save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_decompression_bomb(path, noise):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 0) + b"IDAT")
+
+
+BROKEN = {
+    "bomb.png": write_decompression_bomb,
+    "empty.png": lambda path, noise: path.write_bytes(b""),
+    "half.jpg": truncate,
+    "text.png": lambda path, noise: path.write_text("not a picture"),
+}
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def segment(model_folder, tmp_path):
+    """The command of a picture, whose results go to the folder `results`."""
+
+    def words(path, *more, labels="cat, tree"):
+        usual = ["--labels", labels, "--model", model_folder, "--output", tmp_path / "results"]
+        return [str(word) for word in ("segment", path, *usual, *more)]
+
+    return words
+
+
+def test_the_same_command_again(segment, noise, model_folder, tmp_path, succeeds, monkeypatch):
+    """Pictures are done again if the model, the settings or a result has changed, and only then."""
+    folder, results = tmp_path / "pictures", tmp_path / "results"
     folder.mkdir()
-    for seed, name in enumerate(["one.png", "two.jpg"]):
-        noise(seed=seed).save(folder / name)
-    return folder
+    for name in ("a.png", "b.png"):
+        noise.save(folder / name)
+    succeeds(*segment(folder))
+
+    def done_again(*more):
+        before = {path: path.stat().st_ino for path in results.iterdir()}
+        succeeds(*segment(folder, *more))
+        now = {path: path.stat().st_ino for path in results.iterdir()}
+        assert before.keys() == now.keys()
+        return {path.name[0] for path in now if now[path] != before[path]}
+
+    with open(model_folder / "config.json", "ab") as config:
+        config.write(b"\n")
+    for more in ([], ["--overwrite"], ["--threshold", "0.5"], []):
+        assert done_again(*more) == {"a", "b"}
+    exact = load_class_ids(results / "a_mask.png")
+    assert done_again("--dtype", "bfloat16") == {"a", "b"}
+    assert json.loads((results / "a.json").read_text())["model"].endswith(", bfloat16")
+    assert (load_class_ids(results / "a_mask.png") == exact).mean() > 0.9
+    (results / "b_mask.png").write_bytes(b"")
+    assert done_again("--dtype", "bfloat16") == {"b"}
+    # Where nothing is left to do, the model is not even loaded.
+    monkeypatch.delattr("zegclip.segmenting.segmenter.load_segmenter")
+    (model_folder / "README.md").write_text("no part of the model")
+    assert done_again("--dtype", "bfloat16") == set()
 
 
-def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
-    segmenter = load_segmenter(model_folder, "cpu")
-    paths = find_pictures([pictures])
-    outcome = segment_pictures(segmenter, dict(name_results(paths)), LABELS, tmp_path / "results", "name")
-    assert outcome == Outcome(segmented=2)
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(
-        f"{stem}{end}" for stem in ("one", "two") for end in ("_overlay.png", "_mask.png", ".json")
-    )
-    usual = pipeline("zero-shot-image-segmentation", model=str(model_folder), device="cpu")
-    for path in map(Path, paths):
-        expected = usual(str(path), candidate_labels=LABELS)
-        ids = load_class_ids(tmp_path / "results" / f"{path.stem}_mask.png")
-        record = json.loads((tmp_path / "results" / f"{path.stem}.json").read_text(encoding="utf-8"))
-        assert len(np.unique(ids)) > 1
-        assert record == {
-            "image": str(path),
-            "image_file": file_state(path),
-            "model": "name",
-            "model_files": "",
-            "settings": {},
-            "labels": record["labels"],
+@pytest.mark.parametrize("good", [["good.jpg", "good.png"], []])
+def test_broken_pictures_are_listed_and_the_others_segmented(segment, noise, tmp_path, capsys, good):
+    folder, results = tmp_path / "pictures", tmp_path / "results"
+    folder.mkdir()
+    for name in good:
+        noise.save(folder / name)
+    for name, write in BROKEN.items():
+        write(folder / name, noise)
+    command, *words = segment(folder)
+    assert main([command, str(tmp_path / "missing.png"), *words]) == 1
+    lines = capsys.readouterr().err.splitlines()[1:]
+    for line, name in zip(lines, ["missing.png", *BROKEN], strict=True):
+        assert line.startswith("zegclip: ")
+        assert name in line
+    if good:
+        assert {path.name for path in results.iterdir()} == {
+            f"{stem}{end}" for stem in ("good", "good_2") for end in ("_overlay.png", "_mask.png", ".json")
         }
-        for index, (row, result) in enumerate(zip(record["labels"], expected, strict=True)):
-            mask = np.asarray(result["mask"]) == 255
-            np.testing.assert_array_equal(ids == index, mask)
-            assert row["label"] == result["label"]
-            assert row["share"] == pytest.approx(mask.mean(), abs=1e-6)
-            assert row["score"] == pytest.approx(result["score"], abs=2e-6)
-
-
-@pytest.mark.parametrize("step", ["load_rgb", "summarise", "overlay", "ClassMapPipeline.preprocess"])
-def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path, monkeypatch, step):
-    """In whatever step; the others have their results."""
-    noise(width=50).save(pictures / "one_more.png")
-    paths = dict(name_results(find_pictures([pictures])))
-    segmenter = load_segmenter(model_folder, "cpu")
-    usual, calls = operator.attrgetter(step)(segment), []
-
-    def refuse_the_second(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory") if ids_known else MemoryError("no room")
-        return usual(*args, **kwargs)
-
-    ids_known = step in ("summarise", "overlay")
-    monkeypatch.setattr(f"zegclip.segmenting.segmenter.{step}", refuse_the_second)
-    outcome = segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name")
-    assert outcome.segmented == 2
-    [failure] = outcome.failures
-    assert "no room" in failure or "can't allocate memory" in failure
-    assert {path.stem for path in (tmp_path / "results").glob("*.json")} == {"one", "two"}
-    assert not list((tmp_path / "results").glob("one_more*"))
-
-
-def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):
-    segmenter = load_segmenter(model_folder, "cpu")
-    paths = {str(pictures / "one.png"): "one"}
-    segment_pictures(segmenter, paths, LABELS, tmp_path / "none", "name", threshold=1.0)
-    assert (load_class_ids(tmp_path / "none" / "one_mask.png") == 255).all()
-    segment_pictures(segmenter, paths, LABELS, tmp_path / "usual", "name")
-    segment_pictures(segmenter, paths, LABELS, tmp_path / "windows", "name", window_size=16)
-    usual, windows = (load_class_ids(tmp_path / name / "one_mask.png") for name in ("usual", "windows"))
-    assert (usual != windows).any()
-    assert json.loads((tmp_path / "windows" / "one.json").read_text())["settings"] == {"window_size": 16}
-
-
-def test_pictures_are_found_in_folders_once(tmp_path):
-    for name in ("b.PNG", "a.jpeg", "c.webp", "notes.txt", ".hidden.png", "e.json"):
-        (tmp_path / name).write_bytes(b"not looked at")
-    (tmp_path / "deeper.png").mkdir()
-    found = find_pictures([tmp_path / "c.webp", str(tmp_path), tmp_path / "missing.xyz", tmp_path / "." / "a.jpeg"])
-    assert found == [str(tmp_path / name) for name in ("c.webp", "a.jpeg", "b.PNG", "missing.xyz")]
-
-
-def test_links_lead_to_the_same_picture(tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "b.png").write_bytes(b"not looked at")
-    (tmp_path / "pictures" / "a.png").symlink_to("b.png")
-    (tmp_path / "linked").symlink_to("pictures")
-    monkeypatch.chdir(tmp_path / "pictures")
-    # The first name that leads to a picture is kept, and it is a path from where the command was called.
-    assert find_pictures(["."]) == ["a.png"]
-    assert find_pictures(["b.png", "../linked", tmp_path / "pictures"]) == ["b.png"]
-    assert find_pictures(["../linked/", "."]) == ["../linked/a.png"]
-
-
-def test_links_that_lead_nowhere_are_not_passed_over(model_folder, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    links = [tmp_path / "pictures" / name for name in ("dangling.png", "loop.png")]
-    for link, target in zip(links, ("nothing.png", "loop.png")):
-        link.symlink_to(target)
-    (tmp_path / "pictures" / "folder.png").symlink_to(tmp_path)
-    found = find_pictures([tmp_path / "pictures"])
-    assert found == list(map(str, links))
-    segmenter = load_segmenter(model_folder, "cpu")
-    outcome = segment_pictures(segmenter, dict(name_results(found)), LABELS, tmp_path / "results", "name")
-    assert outcome == Outcome(failures=[f"There is no picture file {link}." for link in links])
-
-
-def test_a_folder_without_pictures(tmp_path):
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match="no picture in this folder") as error:
-        find_pictures([tmp_path])
-    assert str(tmp_path) in str(error.value)
-
-
-def test_equal_stems_get_numbers(tmp_path):
-    paths = [f"{tmp_path}/{name}" for name in ("cat.png", "cat.jpg", "x/cat.png", "cat_2.png", "Cat.gif", "dog.png")]
-    assert list(name_results(paths)) == list(
-        zip(paths, ["cat", "cat_2", "cat_3", "cat_2_2", "Cat_4", "dog"], strict=True)
-    )
-    # In no time, too.
-    names = [name for _, name in name_results(f"video_{number}/frame.png" for number in range(100_000))]
-    assert names == ["frame", *(f"frame_{number}" for number in range(2, 100_001))]
-
-
-def test_any_file_name_gets_results(model_folder, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    # As long as file systems allow, such as a web address; and bytes that are no text.
-    names = [b"x" * 251 + b".png", b"x" * 250 + b"y.png", "猫".encode() * 83 + b".png", b"\xff.png"]
-    for name in names:
-        noise().save(folder / os.fsdecode(name), format="png")
-    paths = dict(name_results(find_pictures([folder])))
-    segmenter = load_segmenter(model_folder, "cpu")
-    assert segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name") == Outcome(segmented=4)
-    assert len(list((tmp_path / "results").iterdir())) == 12
-    assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == {}
-
-
-def test_summary():
-    ids = np.array([[0, 0, 0, 2], [-1, -1, 2, 2]])
-    scores = np.array([[0.5, 0.5, 0.8, 1.0], [0.1, 0.2, 1.0, 0.7]], dtype=np.float32)
-    assert summarise(ids, scores, ["a", "b", "c"]) == [
-        {"label": "a", "share": 0.375, "score": 0.6},
-        {"label": "b", "share": 0.0, "score": 0.0},
-        {"label": "c", "share": 0.375, "score": 0.9},
-    ]
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    write_results(tmp_path, "x", noise(), np.zeros((40, 90), dtype=np.int64), ["cat"], {"number": 1})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("zegclip.segmenting.segmenter.index_mask", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_results(tmp_path, "x", noise(), np.zeros((40, 90), dtype=np.int64), ["tree"], {"number": 2})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_an_unknown_device(model_folder):
-    with pytest.raises(ValueError, match="no device 'toaster'"):
-        load_segmenter(model_folder, "toaster")
-
-
-def test_the_device_is_kept_among_several_processes(model_folder):
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        segmenter = load_segmenter(model_folder, "meta")
-    finally:
-        torch.distributed.destroy_process_group()
-    assert segmenter.device.type == segmenter.model.device.type == "meta"
-
-
-def test_processes_share_the_accelerators(monkeypatch):
-    processes = Processes()
-    assert (processes.count, processes.rank, processes.is_main) == (1, 0, True)
-    assert processes.choose_device(None) is None
-    assert processes.choose_device("cuda") == "cuda"
-    processes.count, processes.local_rank = 8, 5
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert processes.choose_device(None) == "cpu"
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
-    assert processes.choose_device(None) == "xpu:1"
-    assert processes.choose_device("cuda") == "cuda:1"
-    assert processes.choose_device("cuda:3") == "cuda:3"
-    assert processes.choose_device("cpu") == "cpu"
-
-
-@pytest.fixture
-def finished(model_folder, pictures, tmp_path):
-    """Results of all pictures, and the arguments with which they count as finished."""
-    paths = dict(name_results(find_pictures([pictures])))
-    segmenter = load_segmenter(model_folder, "cpu")
-    segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", "files", threshold=0.1)
-    return {
-        "pictures": paths,
-        "labels": LABELS,
-        "output": tmp_path / "results",
-        "model_name": "name",
-        "model_state": "files",
-        "threshold": 0.1,
-    }
-
-
-def test_finished_pictures_are_known(finished, monkeypatch):
-    assert find_unfinished(**finished) == {}
-    folder = Path(next(iter(finished["pictures"]))).parent
-    monkeypatch.chdir(folder.parent)
-    # The same pictures by another name, but not others by the same name.
-    assert find_unfinished(**finished | {"pictures": {"pictures/one.png": "one"}}) == {}
-    monkeypatch.chdir(folder)
-    assert find_unfinished(**finished | {"pictures": {"pictures/one.png": "one"}}) == {"pictures/one.png": "one"}
+    else:
+        assert not results.exists()
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "mentioned"),
     [
-        {"labels": LABELS[:-1]},
-        {"labels": LABELS[::-1]},
-        {"model_name": "other"},
-        {"model_state": "other files"},
-        {"threshold": 0.2},
-        {"window_size": 16},
-        {"output": Path("nowhere")},
+        ({"--labels": " "}, "empty"),
+        ({"--labels": "cat, tree,cat"}, "'cat'"),
+        ({"--labels": "cat,,tree"}, "blank"),
+        ({"--labels": "cat,\udcff"}, "UTF-8"),
+        ({"--labels": "cat, " + "b" * 100}, "too long"),
+        ({"--model": "no/such/model"}, "no/such/model"),
+        ({"--model": "nobody/nothing"}, "nobody/nothing"),
+        ({"--model": "picture.png"}, "picture.png"),
+        ({"--model": "empty"}, "empty"),
+        ({"PICTURE": "empty"}, "empty"),
+        ({"--output": "picture.png"}, "picture.png"),
+        ({"--output": "picture.png/results"}, "picture.png"),
+        ({"--output": "pictures", "PICTURE": "pictures"}, "pictures"),
+        ({"--window-stride": "1000"}, "window_stride"),
+        ({"--device": "toaster"}, "'toaster'"),
     ],
 )
-def test_another_command_does_pictures_again(finished, changes):
-    assert find_unfinished(**finished | changes) == finished["pictures"]
-
-
-def test_a_link_to_another_picture_makes_it_unfinished(model_folder, pictures, tmp_path):
-    link = tmp_path / "link.png"
-    link.symlink_to(pictures / "one.png")
-    paths = {str(link): "link"}
-    segment_pictures(load_segmenter(model_folder, "cpu"), paths, LABELS, tmp_path / "results", "name")
-    assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == {}
-    link.unlink()
-    link.symlink_to(pictures / "two.jpg")
-    assert find_unfinished(paths, LABELS, tmp_path / "results", "name") == paths
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def replace_by_older(path):
-    """As an archive would be unpacked over it, or another file moved there."""
-    noise(seed=7).save(path.with_suffix(".other.png"))
-    os.utime(path.with_suffix(".other.png"), (0, 0))
-    path.with_suffix(".other.png").replace(path)
-
-
-def rewrite_unnoticed(path):
-    """With the size and the time that it had."""
-    before = path.stat()
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def test_bad_arguments(model_folder, noise, picture, tmp_path, monkeypatch, fails, changes, mentioned):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("pictures").mkdir()
+    noise.save("pictures/picture.png")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = {
+        "PICTURE": "picture.png", "--labels": "cat, tree", "--model": str(model_folder), "--output": "results"
+    } | changes  # fmt: skip
+    fails(["segment", arguments.pop("PICTURE"), *sum(arguments.items(), ())], mentioned)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("content", "mentioned"),
     [
-        ("pictures/one.png", replace_by_older),
-        ("pictures/one.png", rewrite_unnoticed),
-        ("results/one.json", lambda path: path.write_text(path.read_text().replace('"image_file"', '"other"'))),
-        ("pictures/one.png", lambda path: os.utime(path, (time.time() + 10, time.time() + 10))),
-        ("pictures/one.png", Path.unlink),
-        ("results/one_mask.png", Path.unlink),
-        ("results/one_overlay.png", lambda path: path.write_bytes(b"")),
-        ("results/one.json", Path.unlink),
-        ("results/one.json", cut),
-        ("results/one.json", lambda path: path.write_text("[]")),
-        ("results/one.json", lambda path: path.write_bytes(b"\xff")),
-        ("results/one.json", lambda path: path.write_text(path.read_text().replace('"label"', '"name"'))),
-        ("results/one.json", lambda path: path.write_bytes(path.with_stem("two").read_bytes())),
+        (b"cat\n\n", None),
+        ("\ufeffcat\r\ndrzewo, wysokie\r\n".encode(), None),
+        (b"cat\nb\x0ccat\n", None),
+        (b"", "empty"),
+        (b"cat\ncat", "'cat'"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (None, "labels.txt"),
     ],
 )
-def test_a_changed_file_makes_a_picture_unfinished(finished, tmp_path, name, change):
-    change(tmp_path / name)
-    assert list(find_unfinished(**finished).values()) == ["one"]
+def test_labels_file(model_folder, picture, tmp_path, succeeds, fails, content, mentioned):
+    path = tmp_path / "labels.txt"
+    if content is not None:
+        path.write_bytes(content)
+    arguments = ["segment", picture, "--labels-file", path, "--model", model_folder, "--output", tmp_path / "results"]
+    if mentioned is None:
+        assert succeeds(*arguments).startswith("  cat")
+    else:
+        fails(arguments, path, mentioned)
+        assert not (tmp_path / "results").exists()
 
 
-def test_the_json_file_vouches_for_the_others(tmp_path, monkeypatch):
-    ids = np.zeros((40, 90), dtype=np.int64)
-    write_results(tmp_path, "x", noise(), ids, ["cat"], {"number": 1})
-    replace, moved = os.replace, []
-
-    def replace_some(source, target):
-        assert not (tmp_path / "x.json").exists()
-        moved.append(Path(target).name)
-        if len(moved) == 3:
-            raise OSError("killed")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_some)
-    with pytest.raises(OSError, match="killed"):
-        write_results(tmp_path, "x", noise(), ids, ["tree"], {"number": 2})
-    assert sorted(moved[:2]) == ["x_mask.png", "x_overlay.png"]
-    assert moved[2] == "x.json"
-    assert not (tmp_path / "x.json").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_until_all_files_are_there(tmp_path, monkeypatch, number):
-    replace, received = os.replace, []
-
-    def replace_and_interrupt(source, target):
-        os.kill(os.getpid(), number)
-        time.sleep(0.01)  # Python has time to call a handler.
-        assert received == []
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_and_interrupt)
-    usual = signal.signal(number, lambda *arguments: received.append(arguments))
-    try:
-        write_results(tmp_path, "x", noise(), np.zeros((40, 90), dtype=np.int64), ["cat"], {"number": 1})
-    finally:
-        signal.signal(number, usual)
-    assert len(received) == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x_mask.png", "x_overlay.png"}
-
-
-def test_leftovers_are_removed_but_never_those_of_a_running_process(tmp_path):
-    remove_leftovers(tmp_path / "missing")
-    process = os.fork()
-    if process == 0:
-        try:
-            with writing_to(tmp_path) as folder:
-                (folder / "x.png").write_bytes(b"x")
-                os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(process, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    [leftover] = tmp_path.iterdir()
-    assert [path.name for path in leftover.iterdir()] == ["x.png"]
-    machine, _, _ = leftover.name.rsplit("-", 2)
-    of_another_machine = tmp_path / leftover.name.replace(machine, ".zegclip-elsewhere")
-    old, of_the_user = tmp_path / ".zegclip-elsewhere-1-abc", tmp_path / "folder"
-    for folder in (of_another_machine, old, of_the_user):
-        folder.mkdir()
-    for folder in (old, of_the_user):
-        os.utime(folder, (0, 0))
-    with writing_to(tmp_path) as ours:
-        remove_leftovers(tmp_path)
-        assert set(tmp_path.iterdir()) == {ours, of_another_machine, of_the_user}
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def states(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
-
-
-@pytest.fixture
-def many_pictures(tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for seed in range(12):
-        noise(seed=seed).save(folder / f"{seed:02}.png")
-    return folder
-
-
-def test_a_killed_run_goes_on(model_folder, many_pictures, tmp_path, capsys):
-    arguments = ["segment", str(many_pictures), "--labels", "cat, tree", "--model", str(model_folder), "--output"]
-    assert main([*arguments, str(tmp_path / "undisturbed")]) == 0
-    output = tmp_path / "killed"
-    with subprocess.Popen([sys.executable, "-m", "zegclip", *arguments, str(output)]) as process:
-        while len(list(output.glob("*.json"))) < 2:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.kill()
-    finished = {path.stem for path in output.glob("*.json")}
-    assert 2 <= len(finished) < 12
-    before = {name: state for name, state in states(output).items() if name[:2] in finished}
-    capsys.readouterr()
-    assert main([*arguments, str(output)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{12 - len(finished)} pictures segmented: overlays, masks and JSON files are in {output}.",
-        f"{len(finished)} of 12 pictures were done before; --overwrite does them again.",
-    ]
-    assert contents(output) == contents(tmp_path / "undisturbed")
-    assert before.items() <= states(output).items()
-
-
-@pytest.fixture
-def in_the_foreground():
-    """A shell lets what it starts in the background, these tests for instance, ignore SIGINT."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, usual)
-
-
-@pytest.mark.usefixtures("in_the_foreground")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_goes_on(model_folder, many_pictures, tmp_path, monkeypatch, number, status):
-    arguments = ["segment", str(many_pictures), "--labels", "cat, tree", "--model", str(model_folder), "--output"]
-    assert main([*arguments, str(tmp_path / "undisturbed")]) == 0
-    replace, output = os.replace, tmp_path / "results"
-
-    def replace_and_interrupt(source, target):
-        replace(source, target)
-        if Path(target).name == "02_mask.png":
-            os.kill(os.getpid(), number)
-
-    usual = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(os, "replace", replace_and_interrupt)
-    with pytest.raises(SystemExit) as error:
-        sys.exit(main([*arguments, str(output)]))
-    monkeypatch.undo()
-    assert error.value.code == status
-    assert signal.getsignal(signal.SIGTERM) == usual
-    before = states(output)
-    assert len(before) == 9
-    (output / ".zegclip-elsewhere-1-abc").mkdir()
-    os.utime(output / ".zegclip-elsewhere-1-abc", (0, 0))
-    assert main([*arguments, str(output)]) == 0
-    assert contents(output) == contents(tmp_path / "undisturbed")
-    assert before.items() <= states(output).items()
-
-
-SEVERAL_COMMANDS = """
-import json, os, sys
-from pathlib import Path
-from zegclip.commands.main import main
-
-folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-statuses = [main([part.replace("RANK", os.environ["RANK"]) for part in command]) for command in commands]
-(folder / f"statuses_{os.environ['RANK']}.json").write_text(json.dumps(statuses))
-sys.exit(statuses[-1])
-"""
-
-
-def test_two_processes_share_pictures(model_folder, many_pictures, tmp_path, capsys):
-    (tmp_path / "several_commands.py").write_text(SEVERAL_COMMANDS)
-    (tmp_path / "bad.png").write_text("not a picture")
-
-    def command(pictures, output):
-        pictures = [str(path if path.is_absolute() else many_pictures / path) for path in map(Path, pictures)]
-        return ["segment", *pictures, "--labels", "cat, tree", "--model", str(model_folder), "--output", output]
-
-    three, one = ["00.png", "01.png", "02.png"], ["03.png"]
-    # The second process has the bad picture, and one more.
-    bad = [*three[:1], tmp_path / "bad.png", *three[1:], *one]
-    commands = [
-        command(three, "several"),
-        command(one, "one"),
-        command(["RANK.png", "09.png"], "different"),
-        command(bad, "several"),
-    ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "several_commands.py"]
-    run = subprocess.run(
-        [sys.executable, *launcher, tmp_path, json.dumps(commands)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    statuses = [json.loads((tmp_path / f"statuses_{rank}.json").read_text()) for rank in (0, 1)]
-    # Where the pictures are bad, one process must not end the others; where they differ, none goes on.
-    assert statuses == [[0, 0, 1, 1], [0, 0, 1, 0]]
-    assert [line for line in run.stdout.splitlines() if not line.startswith("  ")] == [
-        "3 pictures segmented: overlays, masks and JSON files are in several.",
-        f"{many_pictures}/03.png: see one/03_overlay.png; mask and JSON file lie beside it.",
-        "1 picture segmented: overlays, masks and JSON files are in several.",
-        "3 of 5 pictures were done before; --overwrite does them again.",
-    ]
-    # What both processes say at once may come on one line.
-    assert run.stderr.count("zegclip: The processes see different lists of pictures") == 2
-    assert run.stderr.count("could not be segmented") == run.stderr.count("not a picture in a known format") == 1
-    assert "zegclip: 1 of 5 pictures could not be segmented:" in run.stderr.splitlines()
-    assert f"zegclip: {tmp_path}/bad.png is not a picture in a known format." in run.stderr.splitlines()
-    for pictures, output in (([*three, *one], "several"), (one, "one")):
-        alone = tmp_path / f"{output}_alone"
-        main(command(pictures, str(alone)))
-        assert contents(alone) == contents(tmp_path / output)
-    assert not (tmp_path / "different").exists()
+def test_default_model_and_words_that_it_cannot_know(model, model_folder, picture, monkeypatch, succeeds, capsys):
+    model.config.vocabulary = ["a", "photo", "of", "red", "tree", "cat"]
+    model.save_pretrained(model_folder)
+    monkeypatch.setattr(zegclip, "DEFAULT_MODEL", model_folder)
+    monkeypatch.chdir(picture.parent)
+    assert "default model" in succeeds("segment", "picture.png", "--labels", "Red cat, tree")
+    assert Path("zegclip-output/picture_overlay.png").is_file()
+    assert main(["segment", "picture.png", "--labels", "cat,red zebra,moon"]) == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith("zegclip: warning: ")
+    assert errors.count("\n") == 1
+    assert "'red zebra', 'moon'" in errors

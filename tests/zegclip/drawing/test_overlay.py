@@ -1,3 +1,5 @@
+"""Overlays and index masks: colours, legends, and ids that survive a file."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,24 +68,15 @@ def test_classes_are_tinted_bounded_and_listed():
     assert not has_colour(legend, colours[1])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (7, 5), (96, 96), (700, 1000)])
-def test_any_size_has_a_readable_legend(shape):
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (7, 5), (700, 1000)])
+@pytest.mark.parametrize("label", ["cat", "a" * 10000, "猫👩\u200d👧", "two\nlines\tand a tab\x07"])
+def test_a_picture_of_any_size_and_any_label_have_a_readable_legend(shape, label):
     ids = np.zeros(shape, dtype=np.int64)
-    result = overlay(grey_picture(ids), ids, ["cat"], make_colours(1))
+    result = overlay(grey_picture(ids), ids, [label], make_colours(1))
     factor = max(-(-480 // max(shape)), 1)
-    assert result.width > shape[1] * factor + 100
+    assert 100 < result.width - shape[1] * factor < 400 + max(shape)
     assert result.height >= max(shape[0] * factor, 20)
     assert max(result.size) >= 480
-
-
-@pytest.mark.parametrize(
-    "label",
-    ["a" * 10000, "W" * 30, "猫", "شجرة", "дерево", "👩\u200d👧", "two\nlines\tand a tab", "\x07", "e\u0301\u0302"],
-)
-def test_any_label_can_be_drawn_in_a_legend_of_limited_width(label):
-    ids = np.zeros((20, 20), dtype=np.int64)
-    result = overlay(grey_picture(ids), ids, [label], make_colours(1))
-    assert result.width < 480 + 400
 
 
 def test_a_legend_of_many_labels_lists_the_largest():

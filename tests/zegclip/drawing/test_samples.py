@@ -66,14 +66,6 @@ def test_a_strip_shows_picture_truth_and_prediction():
     assert (shown_truth[4 * 48 - 1, 200] == 255).all()  # a boundary
 
 
-def test_a_right_prediction_looks_as_the_truth():
-    truth = np.random.default_rng(0).integers(4, size=(24, 24)).repeat(4, axis=0).repeat(4, axis=1)
-    picture = Image.fromarray(np.random.default_rng(1).integers(256, size=(96, 96, 3), dtype=np.uint8))
-    first, shown_truth, shown_prediction, _ = panes_of(sample_strip(picture, truth, truth, SPLIT))
-    np.testing.assert_array_equal(first, picture.resize((384, 384), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(shown_truth, shown_prediction)
-
-
 def test_the_legend_lists_what_occurs_and_marks_unseen_classes():
     truth, predicted = scene()
     legend = panes_of(sample_strip(grey_picture(truth), truth, predicted, SPLIT))[3]
@@ -138,8 +130,6 @@ def test_a_sheet_stacks_strips_under_its_title():
     assert (sheet[top : top + 50] == (255, 0, 0)).all()
     assert (sheet[top + 50 :, :300] == (0, 0, 255)).all()
     assert (sheet[top + 50 :, 300:] == 255).all()
-    cut = np.asarray(sample_sheet(strips, "a very long title " * 100))
-    assert cut.shape == sheet.shape
-    assert (cut[:top, -GAP:] == 255).all()  # with an ellipsis before
+    assert sample_sheet(strips, "a very long title " * 100).size == sheet.shape[1::-1]
     with pytest.raises(ValueError, match="strip"):
         sample_sheet([], "step 400")

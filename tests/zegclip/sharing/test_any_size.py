@@ -7,7 +7,6 @@ import torch
 
 from zegclip.modeling import clip_vision, head_consensus, head_spectral, prompt_layers, spectral_prompt
 from zegclip.modeling.clip_vision import resize
-from zegclip.modeling.head_consensus import routed_mask
 from zegclip.modeling.head_spectral import crop
 from zegclip.modeling.spectral_prompt import filter_maps, resize_filter
 from zegclip.sharing.any_size import (
@@ -41,14 +40,6 @@ def test_matrices_do_what_transforms_do(side, grid):
 def test_crop():
     maps = random(2, 6, 4, 3)
     assert torch.equal(crop_by_indices(maps, 5, 4), crop(maps, 5, 4))
-
-
-@pytest.mark.parametrize("top_k", [1, 3, 1000])
-def test_windows_to_look_at(top_k):
-    patches = random(2, 5, 7, 8)
-    expected = routed_mask(patches, 2, top_k)
-    with functions_for_any_size():
-        assert torch.equal(routed_mask(patches, 2, top_k), expected)
 
 
 def test_the_models_own_functions_come_back():

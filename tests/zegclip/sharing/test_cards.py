@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from huggingface_hub.repocard import metadata_eval_result, metadata_load
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
@@ -96,30 +95,9 @@ def test_metadata_of_a_run_are_read_back(trained):
         assert results[key].dataset_args == {"pictures": 2}
 
 
-def test_the_hubs_own_tools_read_the_model_index(trained):
-    stored = metadata_load(trained / "README.md")["model-index"]
-    (result,) = stored[0]["results"]
-    hiou = next(metric for metric in result["metrics"] if metric["type"] == "hiou")
-    made = metadata_eval_result(
-        model_pretty_name=stored[0]["name"],
-        task_pretty_name=result["task"]["name"],
-        task_id=result["task"]["type"],
-        metrics_pretty_name=hiou["name"],
-        metrics_id="hiou",
-        metrics_value=hiou["value"],
-        dataset_pretty_name=result["dataset"]["name"],
-        dataset_id=result["dataset"]["type"],
-        dataset_config=result["dataset"]["config"],
-        dataset_split=result["dataset"]["split"],
-    )["model-index"][0]
-    assert made["name"] == stored[0]["name"]
-    assert made["results"][0]["task"] == result["task"]
-    assert made["results"][0]["metrics"][0] | {"verified": None} == hiou | {"verified": None}
-
-
 def test_a_card_says_what_was_trained(trained):
     text = read(trained)
-    assert text.count("\n# ZegCLIP on my-pictures, inductive\n") == 1
+    assert "\n# ZegCLIP on my-pictures, inductive\n" in text
     cells = dict(row for row in rows_of(text) if len(row) == 2)
     assert cells["`max_steps`"] == cells["steps trained"] == "2"
     assert cells["`total_train_batch_size`"] == "2"
@@ -128,9 +106,7 @@ def test_a_card_says_what_was_trained(trained):
     assert "zegclip 0.1.0" in cells["versions"]
     weights = load_file(trained / "adapter_model.safetensors")
     assert cells["parameters of the adapter"] == f"{sum(tensor.numel() for tensor in weights.values()):,}"
-    assert "measured on" in text
     assert "`eval.py` has not been run on it" in text
-    assert "0.1 subtracted" in text
 
 
 def test_no_card_knows_the_machine(trained, place):
@@ -154,18 +130,6 @@ def test_every_name_is_shown_as_it_is(trained):
     assert "<script" not in text
     assert page.count("<table>") == 3
     assert all(len(row) == len(rows[0]) for rows in tables_of(text) for row in rows)
-
-
-def test_only_pictures_that_are_there_are_shown(run):
-    (last,) = run.glob("samples/*.png")
-    shutil.copy(last, run / "samples" / "step_000001.png")
-    assert card_files(run) == ["curves.png", f"samples/{last.name}"]
-    shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", write_card(run).read_text())
-    assert shown == card_files(run)
-    (run / "curves.png").unlink()
-    shutil.rmtree(run / "samples")
-    assert card_files(run) == []
-    assert "![" not in write_card(run).read_text()
 
 
 def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
@@ -243,38 +207,47 @@ def test_only_a_hub_id_is_a_base_model(run, monkeypatch, base, model, expected):
     assert "somewhere" not in card.text
 
 
-def test_data_sets_of_the_hub_are_metadata(run):
-    change(run / "run.json", dataset="owner/pictures")
-    assert ModelCard.load(write_card(run)).data.datasets == "owner/pictures"
-    change(run / "run.json", dataset="voc")
+@pytest.mark.parametrize(
+    ("dataset", "stored", "license_name", "mentioned"),
+    [
+        ("owner/pictures", "owner/pictures", "unknown", "owner/pictures"),
+        ("voc", None, "unknown", "PASCAL VOC 2012"),
+        ("picture_world", None, "apache-2.0", "of no use on photographs"),
+    ],
+)
+def test_the_data_set_decides_on_the_license(run, dataset, stored, license_name, mentioned):
+    change(run / "run.json", dataset=dataset, model=None)
     card = ModelCard.load(write_card(run))
-    assert card.data.datasets is None
-    assert "PASCAL VOC 2012" in card.text
-    assert "Flickr" in card.text
+    assert card.data.datasets == stored
+    assert card.data.license == license_name
+    assert mentioned in card.text
 
 
-def test_what_the_program_drew_is_free(run):
-    change(run / "run.json", dataset="picture_world", model=None)
-    card = ModelCard.load(write_card(run))
-    assert card.data.license == "apache-2.0"
-    assert "of no use on photographs" in card.text
+def test_only_pictures_that_are_there_are_shown(run):
+    (last,) = run.glob("samples/*.png")
+    shutil.copy(last, run / "samples" / "step_000001.png")
+    for expected in (["curves.png", f"samples/{last.name}"], [f"samples/{last.name}"]):
+        assert card_files(run) == expected
+        assert re.findall(r"!\[[^]]*\]\(([^)]*)\)", write_card(run).read_text()) == expected
+        (run / "curves.png").unlink(missing_ok=True)
 
 
 def test_a_mixture_says_of_what(run):
-    described = json.loads((run / "adapter_config.json").read_text())
     change(run / "adapter_config.json", spectral_prompt=True, spectral_layers=[0])
     text = write_card(run).read_text()
     assert "# A mixture on my-pictures" in text
-    assert "decode head `zegclip`" in text
-    assert "a spectral prompt, no text prompts, loss of focal, dice." in text
+    for part in ("decode head `zegclip`", "a spectral prompt", "no text prompts", "loss of focal, dice"):
+        assert part in text
     assert text.count("@inproceedings") == 2
-    assert described["spectral_prompt"] is False
 
 
-@pytest.mark.parametrize("repo_id", ["a/b/c", "owner/na me", '"); import os #'])
-def test_a_wrong_repo_id_writes_nothing(run, repo_id):
+@pytest.mark.parametrize("repo_id", ["a/b/c", "owner/na me", '"); import os #', None])
+def test_what_fails_leaves_the_card_as_it_was(run, repo_id):
+    """A wrong id, and a file of the run that is broken."""
     before = read(run)
-    with pytest.raises(UsageError, match="repo_id"):
+    if repo_id is None:
+        (run / "card.json").write_text("{")
+    with pytest.raises((UsageError, ModelError), match="repo_id" if repo_id else r"card\.json"):
         write_card(run, repo_id=repo_id)
     assert read(run) == before
 
@@ -284,14 +257,6 @@ def test_a_folder_without_a_model_of_ours_gets_no_card(clip_folder, tmp_path):
         with pytest.raises(ModelError, match=folder.name):
             write_card(folder)
         assert not (folder / "README.md").exists()
-
-
-def test_a_broken_file_is_named_and_the_card_stays(run):
-    before = read(run)
-    (run / "card.json").write_text("{")
-    with pytest.raises(ModelError, match=r"card\.json"):
-        write_card(run)
-    assert read(run) == before
 
 
 def test_the_default_models_card_has_the_sections_of_the_template():

@@ -38,13 +38,10 @@ def build(method, model, processor):
         "zegclip": {"num_decoder_layers": 2},
         "spt-seg": {"decode_head_type": "spectral", "num_decoder_layers": 2, "decoder_low_frequency_heads": 1},
         "ldvc": {
-            "decode_head_type": "consensus",
-            "num_decoder_layers": 1,
-            "out_indices": [1],
-            "decoder_window_size": 2,
+            "decode_head_type": "consensus", "num_decoder_layers": 1, "out_indices": [1], "decoder_window_size": 2,
             "decoder_top_k": 3,
         },
-    }
+    }  # fmt: skip
     prompts = {
         "zegclip": {},
         "spt-seg": {"spectral_prompt": True, "spectral_layers": [1]},
@@ -87,16 +84,10 @@ def test_files_give_what_the_model_gives(built):
         differences = compare(tiny, processor, folder, names, batch, size)
         assert max(differences.values()) < TOLERANCE, (names, batch, size, differences)
     assert max(check_onnx(tiny, processor, folder).values()) < TOLERANCE
-
-
-@pytest.mark.parametrize("built", MOST_METHODS, indirect=True)
-def test_logits_depend_on_pictures_and_names(built):
-    # Else agreement would say little.
-    tiny, processor, _ = built
+    # Logits depend on pictures and names: else agreement would say little.
     ids = torch.tensor(processor(text=["cat", "dog", "b"])["input_ids"])[:, None]
     with torch.no_grad():
-        embeds = TextGraph(tiny)(ids)
-        logits = tiny(torch.randn(2, 3, 40, 72), class_embeds=embeds).logits
+        logits = tiny(torch.randn(2, 3, 40, 72), class_embeds=TextGraph(tiny)(ids)).logits
     assert logits.std(dim=(0, 2, 3)).min() > 1e-3
     assert logits.std(dim=1).max() > 1e-3
 
@@ -141,7 +132,7 @@ def test_files_of_another_model_are_refused(built):
     tiny, processor, folder = built
     with torch.no_grad():
         tiny.clip.visual_projection.weight.mul_(-1)
-    with pytest.raises(ValueError, match=r"logits of the ONNX files differ from the model's by .*, more than 1e-04"):
+    with pytest.raises(ValueError, match="logits"):
         check_onnx(tiny, processor, folder)
 
 
@@ -169,13 +160,9 @@ def test_torch_export_takes_any_size(method, model, processor):
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_script_gives_the_pipelines_masks_without_torch_and_transformers(model_folder, tmp_path, capsys):
+def test_the_script_gives_the_pipelines_masks_without_torch_and_transformers(model_folder, tmp_path):
     folder = tmp_path / "onnx"
     assert main(["onnx", str(model_folder), str(folder)]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in FILES)
-    assert "largest difference to the model" in printed
-
     # A picture that is larger than one window, of a size that no window divides.
     noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((101, 67), Image.Resampling.BICUBIC)
@@ -187,11 +174,10 @@ def test_the_script_gives_the_pipelines_masks_without_torch_and_transformers(mod
     masks = [np.asarray(result["mask"]) > 0 for result in segmenter(picture, candidate_labels=labels)]
     assert sum(mask.any() for mask in masks) > 1
 
-    without = "import sys\nfor name in ('torch', 'transformers', 'zegclip'): sys.modules[name] = None\n"
-    run = "import runpy\nrunpy.run_path(sys.argv[1], run_name='__main__')"
+    code = "import runpy, sys\nfor name in ('torch', 'transformers', 'zegclip'): sys.modules[name] = None\n"
+    code += "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     words = [SCRIPT, folder, tmp_path / "picture.png", "--labels", ",".join(labels)]
     words += ["--output", tmp_path / "mask.png", "--overlay", tmp_path / "overlay.png"]
-    code = f"{without}sys.argv = sys.argv[1:]\n{run.replace('sys.argv[1]', 'sys.argv[0]')}"
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True)
     ids = np.asarray(Image.open(tmp_path / "mask.png"))
     # Sums of floats in another order: a tie may go to the other name.
@@ -201,57 +187,47 @@ def test_the_script_gives_the_pipelines_masks_without_torch_and_transformers(mod
         assert f"{label}: {100 * mask.mean():.1f} %" in done.stdout
 
 
-def test_what_an_onnx_folder_cannot_say_is_refused(model, processor):
-    for name, value, message in (
-        ("do_resize", False, "do_resize=False"),
-        ("do_normalize", False, "do_normalize=False"),
-        ("resample", 3, "resizes bilinearly, but the processor has resample=3"),
-    ):
-        usual = getattr(processor.image_processor, name)
-        setattr(processor.image_processor, name, value)
-        with pytest.raises(ValueError, match=message):
-            describe(model, processor)
-        setattr(processor.image_processor, name, usual)
-    processor.tokenizer.padding_side = "left"
-    with pytest.raises(ValueError, match="padding_side='left'"):
+@pytest.mark.parametrize(("name", "value"), [("do_resize", False), ("do_normalize", False), ("resample", 3)])
+def test_a_processor_that_the_files_cannot_describe_is_refused(model, processor, name, value):
+    setattr(processor.image_processor, name, value)
+    with pytest.raises(ValueError, match=name):
         describe(model, processor)
 
 
-def test_text_prompts_need_their_template(model, processor):
+def test_what_the_files_cannot_do_is_refused(model, processor, tmp_path):
     tiny = build("ldvc", model, processor)
     processor.prompt_templates = ["a picture of a {}"]
-    with pytest.raises(ValueError, match=r"stand for another template than 'a picture of a \{\}'"):
+    with pytest.raises(ValueError, match="a picture of a"):  # text prompts need their template
         describe(tiny, processor)
-
-
-def test_half_precision_is_refused(model, processor, tmp_path):
-    with pytest.raises(ValueError, match=r"the model is in torch\.bfloat16"):
+    processor.tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="padding_side"):
+        describe(model, processor)
+    with pytest.raises(ValueError, match="bfloat16"):
         export_onnx(model.bfloat16(), processor, tmp_path)
 
 
-def test_a_failure_is_one_sentence_and_leaves_nothing(model_folder, tmp_path, capsys, monkeypatch):
+def test_a_failure_leaves_nothing(model_folder, tmp_path, capsys, monkeypatch):
     output = tmp_path / "place" / "onnx"
     config = json.loads((model_folder / "processor_config.json").read_text())
     config["image_processor"]["do_normalize"] = False
     (model_folder / "processor_config.json").write_text(json.dumps(config))
-    assert main(["onnx", str(model_folder), str(output)]) == 1
-    assert "do_normalize=False" in capsys.readouterr().err
+
+    def fails(folder):
+        assert main(["onnx", str(model_folder), str(folder)]) == 1
+        return capsys.readouterr().err
+
+    assert "do_normalize" in fails(output)
     assert list(output.parent.iterdir()) == []
-
-    assert main(["onnx", str(model_folder), str(model_folder)]) == 1
-    assert "exists already" in capsys.readouterr().err
-
+    assert str(model_folder) in fails(model_folder)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    assert main(["onnx", str(model_folder), str(output)]) == 1
-    error = capsys.readouterr().err
-    assert error == "zegclip: ONNX files need onnxruntime, not installed here: pip install 'zegclip[onnx]'.\n"
+    assert "zegclip[onnx]" in fails(output)
 
 
 def test_the_script_refuses_names_of_the_same_tokens(tmp_path):
     (tmp_path / "tokenizer.json").write_text(load_processor(DEFAULT_MODEL).tokenizer.backend_tokenizer.to_str())
     settings = {"prompt_templates": ["a {}", "the {}"], "context_length": 77, "pad_token_id": 0}
     encode_names = runpy.run_path(str(SCRIPT))["encode_names"]
-    with pytest.raises(SystemExit, match=r"'Cat' and 'cat' are the same to the tokenizer"):
+    with pytest.raises(SystemExit, match="'Cat' and 'cat'"):
         encode_names(tmp_path, settings, ["Cat", "tree", "cat"])
 
 

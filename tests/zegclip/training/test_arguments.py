@@ -1,12 +1,10 @@
 """Configurations: files, command-line overrides, and what is wrong with a wrong one."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from zegclip.commands.main import main
 from zegclip.errors import UsageError
 from zegclip.training.arguments import parse_arguments
 from zegclip.training.config_file import find_config
@@ -32,19 +30,6 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert data_args.eval_split == "tuning"
 
 
-def test_numbers_are_numbers(tmp_path):
-    path = tmp_path / "own.yaml"
-    text = (
-        "scale_range: [5e-1, 2]\nlr_scheduler_kwargs: {power: 0.9, lr_end: 1e-6}\nlearning_rate: 1e-3\nuse_cpu: true"
-    )
-    path.write_text(text)
-    _, data_args, training_args = parse_arguments([str(path), "--no_photometric_distortion"])
-    assert data_args.scale_range == [0.5, 2.0]
-    assert training_args.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 1e-6}
-    assert training_args.learning_rate == 1e-3
-    assert not data_args.photometric_distortion
-
-
 WRITTEN = [
     "no", "on", "Yes", "off", "true", "1_000", "0x10", "010", "0b1", "12:30", "1.50", "1e3", ".5", ".inf",
     "2026-11-21", "2026_01", "+1", "cat",
@@ -61,29 +46,28 @@ def test_names_are_what_is_written(tmp_path, field):
         assert getattr(model_args if field == "descriptor" else data_args, field) == WRITTEN
 
 
-@pytest.mark.parametrize("text", [*WRITTEN, "'null'", "''"])
-def test_text_is_what_is_written(tmp_path, text):
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [*((text, text) for text in WRITTEN), ("'null'", "null"), ("''", ""), ("", None), ("~", None), ("null", None)],
+)
+def test_text_is_what_is_written(tmp_path, written, read):
+    """Without a value, and as YAML's null, the field is left open."""
     path = tmp_path / "own.yaml"
-    path.write_text(f"classes_file: {text}\nuse_cpu: true")
-    assert parse_arguments([str(path)])[1].classes_file == text.strip("'")
-
-
-@pytest.mark.parametrize("nothing", ["", "~", "null"])
-def test_a_field_may_be_left_open(tmp_path, nothing):
-    path = tmp_path / "own.yaml"
-    path.write_text(f"classes_file: {nothing}\nseen_classes: {nothing}\nuse_cpu: true")
-    data_args = parse_arguments([str(path)])[1]
-    assert (data_args.classes_file, data_args.seen_classes) == (None, None)
+    path.write_text(f"classes_file: {written}\nuse_cpu: true")
+    assert parse_arguments([str(path)])[1].classes_file == read
 
 
 def test_numbers_and_truth_values_are_read_by_the_field(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(
-        "use_cpu: on\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: .5\neval_strategy: no\n"
+        "use_cpu: on\nbaseline: no\nmax_steps: 1_000\nseed: 010\nlearning_rate: 5e-1\neval_strategy: no\n"
+        "scale_range: [5e-1, 2]\n"
         "lr_scheduler_kwargs: {power: 010, lr_end: 1e-6, other: 1:30}\n"
         "accelerator_config: {split_batches: no, even_batches: On}"
     )
-    _, data_args, training_args = parse_arguments([str(path)])
+    _, data_args, training_args = parse_arguments([str(path), "--no_photometric_distortion"])
+    assert data_args.scale_range == [0.5, 2.0]
+    assert not data_args.photometric_distortion
     assert not data_args.baseline
     assert (training_args.max_steps, training_args.seed, training_args.learning_rate) == (1000, 10, 0.5)
     assert training_args.eval_strategy == "no"
@@ -101,82 +85,74 @@ def test_a_mapping_can_be_merged_into_another(tmp_path):
     assert data_args.seen_classes == ["no"]
 
 
-def test_the_default_configuration_is_announced(tmp_path, capsys):
-    parse_arguments(["--output_dir", str(tmp_path), "--use_cpu"], default_config="zegclip_picture_world_inductive")
-    assert "generated picture world, offline" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "mentioned"),
     [
-        ("num_promt_tokens: 3", r"own\.yaml: unknown field 'num_promt_tokens'. Did you mean 'num_prompt_tokens'"),
-        ("eval_split: both", "eval_split of the picture world must be tuning or test, not 'both'"),
-        ("setting: other", "setting must be one of"),
-        ("- a\n- b", r"own\.yaml: a configuration is a mapping"),
-        ("a: [", r"own\.yaml: not valid YAML"),
-        ("seed: 2026-02-30", "seed.*invalid int value: '2026-02-30'"),
-        ("lr_scheduler_kwargs: {power: !!timestamp 2026-02-30}", r"not valid YAML \(day is out of range for month\)"),
-        ("seed: 1\nmax_steps: 2\nseed: 3", r"own\.yaml: not valid YAML \('seed' comes twice\)"),
-        ("max_steps: 0x10", "max_steps.*invalid int value: '0x10'"),
-        ("max_steps: 1:30", "max_steps.*invalid int value: '1:30'"),
-        ("out_indices: [7.9, 11]", r"out_indices must be a list of numbers, not \['7\.9', '11'\]"),
-        ("seen_classes: [cat, null]", r"own\.yaml: seen_classes has an item without a value"),
-        ("seen_classes: [cat, ~]", r"own\.yaml: seen_classes has an item without a value"),
-        ("learning_rate: {a: 1}", r"own\.yaml: learning_rate must be text or a number, as it is \{'a': 1\}"),
-        ("output_dir: !!binary aGk=", r"own\.yaml: output_dir must be text or a number"),
-        ("descriptor: [[text]]", r"own\.yaml: descriptor must be a list of text or numbers, not \[\['text'\]\]"),
-        ("seed: [[[1]], [2]]", r"own\.yaml: seed must not be a list, as it is \[\[\[\.\.\.\]\], \[2\]\]\.$"),
-        ("seed: &a [*a]", r"own\.yaml: seed must not be a list"),
-        ("num_prompt_tokens: 2.5", "num_prompt_tokens.*invalid int value: '2.5'"),
-        ("num_eval_pictures: many", "num_eval_pictures.*invalid int value: 'many'"),
-        ("descriptor: product", r"own\.yaml: descriptor must be a list"),
-        ("learning_rate: [1]", r"own\.yaml: learning_rate must not be a list"),
-        ("scene_seed:", r"own\.yaml: scene_seed has no value"),
-        ("crop_size: 0", "crop_size must be at least 1, not 0"),
-        ("scale_range: [a, 2]", r"scale_range must be a list of numbers, not \['a', '2'\]"),
-        (
-            "dataloader_num_workers: 1\ndataloader_persistent_workers: true",
-            "dataloader_persistent_workers",
-        ),
-        ("dataset: voc", "data_dir is missing: say where voc lies"),
-        ("total_train_batch_size: 0", "total_train_batch_size must be at least 1"),
-        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "total_train_batch_size.*1 x 2"),
+        ("num_promt_tokens: 3", r"own\.yaml.*num_promt_tokens.*num_prompt_tokens"),
+        ("eval_split: both", "eval_split.*both"),
+        ("setting: other", "setting"),
+        ("- a\n- b", r"own\.yaml"),
+        ("a: [", r"own\.yaml"),
+        ("seed: 2026-02-30", "seed.*2026-02-30"),
+        ("lr_scheduler_kwargs: {power: !!timestamp 2026-02-30}", r"own\.yaml.*day is out of range"),
+        ("seed: 1\nmax_steps: 2\nseed: 3", r"own\.yaml.*'seed'"),
+        ("max_steps: 0x10", "max_steps.*0x10"),
+        ("max_steps: 1:30", "max_steps.*1:30"),
+        ("out_indices: [7.9, 11]", r"out_indices.*7\.9"),
+        ("seen_classes: [cat, null]", r"own\.yaml: seen_classes"),
+        ("seen_classes: [cat, ~]", r"own\.yaml: seen_classes"),
+        ("learning_rate: {a: 1}", r"own\.yaml: learning_rate"),
+        ("output_dir: !!binary aGk=", r"own\.yaml: output_dir"),
+        ("descriptor: [[text]]", r"own\.yaml: descriptor"),
+        ("descriptor: product", r"own\.yaml: descriptor"),
+        ("seed: [[[1]], [2]]", r"own\.yaml: seed"),
+        ("seed: &a [*a]", r"own\.yaml: seed"),
+        ("num_prompt_tokens: 2.5", "num_prompt_tokens"),
+        ("num_eval_pictures: many", "num_eval_pictures"),
+        ("learning_rate: [1]", r"own\.yaml: learning_rate"),
+        ("scene_seed:", r"own\.yaml: scene_seed"),
+        ("crop_size: 0", "crop_size"),
+        ("scale_range: [a, 2]", "scale_range"),
+        ("dataloader_num_workers: 1\ndataloader_persistent_workers: true", "dataloader_persistent_workers"),
+        ("dataset: voc", "data_dir"),
+        ("total_train_batch_size: 0", "total_train_batch_size"),
+        ("total_train_batch_size: 3\ngradient_accumulation_steps: 2", "total_train_batch_size"),
     ],
 )
-def test_wrong_files(tmp_path, content, message):
+def test_wrong_files(tmp_path, content, mentioned):
     path = tmp_path / "own.yaml"
     path.write_text(content)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=mentioned):
         parse_arguments([str(path), "--use_cpu"])
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "mentioned"),
     [
-        (["--descriptor", "foo"], "descriptor must list"),
-        (["--decoder_attention_heads", "7"], "decoder_attention_heads=7 does not divide"),
+        (["none.yaml"], "none.yaml"),
+        (["--learning_rat", "1"], "'learning_rate'"),
+        (["--num_prompt_tokens", "x"], "'x'"),
+        (["--scale_range", "2"], "scale_range"),
+        (["--setting", "cross_dataset"], "cross_dataset"),
+        # These show when the model or the data are loaded.
+        (["--descriptor", "foo"], "descriptor"),
+        (["--decoder_attention_heads", "7"], "decoder_attention_heads=7"),
         (["--decode_head_type", "other"], "decode_head_type"),
-        (["--prompt_templates", "a photo"], "exactly"),
-        (["--model", "outputs/none"], "there is no such model folder"),
-        (["--num_prompt_tokens", "x"], "invalid int value: 'x'"),
+        (["--prompt_templates", "a photo"], "a photo"),
+        (["--model", "outputs/none"], "outputs/none"),
         (["--dataset", "nowhere"], "nowhere"),
         (["--dataset", "coco_stuff", "--data_dir", "nowhere"], "nowhere"),
-        (["--setting", "cross_dataset"], "cross_dataset"),
-        (["--setting", "transductive", "--init_adapter", "nowhere"], "nowhere: there is no such adapter folder"),
-        (["--scale_range", "2"], "scale_range must have two numbers"),
+        (["--setting", "transductive", "--init_adapter", "nowhere"], "nowhere"),
     ],
 )
-def test_scripts_end_with_one_sentence(tmp_path, monkeypatch, words, message):
-    """What only shows when the model is built is no traceback either."""
-    script = Path(__file__).parents[3] / "train.py"
+def test_wrong_command_lines(tmp_path, monkeypatch, capsys, words, mentioned):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    command = [sys.executable, str(script), "--use_cpu", "--output_dir", "run", "--num_train_pictures", "2", *words]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    usual = ["--use_cpu", "--output_dir", "run", "--num_train_pictures", "2"]
+    assert main(["train", *words, *usual], program="train.py") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("train.py: ")
-    assert re.search(message, last)
+    assert mentioned in last
 
 
 def test_text_prompts_of_a_file_can_be_left_out():
@@ -195,10 +171,3 @@ def test_a_name_stands_for_the_configuration_of_the_package_unless_there_is_such
             find_config(name)
     with pytest.raises(UsageError, match="no such"):
         find_config("accelerate/one_gpu")
-
-
-def test_wrong_command_lines(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.yaml"):
-        parse_arguments([str(tmp_path / "none.yaml")])
-    with pytest.raises(UsageError, match=r"'learning_rat'.*'learning_rate'"):
-        parse_arguments(["--learning_rat", "1"])

@@ -59,27 +59,19 @@ def test_nothing_is_printed_about_a_good_data_set(tmp_path, capsys):
     assert look(tmp_path, capsys) == []
 
 
-def test_masks_of_0_and_255(tmp_path, capsys):
-    for index in range(3):
-        draw(tmp_path, index, [[0, 255]] * 2)
-    (line,) = look(tmp_path, capsys)
-    assert line.startswith("note: train has no pixel of grass, and value 255, which is read as ignored, covers 50.0 %")
-    assert "in 3 of 3 masks" in line
-    assert '"255"' in line
-
-
 def test_many_ignored_pixels_are_reported_few_are_not(tmp_path, capsys):
     draw(tmp_path, 0, [[0, 1, 255, 255]])
     draw(tmp_path, 1, [[0, 1, 0, 1]])
     assert look(tmp_path, capsys) == []
     draw(tmp_path, 1, [[0, 1, 0, 255]])
     (line,) = look(tmp_path, capsys)
-    assert line.startswith("note: train: value 255, which is read as ignored, covers 37.5 % of the pixels, in 2 of 2")
-    # By choice.
-    for name in ("images", "masks"):
-        (tmp_path / name / "000.png").unlink(missing_ok=True)
-    (tmp_path / "images" / "000.jpg").unlink()
-    draw(tmp_path, 1, [[0, 1, 2, 2]])
+    assert re.search(r"train: value 255,.*37\.5 %.* 2 of 2", line)
+    for index in range(2):  # masks of 0 and 255
+        draw(tmp_path, index, [[0, 255]] * 2)
+    (line,) = look(tmp_path, capsys)
+    assert re.search(r"no pixel of grass.* 255.*50\.0 %.* 2 of 2", line)
+    for index in range(2):  # ignored by choice
+        draw(tmp_path, index, [[0, 1, 2, 2]])
     assert look(tmp_path, capsys, classes="sky\ngrass\nsoil", ignored_classes=["soil"]) == []
 
 
@@ -97,27 +89,26 @@ def test_a_value_without_a_name_is_one_error_for_all_masks(tmp_path, capsys):
     for index in range(20):
         draw(tmp_path, index, [[0, 1, 1, 11 if index else 0]])
     (line,) = look(tmp_path, capsys)
-    assert line.startswith("error: train: value 11 occurs in 19 of 20 masks, 23.8 % of the pixels: name it in")
+    assert line.startswith("error: train: value 11 occurs in 19 of 20 masks, 23.8 %")
     assert "/masks/001.png" in line
     (line,) = look(tmp_path, capsys, skip_bad_samples=True)
     assert line.startswith("note: train: value 11 occurs in 19 of 20 masks")
 
 
-def test_many_values_without_a_name_stay_one_line(tmp_path, capsys):
-    draw(tmp_path, 0, [[0, 1, 7, 8, 9, 20]])
+@pytest.mark.parametrize(
+    ("values", "mentioned"), [((7, 8, 9, 20), "7 to 9 and 20"), (range(2, 250, 2), "124 between 2 and 248")]
+)
+def test_many_values_without_a_name_are_one_line(tmp_path, capsys, values, mentioned):
+    draw(tmp_path, 0, [[0, 1, *values]])
     (line,) = look(tmp_path, capsys)
-    assert "values 7 to 9 and 20 occur in 1 of 1 masks" in line
-    draw(tmp_path, 0, [[0, 1, *range(2, 250, 2)]])
-    (line,) = look(tmp_path, capsys)
-    assert "124 between 2 and 248" in line
+    assert mentioned in line
 
 
 def test_what_else_is_broken_is_an_error_before_the_first_step(tmp_path, capsys):
     for index in range(3):
         draw(tmp_path, index, [[0, 1]], size=(3, 3) if index else None)
     (line,) = look(tmp_path, capsys)
-    assert line.startswith("error: /masks/001.png has 2x1 pixels, but")
-    assert "1 more pictures of train" in line
+    assert line.startswith("error: /masks/001.png has 2x1 pixels")
     assert look(tmp_path, capsys, skip_bad_samples=True) == []
 
 
@@ -127,8 +118,7 @@ def test_palettes_that_differ(tmp_path, capsys):
         colours = [RED, BLUE] if index else [BLUE, RED]
         draw(tmp_path, index, [[0, 1]], palette=colours)
     (line,) = look(tmp_path, capsys)
-    assert re.match(r"note: train: palettes differ: index 0 has the colour \(255, 0, 0\) in 3 of 4 masks", line)
-    assert "(0, 0, 255) in /masks/000.png (2 indices differ)" in line
+    assert re.search(r"index 0 .*\(255, 0, 0\) in 3 of 4 masks.*\(0, 0, 255\) in /masks/000\.png", line)
 
 
 @pytest.mark.parametrize("other", [None, [(0, 0, 0), (1, 1, 1)], [RED, BLUE, (9, 9, 9)]])
@@ -139,15 +129,15 @@ def test_palettes_that_agree(tmp_path, capsys, other):
     assert look(tmp_path, capsys) == []
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_turns_that_sizes_do_not_show(tmp_path, capsys, orientation, suffix):
     draw(tmp_path / "square", 0, [[0, 1]] * 2, orientation=orientation, suffix=suffix)
     lines = look(tmp_path / "square", capsys)
     assert len(lines) == (orientation > 1)
     for line in lines:
-        assert line.startswith("note: train: 1 of 1 pictures are turned by their EXIF orientation")
-        assert line.endswith(f"/images/000{suffix}.")
+        assert line.startswith("note: train: 1 of 1 pictures")
+        assert f"/images/000{suffix}" in line
     # Both are turned.
     draw(tmp_path / "both", 0, [[0, 1]] * 2, orientation=orientation, suffix=suffix, mask_orientation=orientation)
     assert look(tmp_path / "both", capsys) == []
@@ -169,14 +159,13 @@ def test_of_a_large_data_set_some_masks_are_read_evenly_spread(tmp_path, capsys,
     assert look(tmp_path, capsys) == ["note: train has no pixel of grass (4 of 9 read)."]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_random_numbers_stay_where_they_are(tmp_path, workers):
+def test_random_numbers_stay_where_they_are(tmp_path):
     draw(tmp_path, 0, [[0, 1]])
     (tmp_path / "classes.txt").write_text("a\nb")
     arguments = DataArguments(dataset=str(tmp_path), eval_split="train", setting="fully_supervised")
-    data, split = load_data(arguments, training=True)
     before = torch.get_rng_state()
-    remark_on_data(data, split, arguments, workers)
+    for workers in (0, 1):
+        remark_on_data(*load_data(arguments, training=True), arguments, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -197,13 +186,12 @@ def test_the_evaluation_split_is_read_too(tmp_path, capsys):
         remark_on_data(data, split, arguments)
 
 
-@pytest.mark.parametrize("limit", [None, 1])
-def test_a_benchmark_that_is_not_whole(tmp_path, capsys, limit):
+def test_a_benchmark_that_is_not_whole(tmp_path, capsys):
     for kind, suffix, mode in (("images", ".jpg", "RGB"), ("annotations", "_labelTrainIds.png", "L")):
         (tmp_path / kind / "val2017").mkdir(parents=True)
         for number in (139, 285):
             Image.new(mode, (4, 4)).save(tmp_path / kind / "val2017" / f"{number:012d}{suffix}")
-    arguments = DataArguments("coco_stuff", str(tmp_path), num_eval_pictures=limit)
-    remark_on_data(*load_data(arguments, training=False), arguments)
-    said = "note: validation has 2 pictures, but 5000 in the papers." in capsys.readouterr().out
-    assert said == (limit is None)
+    for limit in (None, 1):
+        arguments = DataArguments("coco_stuff", str(tmp_path), num_eval_pictures=limit)
+        remark_on_data(*load_data(arguments, training=False), arguments)
+        assert ("5000" in capsys.readouterr().out) == (limit is None)

@@ -51,14 +51,24 @@ def class_embeds():
     return torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
 
 
-def run(model, class_embeds, pictures, folder, record=None, **kwargs):
-    store = CountStore(folder, record or {"model": "m"})
-    return evaluate_pictures(model, class_embeds, pictures, PROTOCOLS, store, batch_size=4, **kwargs)
+@pytest.fixture
+def run(model, class_embeds, pictures, tmp_path):
+    """Evaluate the pictures; a folder's later runs go on with what the earlier ones have counted."""
+
+    def evaluate(folder="e", record=None, model=model, pictures=pictures, **kwargs):
+        store = CountStore(tmp_path / folder, record or {"model": "m"})
+        return evaluate_pictures(model, class_embeds, pictures, PROTOCOLS, store, batch_size=4, **kwargs)
+
+    return evaluate
+
+
+def equal(found, expected):
+    return all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_counts_each_picture_once_under_each_protocol(model, class_embeds, pictures, tmp_path, workers):
-    found = run(model, class_embeds, pictures, tmp_path / "e", num_workers=workers)
+def test_it_counts_and_saves_each_picture_under_each_protocol(model, class_embeds, run, pictures, tmp_path, workers):
+    found = run(num_workers=workers, save_predictions=True)
     assert found.keys() == PROTOCOLS.keys()
     for name, protocol in PROTOCOLS.items():
         expected = np.zeros((3, 3), dtype=np.int64)
@@ -70,54 +80,29 @@ def test_it_counts_each_picture_once_under_each_protocol(model, class_embeds, pi
                     seen_ids=SPLIT.seen_ids, batch_size=4,
                 )  # fmt: skip
             expected += class_counts(ids, sample["labels"], 3).numpy()
+            with PILImage.open(tmp_path / "e" / "predictions" / name / f"{index:06d}.png") as mask:
+                assert np.array_equal(np.asarray(mask), ids)
         assert np.array_equal(found[name], expected)
 
 
-def test_predictions_are_saved_with_the_ids(model, class_embeds, pictures, tmp_path):
-    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
-    for index in range(len(pictures)):
-        sample = pictures[index]
-        with torch.no_grad():
-            ids = predict_map(
-                model, sample["pixel_values"], class_embeds, PROTOCOLS["whole"], sample["labels"].shape,
-                seen_ids=(), batch_size=4,
-            )  # fmt: skip
-        with PILImage.open(tmp_path / "e" / "predictions" / "whole" / f"{index:06d}.png") as mask:
-            assert np.array_equal(np.asarray(mask), ids)
-
-
-def test_pictures_that_are_done_are_not_done_again(model, class_embeds, pictures, tmp_path, capsys):
-    counts = run(model, class_embeds, pictures, tmp_path / "e")
-
-    def refuse(**kwargs):
-        raise AssertionError("a picture was predicted again")
-
-    again = run(refuse, class_embeds, pictures, tmp_path / "e")
-    assert all(np.array_equal(again[name], counts[name]) for name in counts)
-    assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
-
-
-def test_a_picture_that_was_skipped_is_tried_again(model, class_embeds, pictures, tmp_path):
-    counts = run(model, class_embeds, pictures, tmp_path / "whole")
+def test_a_picture_that_was_skipped_is_tried_again(run, pictures, tmp_path):
+    counts = run("whole")
     path = Path(pictures.data[1]["image"]["path"])
     content = path.read_bytes()
     path.write_bytes(content[:60])
     pictures.skipped_file = tmp_path / "skipped.txt"
-    less = run(model, class_embeds, pictures, tmp_path / "e")
-    assert less["whole"][2].sum() < counts["whole"][2].sum()
+    assert run()["whole"][2].sum() < counts["whole"][2].sum()
     path.write_bytes(content)
-    again = run(model, class_embeds, pictures, tmp_path / "e")
-    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    assert equal(run(), counts)
 
 
-def test_a_torn_line_is_done_again(model, class_embeds, pictures, tmp_path):
-    counts = run(model, class_embeds, pictures, tmp_path / "e")
+def test_a_torn_line_is_done_again(run, tmp_path):
+    counts = run()
     (file,) = (tmp_path / "e").glob("counts-*.jsonl")
     for kept in (0, 1, 30):
         text = file.read_text()
         file.write_text(text[: text.rfind('{"picture"') + kept])
-        again = run(model, class_embeds, pictures, tmp_path / "e")
-        assert all(np.array_equal(again[name], counts[name]) for name in counts)
+        assert equal(run(), counts)
 
 
 def change(path, seed=7):
@@ -129,36 +114,39 @@ def change(path, seed=7):
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_a_picture_that_has_changed_is_done_again(model, class_embeds, pictures, tmp_path, capsys, column):
-    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+def test_a_picture_that_has_changed_is_done_again(run, pictures, tmp_path, capsys, column):
+    run(save_predictions=True)
     predictions = tmp_path / "e" / "predictions" / "whole"
     before = {path.name: path.stat().st_ino for path in predictions.iterdir()}
     change(pictures.data[1][column]["path"])
     capsys.readouterr()
-    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
-    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
-    expected = run(model, class_embeds, pictures, tmp_path / "fresh", save_predictions=True)
-    assert all(np.array_equal(again[name], expected[name]) for name in expected)
+    again = run(save_predictions=True)
+    assert "3 of 4 pictures" in capsys.readouterr().out
+    assert equal(again, run("fresh", save_predictions=True))
     for path in predictions.iterdir():
         fresh = tmp_path / "fresh" / "predictions" / "whole" / path.name
         assert path.read_bytes() == fresh.read_bytes()
         assert path.name == "000001.png" or path.stat().st_ino == before[path.name]
 
 
-def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(model, class_embeds, pictures, tmp_path):
-    run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
+def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(run, pictures, tmp_path):
+    run(save_predictions=True)
     Path(pictures.data[1]["mask"]["path"]).unlink()
     with pytest.raises(ValueError, match=r"mask_1\.png"):
-        run(model, class_embeds, pictures, tmp_path / "e")
+        run()
     pictures.skipped_file = tmp_path / "skipped.txt"
-    found, expected = (run(model, class_embeds, pictures, tmp_path / name) for name in ("e", "fresh"))
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert equal(run(), run("fresh"))
     assert not list((tmp_path / "e" / "predictions").glob("*/000001.png"))
 
 
-def test_the_same_pictures_elsewhere_are_not_done_again(model, class_embeds, pictures, tmp_path, capsys):
-    """As files, and as bytes in a table."""
-    counts = run(model, class_embeds, pictures, tmp_path / "e")
+def test_the_same_pictures_are_not_done_again_wherever_they_lie(run, pictures, tmp_path):
+    """In the same place, as files elsewhere, and as bytes in a table."""
+    counts = run()
+
+    def refuse(**kwargs):
+        raise AssertionError("a picture was predicted again")
+
+    assert equal(run(model=refuse), counts)
     rows = [{name: Path(file["path"]) for name, file in row.items()} for row in pictures.data]
     (tmp_path / "moved").mkdir()
     moved = {name: [str(row[name].rename(tmp_path / "moved" / row[name].name)) for row in rows] for name in rows[0]}
@@ -167,42 +155,32 @@ def test_the_same_pictures_elsewhere_are_not_done_again(model, class_embeds, pic
     }
     for columns in (moved, embedded):
         data = Dataset.from_dict(columns, features=pictures.data.features)
-        capsys.readouterr()
-        again = run(model, class_embeds, EvaluationPictures(data, SPLIT, pictures.image_processor), tmp_path / "e")
-        assert "4 of 4 pictures were evaluated before" in capsys.readouterr().out
-        assert all(np.array_equal(again[name], counts[name]) for name in counts)
+        elsewhere = EvaluationPictures(data, SPLIT, pictures.image_processor)
+        assert equal(run(model=refuse, pictures=elsewhere), counts)
 
 
-def test_pictures_in_another_order_are_done_again(model, class_embeds, pictures, tmp_path):
-    counts = run(model, class_embeds, pictures, tmp_path / "e")
+def test_pictures_in_another_order_are_done_again(run, pictures, tmp_path):
+    counts = run()
     pictures.data = pictures.data.select([1, 0, 2, 3])
-    again = run(model, class_embeds, pictures, tmp_path / "e", save_predictions=True)
-    assert all(np.array_equal(again[name], counts[name]) for name in counts)
+    assert equal(run(save_predictions=True), counts)
     assert len(list((tmp_path / "e" / "predictions" / "whole").iterdir())) == 2
 
 
-def test_counts_that_do_not_say_what_of_are_done_again(model, class_embeds, pictures, tmp_path, capsys):
-    """Those of before, and those of a record that lacked something."""
-    counts = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
+def test_counts_of_an_older_version_or_another_evaluation(run, tmp_path, capsys):
+    """Counts without the content of their pictures, or of a record without a field, are done again."""
+    counts = run()
     (file,) = (tmp_path / "e").glob("counts-*.jsonl")
     first, *others = map(json.loads, file.read_text().splitlines())
     del first["of"]
     first["counts"]["whole"][1] = [9] * len(first["counts"]["whole"][0])
     file.write_text("".join(json.dumps(entry) + "\n" for entry in (first, *others)))
     capsys.readouterr()
-    again = run(model, class_embeds, pictures, tmp_path / "e", {"model": "m"})
-    assert "3 of 4 pictures were evaluated before" in capsys.readouterr().out
-    assert all(np.array_equal(again[name], counts[name]) for name in counts)
-    run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.5})
+    assert equal(run(), counts)
+    assert "3 of 4 pictures" in capsys.readouterr().out
+    run(record={"model": "m", "mean": 0.5})
     assert "evaluated before" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="has another evaluation"):
-        run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "mean": 0.4})
-
-
-def test_counts_of_another_evaluation_are_refused(model, class_embeds, pictures, tmp_path):
-    run(model, class_embeds, pictures, tmp_path / "e", {"model": "m", "classes": ["a"]})
-    with pytest.raises(ValueError, match=r"has another evaluation \(classes differs: \['a'\] there, \['b'\] now"):
-        CountStore(tmp_path / "e", {"model": "m", "classes": ["b"]})
+    with pytest.raises(ValueError, match="mean"):
+        run(record={"model": "m", "mean": 0.4})
 
 
 def test_a_retrained_model_has_another_fingerprint(model):

@@ -1,7 +1,6 @@
-"""Reading a data set through: what is counted, what is said of broken files, and the picture of some of them."""
+"""`zegclip check` reads a whole data set: counts, the report of broken files, and the contact sheet."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +76,10 @@ def test_everything_is_counted_and_everything_broken_is_listed(pictures, tmp_pat
     assert found["width"] == {"min": 2, "median": 2, "max": 3}
     assert found["height"] == {"min": 1, "median": 2, "max": 4}
 
-    output = capsys.readouterr().out
-    assert "train: 5 pictures, 3 broken; width 2 to 3, median 2;" in output
-    assert output.count("broken: ") == 3
-    (line,) = [line for line in output.splitlines() if " tree " in line]
-    assert line.split() == ["2", "tree", "unseen", "1", "7.69", "%"]
+    assert capsys.readouterr().out.count("broken: ") == 3
 
 
-def test_a_whole_data_set_passes_with_all_of_its_splits(world, tmp_path, capsys):
+def test_a_whole_data_set_passes_with_all_of_its_splits(world, tmp_path):
     assert run(world, "--output", tmp_path / "out", "--workers", 0) == 0
     table = pd.read_csv(tmp_path / "out" / "classes.csv")
     assert table["class"].tolist() == list(CLASS_NAMES)
@@ -95,7 +90,6 @@ def test_a_whole_data_set_passes_with_all_of_its_splits(world, tmp_path, capsys)
         assert table[f"{split}_pictures"].tolist() == (
             [(ids == index).any(axis=(1, 2)).sum() for index in range(len(CLASS_NAMES))]
         )
-    assert "broken:" not in capsys.readouterr().out
 
 
 def test_the_contact_sheet_shows_pictures_of_every_split_beside_their_classes(world, tmp_path):
@@ -110,7 +104,7 @@ def test_the_contact_sheet_shows_pictures_of_every_split_beside_their_classes(wo
         assert (sheet == colours[index]).all(axis=-1).any()  # its swatch in a legend
 
 
-def test_a_contact_sheet_has_at_most_twelve_pictures_spread_over_the_splits(tmp_path, world, capsys):
+def test_a_contact_sheet_has_at_most_twelve_pictures_spread_over_the_splits(tmp_path, world):
     data, split = load_pictures(str(world))
     many = DatasetDict({"train": data["train"].select([0, 1, 2, 3, 4] * 8), "validation": data["validation"]})
     check_pictures(many, split, tmp_path / "many")
@@ -119,7 +113,7 @@ def test_a_contact_sheet_has_at_most_twelve_pictures_spread_over_the_splits(tmp_
     assert heights[0] == heights[1]  # 6 of 40 and 3 of 3: three lines, as for 5 and 3
 
 
-def test_a_data_set_without_one_readable_picture(pictures, tmp_path, capsys):
+def test_a_data_set_without_one_readable_picture(pictures, tmp_path):
     for name in ("a", "b_unknown", "c"):
         (pictures / "masks" / f"{name}.png").write_bytes(b"no picture")
     assert run(pictures, "--output", tmp_path / "out", "--workers", 0) == 1
@@ -127,61 +121,40 @@ def test_a_data_set_without_one_readable_picture(pictures, tmp_path, capsys):
     assert report["splits"]["train"]["width"] is None
     assert report["splits"]["train"]["ignored_share"] is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.csv", "report.json"]
-    assert "contact_sheet" not in capsys.readouterr().out
 
 
-def test_many_broken_files_are_cut_short_on_the_screen_alone(tmp_path, capsys):
+@pytest.mark.parametrize(("value", "size", "num_lines"), [(0, (3, 3), 21), (9, None, 1)])
+def test_many_broken_files_are_cut_short_on_the_screen_alone(tmp_path, capsys, value, size, num_lines):
+    """Those of the wrong size after the first 20; those with the same unknown value are one line."""
     for index in range(25):
-        draw_pair(tmp_path / "data", f"{index:02d}", [[0]], size=(2, 2))
+        draw_pair(tmp_path / "data", f"{index:02d}", [[0, value]], size=size)
     (tmp_path / "data" / "classes.txt").write_text("cat\n")
     assert run(tmp_path / "data", "--output", tmp_path / "out", "--workers", 0) == 1
-    output = capsys.readouterr().out
-    assert "broken: 5 more, see" in output
-    assert output.count("masks/09.png") == 1
-    assert "24.png" not in output
-    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["splits"]["train"]["broken"]) == 25
-
-
-def test_one_mistake_in_many_masks_is_one_line(tmp_path, capsys):
-    for index in range(25):
-        draw_pair(tmp_path / "data", f"{index:02d}", [[0, 9 if index else 0]])
-    (tmp_path / "data" / "classes.txt").write_text("cat\n")
-    assert run(tmp_path / "data", "--output", tmp_path / "out", "--workers", 0) == 1
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken: ")]
-    assert line.startswith("broken: train: value 9 occurs in 24 of 25 masks, 48.0 % of the pixels: name it in")
+    assert capsys.readouterr().out.count("broken: ") == num_lines
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["num_broken"] == len(report["splits"]["train"]["broken"]) == 24
+    assert report["num_broken"] == len(report["splits"]["train"]["broken"]) == 25
 
 
-def test_what_can_be_read_but_is_probably_wrong_is_said(tmp_path, capsys):
-    folder = tmp_path / "data"
-    for index, colours in enumerate(([255, 0, 0, 0, 0, 255], [0, 0, 255, 255, 0, 0])):
-        draw_pair(folder, index, [[0, 1, 255], [0, 1, 255]])
-        mask = PILImage.open(folder / "masks" / f"{index}.png").convert("L")
-        mask = PILImage.frombytes("P", mask.size, mask.tobytes())
-        mask.putpalette(colours + [7] * 3 * 254)
-        mask.save(folder / "masks" / f"{index}.png")
-        turned = PILImage.Exif()
-        turned[0x0112] = 3
-        PILImage.new("RGB", mask.size).save(folder / "images" / f"{index}.png", exif=turned)
-    (folder / "classes.txt").write_text("cat\ndog\ntree\n")
-    assert run(folder, "--output", tmp_path / "out", "--workers", 0) == 0
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: train")]
-    said = ("no pixel of tree, and value 255", "palettes differ: index 0", "2 of 2 pictures are turned by their EXIF")
-    assert all(sentence in note for sentence, note in zip(said, notes, strict=True))
-    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]) == 3
+def test_remarks_are_printed_and_in_the_report(tmp_path, capsys):
+    """What a training would print of the data, too (test_survey.py)."""
+    draw_pair(tmp_path / "data", "a", [[0, 1, 255], [0, 1, 255]])
+    (tmp_path / "data" / "classes.txt").write_text("cat\ndog\ntree\n")
+    assert run(tmp_path / "data", "--output", tmp_path / "out", "--workers", 0) == 0
+    (remark,) = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
+    assert "tree" in remark
+    assert f"note: {remark}" in capsys.readouterr().out
 
 
-def test_what_differs_from_the_papers_is_said(tmp_path, capsys):
+def test_what_differs_from_the_papers_is_a_remark(tmp_path):
     root = tmp_path / "coco"
     for kind, suffix, mode in (("images", ".jpg", "RGB"), ("annotations", "_labelTrainIds.png", "L")):
         (root / kind / "val2017").mkdir(parents=True)
         PILImage.new(mode, (4, 4)).save(root / kind / "val2017" / f"000000000139{suffix}")
     assert run("coco_stuff", "--data-dir", root, "--output", tmp_path / "out", "--workers", 0) == 0
-    output = capsys.readouterr().out
-    assert "note: train has 0 pictures, but 118287 in the papers." in output
-    assert "note: validation has 1 pictures, but 5000 in the papers." in output
-    assert "note: validation has no pixel of bicycle, car, " in output
+    train, validation, classes = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
+    assert "118287" in train
+    assert "5000" in validation
+    assert "bicycle" in classes
 
 
 def test_embedded_pictures_are_called_by_their_number(pictures, tmp_path, capsys):
@@ -196,13 +169,10 @@ def test_embedded_pictures_are_called_by_their_number(pictures, tmp_path, capsys
 
 def test_arguments_that_do_not_fit(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for words, message in (
-        (["--output", tmp_path / "file"], "the output must be a folder"),
-        (
-            ["--unseen-classes", "dack", "--output", tmp_path / "out"],
-            "'dack', listed as unseen, .*did you mean 'duck'",
-        ),
+    for words, mentioned in (
+        (["--output", tmp_path / "file"], str(tmp_path / "file")),
+        (["--unseen-classes", "dack", "--output", tmp_path / "out"], "'dack'"),
     ):
         assert run(world, *words) == 1
-        assert re.search(message, capsys.readouterr().err)
+        assert mentioned in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
