@@ -1,20 +1,19 @@
 """Several adapters on one model: each answers as it does alone, whatever was loaded, switched or deleted before."""
 
-import copy
+import itertools
 import json
 import logging
 import shutil
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_models import load, logits, move, pictures
 
-from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZeroShotImageSegmentationPipeline
+from zegclip import DeepPromptConfig, ZegClipConfig
 from zegclip.modeling.model_error import ModelError
 
 NAMES = ["cat", "tree", "b"]
@@ -38,43 +37,26 @@ def base_folder(model, workshop):
 
 @pytest.fixture
 def inputs(processor):
-    generator = torch.Generator().manual_seed(0)
-    names = dict(processor(text=NAMES, return_tensors="pt"))
-    return {"pixel_values": torch.randn(2, 3, 32, 40, generator=generator), **names}
+    return {"pixel_values": pictures(2, 32, 40), **processor(text=NAMES, return_tensors="pt")}
 
 
 def prompts(kind, processor):
+    grid = {"spectral_prompt": True, "spectral_layers": [0], "spectral_grid_size": 5}
     fields = {
-        "few": {"num_tokens": 2},
-        "many": {"num_tokens": 5, "num_deep_layers": 0},
+        "few": {"num_tokens": 2, "num_deep_layers": -1},
+        "many": {"num_tokens": 5, "num_deep_layers": 0, "double_class_embedding": True},
         "spectral": {"num_tokens": 3, "spectral_prompt": True},
-        "worded": {"num_tokens": 3, "text_prompts": "words", "text_prompt_ids": processor.text_prompt_ids()},
+        "worded": {"num_tokens": 3, "text_prompts": "words", "text_prompt_ids": processor.text_prompt_ids(), **grid},
     }
     return DeepPromptConfig(**fields[kind])
 
 
-def prompts_without_text():
-    return DeepPromptConfig(num_tokens=2)
-
-
-@torch.no_grad()
-def move(model, seed):
-    """Take what is trained away from its start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
 def train(base, kind, processor):
     """What training leaves behind in memory, with class names of its own."""
-    base.config.id2label = dict(enumerate(TRAINED_ON[kind]))
-    base.config.label2id = {name: index for index, name in enumerate(TRAINED_ON[kind])}
-    base.config.seen_class_names = TRAINED_ON[kind][:1]
-    base.config.focal_weight = float(len(TRAINED_ON[kind]))
-    tuned = get_peft_model(base, prompts(kind, processor))
-    move(tuned, KINDS.index(kind))
-    return tuned
+    names = TRAINED_ON[kind]
+    described = {"id2label": dict(enumerate(names)), "seen_class_names": names[:1], "focal_weight": float(len(names))}
+    base.config.apply_head(described)
+    return move(get_peft_model(base, prompts(kind, processor)), KINDS.index(kind))
 
 
 @pytest.fixture
@@ -100,15 +82,6 @@ def own(folders, tmp_path):
     return Path(shutil.copytree(folders["few"], tmp_path / "own"))
 
 
-def load(folder, **kwargs):
-    return ZegClipForSemanticSegmentation.from_pretrained(folder, **kwargs).eval()
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
-
-
 def description(model):
     described = model.config.describe_head()
     assert model.config.label2id == {name: index for index, name in described["id2label"].items()}
@@ -117,10 +90,13 @@ def description(model):
 
 @pytest.fixture
 def alone(folders, inputs, workshop):
-    """What each adapter says as a model of its own: logits and configuration."""
+    """What each adapter says as a model of its own: logits and configuration, different from those of the others."""
     if workshop not in ANSWERS:
         models = {kind: load(folder) for kind, folder in folders.items()}
         ANSWERS[workshop] = {kind: (logits(model, inputs), description(model)) for kind, model in models.items()}
+        for one, other in itertools.combinations(ANSWERS[workshop].values(), 2):
+            assert not torch.allclose(one[0], other[0], atol=1e-3)
+            assert one[1] != other[1]
     return ANSWERS[workshop]
 
 
@@ -150,14 +126,6 @@ def assert_unchanged(model, before):
         assert torch.equal(after[0][name][0], tensor), name
         assert after[0][name][1] == trained, name
     assert after[1:] == before[1:]
-
-
-def test_the_fixture_s_adapters_differ(alone):
-    kinds = list(alone)
-    for index, kind in enumerate(kinds):
-        for other in kinds[:index]:
-            assert not torch.allclose(alone[kind][0], alone[other][0], atol=1e-3)
-            assert alone[kind][1] != alone[other][1]
 
 
 def test_each_adapter_answers_as_it_does_alone(together, alone, inputs):
@@ -206,13 +174,12 @@ def test_disabled_and_enabled(base_folder, together, alone, inputs):
     for kind in ("spectral", "worded"):
         together.set_adapter(kind)
         together.disable_adapters()
-        assert torch.equal(logits(together, inputs), base)
-        assert description(together) == alone[kind][1]  # the same question, asked of the base
+        assert_is(together, inputs, (base, alone[kind][1]))  # the same question, asked of the base
         together.enable_adapters()
         assert_is(together, inputs, alone[kind])
     together.disable_adapters()
     together.set_adapter("few")
-    assert torch.equal(logits(together, inputs), base)
+    assert_is(together, inputs, (base, alone["few"][1]))
     together.enable_adapters()
     assert_is(together, inputs, alone["few"])
 
@@ -235,7 +202,7 @@ def test_deleted_adapters_leave_the_others_alone(together, alone, inputs, active
     together.set_adapter(active)
     if active == gone:
         successor = min(set(KINDS) - {gone})
-        with pytest.warns(UserWarning, match=f"'{gone}' was active and is deleted; '{successor}' is active now"):
+        with pytest.warns(UserWarning, match=f"'{gone}'.*'{successor}'"):
             together.delete_adapter(gone)
     else:
         successor = active
@@ -261,11 +228,10 @@ def test_without_adapters_the_model_is_the_plain_base_again(base_folder, togethe
 
 
 def test_what_is_loaded_is_frozen_and_what_is_added_learns(together, processor):
-    assert not any(parameter.requires_grad for parameter in together.parameters())
-
     def learning():
         return {name for name, parameter in together.named_parameters() if parameter.requires_grad}
 
+    assert not learning()
     together.eval()
     together.add_adapter(prompts("worded", processor), "mine")
     assert not any(module.training for module in together.modules())
@@ -279,10 +245,10 @@ def test_what_is_loaded_is_frozen_and_what_is_added_learns(together, processor):
     together.set_adapter("mine")
     assert learning() == of_mine
     together.add_adapter(prompts("few", processor), "other")
-    assert all(".other" in name for name in learning())
+    of_other = {name for name, _ in together.named_parameters() if ".other" in name}
+    assert learning() == of_other
     together.delete_adapter("few")
-    assert learning()
-    assert all(".other" in name for name in learning())
+    assert learning() == of_other
 
 
 def test_an_adapter_can_be_loaded_to_go_on_training(base_folder, folders):
@@ -295,33 +261,17 @@ def test_an_adapter_can_be_loaded_to_go_on_training(base_folder, folders):
     assert learning == {name for name, _ in model.named_parameters() if ".few" in name}
 
 
-def test_one_pipeline_follows_its_model(together, folders, processor):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
-
-    def scores(pipe):
-        results = pipe(picture, candidate_labels=NAMES)
-        return [(result["score"], result["mask"].tobytes()) for result in results]
-
-    def pipeline_of(model):
-        return ZeroShotImageSegmentationPipeline(model=model, processor=processor, device="cpu")
-
-    expected = {kind: scores(pipeline_of(load(folder))) for kind, folder in folders.items()}
-    pipe = pipeline_of(together)
-    for kind in ("worded", "few", "worded", "spectral", "many", "worded"):
-        together.set_adapter(kind)
-        assert scores(pipe) == expected[kind]
-    together.delete_adapter("few")
-    assert scores(pipe) == expected["worded"]
-
-
 def test_peft_models_follow_too(base_folder, folders, alone, inputs):
     model = PeftModel.from_pretrained(load(base_folder), folders["few"], adapter_name="few").eval()
-    assert_is(model, inputs, alone["few"])
-    model.load_adapter(folders["worded"], adapter_name="worded")
-    assert_is(model, inputs, alone["few"])
-    for kind in ("worded", "few", "worded"):
+    for kind in KINDS[1:]:
+        model.load_adapter(folders[kind], adapter_name=kind)
+        assert_is(model, inputs, alone["few"])
+    for kind in (*KINDS[1:], *KINDS[::-1]):
         model.set_adapter(kind)
         assert_is(model, inputs, alone[kind])
+    model.delete_adapter("worded")
+    assert not any(".worded" in name for name in model.state_dict())
+    assert_is(model, inputs, alone["few"])
 
 
 def test_peft_refuses_a_second_adapter_with_another_head(base_folder, folders, own):
@@ -339,7 +289,7 @@ def test_peft_saves_the_class_names_in_use(base_folder, folders, alone, tmp_path
     """Of each adapter; those of the active one were changed after it had been added."""
     model = PeftModel.from_pretrained(load(base_folder), folders["few"], adapter_name="few")
     model.load_adapter(folders["worded"], adapter_name="worded")
-    model.add_adapter("fresh", prompts_without_text())
+    model.add_adapter("fresh", DeepPromptConfig(num_tokens=2))
     model.set_adapter("worded")
     model.config.apply_head({"id2label": {0: "fish"}, "prompt_templates": ["the {}"]})
     model.save_pretrained(tmp_path)
@@ -357,30 +307,25 @@ def test_peft_deletes_the_active_adapter(base_folder, folders, alone, inputs):
     assert_is(model, inputs, alone["worded"])
 
 
-def loaded_in_every_way(base_folder, adapter):
-    injected = load(base_folder)
-    injected.load_adapter(adapter, is_trainable=True)
-    second = PeftModel.from_pretrained(load(base_folder), adapter, adapter_name="first")
-    second.load_adapter(adapter, adapter_name="second", is_trainable=True)
-    second.set_adapter("second")
-    return injected, second, load(adapter)
-
-
-def test_all_copies_of_the_decode_head_use_one_configuration(base_folder, folders):
+def test_all_copies_of_the_decode_head_use_one_configuration(base_folder, tmp_path):
     """PEFT copies the base's decode head with its configuration and its dropout."""
     base = load(base_folder)
     base.config.decoder_dropout = 0.3
-    tuned = get_peft_model(base, prompts_without_text())
-    tuned.save_pretrained(base_folder.parent / "dropout")
-    for model in (tuned, *loaded_in_every_way(base_folder, base_folder.parent / "dropout")):
+    tuned = get_peft_model(base, DeepPromptConfig(num_tokens=2))
+    tuned.save_pretrained(tmp_path)
+    injected = load(base_folder)
+    injected.load_adapter(tmp_path, is_trainable=True)
+    second = PeftModel.from_pretrained(load(base_folder), tmp_path, adapter_name="first")
+    second.load_adapter(tmp_path, adapter_name="second", is_trainable=True)
+    second.set_adapter("second")
+    models = [(model, 0.3) for model in (tuned, injected, second, load(tmp_path))]
+    for model, dropout in (*models, (load(tmp_path, decoder_dropout=0.2), 0.2)):
         model.set_attn_implementation("eager")
         (name,) = model.decode_head.active_adapters
         parts = list(model.decode_head.modules_to_save[name].modules())
         assert all(part.config is model.config for part in parts if hasattr(part, "config"))
-        assert {part.dropout for part in parts if hasattr(part, "dropout")} == {model.config.decoder_dropout} == {0.3}
-    model = load(base_folder.parent / "dropout", decoder_dropout=0.2)
-    parts = list(model.decode_head.modules_to_save["default"].modules())
-    assert {part.dropout for part in parts if hasattr(part, "dropout")} == {model.config.decoder_dropout} == {0.2}
+        dropouts = {part.dropout for part in parts if hasattr(part, "dropout")}
+        assert dropouts == {model.config.decoder_dropout} == {dropout}
 
 
 def test_an_adapter_in_a_subfolder_takes_its_base_from_elsewhere(folders, alone, inputs):
@@ -390,52 +335,40 @@ def test_an_adapter_in_a_subfolder_takes_its_base_from_elsewhere(folders, alone,
 
 def test_changes_of_the_configuration_stay_with_the_adapter(together, alone, tmp_path):
     together.set_adapter("few")
-    together.config.id2label = {0: "fish"}
-    together.config.label2id = {"fish": 0}
-    together.config.prompt_templates = ["the {}", "a photo of a {}"]
+    changed = {"id2label": {0: "fish"}, "prompt_templates": ["the {}", "a photo of a {}"]}
+    together.config.apply_head(changed)
     together.set_adapter("many")
     assert description(together) == alone["many"][1]
     together.set_adapter("few")
-    assert together.config.id2label == {0: "fish"}
+    assert description(together) == alone["few"][1] | changed
     together.save_pretrained(tmp_path / "renamed")
-    again = load(tmp_path / "renamed")
-    assert again.config.id2label == {0: "fish"}
-    assert again.config.prompt_templates == ["the {}", "a photo of a {}"]
+    assert description(load(tmp_path / "renamed")) == alone["few"][1] | changed
 
 
-def test_what_is_asked_for_at_loading_stays_with_the_adapter(folders):
+def test_what_is_asked_for_at_loading_stays_with_the_adapter(folders, alone):
     model = load(folders["few"], focal_weight=7.0)
     model.load_adapter(folders["many"], "many")
-    assert model.config.focal_weight == 2.0
+    assert description(model) == alone["many"][1]
     model.set_adapter("default")
-    assert model.config.focal_weight == 7.0
-
-
-# Fields of the first version of an adapter's configuration.
-OLD_FIELDS = [
-    "num_tokens",
-    "num_deep_layers",
-    "dropout",
-    "target_modules",
-    "modules_to_save",
-    "peft_type",
-    "peft_version",
-]
-OLD_HEAD_FIELDS = [
-    "decode_head_type",
-    "descriptor",
-    "num_decoder_layers",
-    "decoder_attention_heads",
-    "decoder_ffn_dim",
-]
+    assert description(model) == alone["few"][1] | {"focal_weight": 7.0}
 
 
 def test_adapters_of_earlier_versions_load(base_folder, folders, own, inputs, alone):
-    """Fields that their version did not have are at their defaults, whichever adapter was active before."""
+    """Fields that the first version did not have are at their defaults, whichever adapter was active before."""
+    fields = ("num_tokens", "num_deep_layers", "dropout", "target_modules", "modules_to_save", "peft_type")
+    head_fields = (
+        "decode_head_type",
+        "descriptor",
+        "num_decoder_layers",
+        "decoder_attention_heads",
+        "decoder_ffn_dim",
+    )
     path = own / "adapter_config.json"
     stored = json.loads(path.read_text())
-    described = {name: stored[name] for name in (*OLD_FIELDS, "base_model_name_or_path")}
-    described["model_config"] = {name: stored["model_config"][name] for name in (*OLD_HEAD_FIELDS, "id2label")}
+    described = {name: stored[name] for name in (*fields, "peft_version", "base_model_name_or_path")}
+    described["model_config"] = {
+        name: stored["model_config"][name] for name in (*head_fields, "decoder_ffn_dim", "id2label")
+    }
     path.write_text(json.dumps(described))
     (own / "config.json").unlink()
     injected = load(base_folder)
@@ -447,36 +380,20 @@ def test_adapters_of_earlier_versions_load(base_folder, folders, own, inputs, al
         assert (model.config.focal_weight, model.config.ssim_weight) == (ZegClipConfig().focal_weight, 0)
 
 
-def break_weights(folder, change):
-    weights = load_file(folder / "adapter_model.safetensors")
-    change(weights)
-    save_file(weights, folder / "adapter_model.safetensors")
+def tensor_named(weights, part):
+    return next(name for name in weights if part in name)
 
 
-def lose_a_tensor(folder):
-    break_weights(folder, lambda weights: weights.pop(next(name for name in weights if "deep_prompt_norm" in name)))
-
-
-def grow_a_tensor(folder):
-    def grow(weights):
-        name = next(name for name in weights if "deep_prompt_tokens" in name)
-        weights[name] = torch.zeros(2, 7, 32)
-
-    break_weights(folder, grow)
-
-
-def add_a_tensor(folder):
-    name = "base_model.model.clip.vision_model.encoder.deep_prompt_filter"
-    break_weights(folder, lambda weights: weights.update({name: torch.zeros(4, 3, 32, 2)}))
-
-
-def tear_the_file(folder):
-    path = folder / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def lose_the_file(folder):
-    (folder / "adapter_model.safetensors").unlink()
+# How to change the tensors of an adapter's file.
+DAMAGES = {
+    "a tensor is missing": lambda weights: weights.pop(tensor_named(weights, "deep_prompt_norm")),
+    "a tensor is larger": lambda weights: weights.update(
+        {tensor_named(weights, "deep_prompt_tokens"): torch.zeros(1, 7, 32)}
+    ),
+    "a tensor is unexpected": lambda weights: weights.update(
+        {"base_model.model.clip.vision_model.encoder.deep_prompt_filter": torch.zeros(4, 3, 32, 2)}
+    ),
+}
 
 
 def change_the_head(folder):
@@ -486,32 +403,44 @@ def change_the_head(folder):
     path.write_text(json.dumps(described))
 
 
-@pytest.mark.parametrize("kind", ["first", "further"])
+def damage(folder, kind):
+    path = folder / "adapter_model.safetensors"
+    if kind in DAMAGES:
+        weights = load_file(path)
+        DAMAGES[kind](weights)
+        save_file(weights, path)
+    elif kind == "the file is torn":
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "the file is missing":
+        path.unlink()
+    else:
+        change_the_head(folder)
+
+
+@pytest.mark.parametrize("further", [False, True])
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("kind", "named"),
     [
-        (lose_a_tensor, r"does not fit: it has no weights for .*deep_prompt_norm\.bad"),
-        (grow_a_tensor, r"does not fit: .*deep_prompt_tokens\.bad is \(2, 7, 32\) there, \(2, 2, 32\) in this model"),
-        (add_a_tensor, r"does not fit: the model has no .*deep_prompt_filter"),
-        (tear_the_file, "the weights of this adapter cannot be read"),
-        (lose_the_file, "adapter_model"),
-        (change_the_head, r"trained with descriptor=\['text'\], but this model has \['product', 'text'\]"),
+        ("a tensor is missing", r"deep_prompt_norm\.bad"),
+        ("a tensor is larger", r"deep_prompt_tokens\.bad .*\(1, 7, 32\).*\(1, 2, 32\)"),
+        ("a tensor is unexpected", "deep_prompt_filter"),
+        ("the file is torn", "weights"),
+        ("the file is missing", "adapter_model"),
+        ("another head", "descriptor"),
     ],
 )
 def test_what_cannot_be_loaded_leaves_the_model_as_it_was(
-    base_folder, folders, own, alone, inputs, processor, kind, damage, message
+    base_folder, folders, own, alone, inputs, processor, further, kind, named
 ):
     model = load(base_folder)
-    if kind == "further":
+    if further:
         model.load_adapter(folders["worded"], "worded")
         model.add_adapter(prompts("many", processor), "mine")
         model.train()
     before = snapshot(model)
-    damage(own)
-    with pytest.raises((ValueError, OSError), match=message) as caught:
+    damage(own, kind)
+    with pytest.raises(OSError if kind == "the file is missing" else ModelError, match=named):
         model.load_adapter(own, "bad")
-    assert isinstance(caught.value, OSError if damage is lose_the_file else ValueError)
-    assert "\n" not in str(caught.value)
     assert_unchanged(model, before)
     model.load_adapter(folders["few"], "bad")
     assert_is(model.eval(), inputs, alone["few"])
@@ -528,15 +457,11 @@ def test_names_that_cannot_be_used(together, folders, processor, name):
 
 
 def test_one_adapter_is_active_and_it_is_there(model, together, inputs, alone, tmp_path):
-    for wrong, message in (
-        (["few", "many"], "activate one adapter"),
-        ([], "activate one adapter"),
-        ("fewer", "fewer"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for wrong, named in ((["few", "many"], "many"), ([], r"\[\]"), ("fewer", "fewer")):
+        with pytest.raises(ValueError, match=named):
             together.set_adapter(wrong)
     assert_is(together, inputs, alone["worded"])
-    with pytest.raises(ValueError, match="nowhere: there is no such adapter folder"):
+    with pytest.raises(ModelError, match="nowhere"):
         together.load_adapter(tmp_path / "nowhere", "new")
     with pytest.raises(ValueError, match="few"):
         model.set_adapter("few")
@@ -554,10 +479,10 @@ def test_an_adapter_without_a_head_of_its_own(together, processor, base_folder, 
 def test_only_the_active_adapter_is_saved_and_its_base_is_not(together, tmp_path, alone, inputs):
     for kind in KINDS:
         together.set_adapter(kind)
-        together.save_pretrained(tmp_path / "again" / kind)
-        names = {path.name for path in (tmp_path / "again" / kind).iterdir()}
+        together.save_pretrained(tmp_path / kind)
+        names = {path.name for path in (tmp_path / kind).iterdir()}
         assert names == {"adapter_config.json", "adapter_model.safetensors", "config.json"}
-        assert_is(load(tmp_path / "again" / kind), inputs, alone[kind])
+        assert_is(load(tmp_path / kind), inputs, alone[kind])
 
 
 @pytest.mark.parametrize("kind", ["few", "worded"])
@@ -584,45 +509,35 @@ def test_a_further_adapter_does_not_bring_the_base_along(folders, processor, tmp
     load(tmp_path / "mine")
 
 
-@pytest.fixture
-def fine_tuned(model, tmp_path):
-    """The same architecture with other weights, as a plain CLIP and as a whole model."""
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.clip.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    other.save_pretrained(tmp_path / "fine_tuned")
-    other.clip.save_pretrained(tmp_path / "fine_tuned_clip")
-    return other
-
-
 @pytest.mark.parametrize("kind", ["few", "worded"])
-def test_adapters_apply_to_a_fine_tuned_base(fine_tuned, folders, alone, inputs, tmp_path, kind, logged):
-    reference = copy.deepcopy(fine_tuned)
-    reference.load_adapter(folders[kind])
-    expected = (logits(reference.eval(), inputs), alone[kind][1])
+@pytest.mark.parametrize("base", ["model", "plain CLIP"])
+def test_adapters_apply_to_a_fine_tuned_base(model, folders, alone, inputs, tmp_path, kind, base, logged):
+    """The same architecture with other weights, as a whole model or as a plain CLIP."""
+    with torch.no_grad():
+        for parameter in model.clip.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    (model if base == "model" else model.clip).save_pretrained(tmp_path / "base")
+    model.load_adapter(folders[kind])
+    expected = (logits(model.eval(), inputs), alone[kind][1])
     assert not torch.equal(expected[0], alone[kind][0])
-    for base in ("fine_tuned", "fine_tuned_clip"):
-        model = load(folders[kind], base_model_name_or_path=tmp_path / base)
-        assert not any("REPORT" in message for message in logged)
-        logged.clear()
-        assert_is(model, inputs, expected)
-        model.save_pretrained(tmp_path / "again" / base)
-        assert_is(load(tmp_path / "again" / base), inputs, expected)
-        config = ZegClipConfig.from_pretrained(folders[kind])
-        model = load(tmp_path / base, config=config)
-        model.load_adapter(folders[kind])
-        assert_is(model, inputs, expected)
-        wrapped = PeftModel.from_pretrained(load(tmp_path / base, config=config), folders[kind]).eval()
-        assert_is(wrapped, inputs, expected)
-        logged.clear()  # the plain CLIP has no decode head, which may be said
+    named = load(folders[kind], base_model_name_or_path=tmp_path / "base")
+    assert not any("REPORT" in message for message in logged)
+    named.save_pretrained(tmp_path / "again")
+    config = ZegClipConfig.from_pretrained(folders[kind])
+    injected = load(tmp_path / "base", config=config)
+    injected.load_adapter(folders[kind])
+    wrapped = PeftModel.from_pretrained(load(tmp_path / "base", config=config), folders[kind]).eval()
+    for other in (named, load(tmp_path / "again"), injected, wrapped):
+        assert_is(other, inputs, expected)
 
 
 def test_another_base_must_be_there_and_needs_an_adapter(base_folder, folders, tmp_path):
-    with pytest.raises(ValueError, match="nowhere: there is no such model folder"):
+    with pytest.raises(ModelError, match="nowhere"):
         load(folders["few"], base_model_name_or_path=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="needs an adapter"):
+    with pytest.raises(ModelError, match="adapter"):
         load(base_folder, base_model_name_or_path=base_folder)
+    with pytest.raises(ModelError, match="adapter alone"):
+        load(folders["few"], base_model_name_or_path=folders["many"])
 
 
 def test_the_configuration_of_an_adapter_alone(folders, alone):
@@ -634,7 +549,6 @@ def test_the_configuration_of_an_adapter_alone(folders, alone):
 
 @pytest.mark.parametrize("way", ["from_pretrained", "load_adapter", "PeftModel", "to"])
 def test_adapters_apply_to_a_bf16_base(base_folder, folders, alone, inputs, way):
-    model = load(folders["worded"], dtype=torch.bfloat16)
     if way == "load_adapter":
         model = load(base_folder, dtype=torch.bfloat16)
         for kind in ("few", "worded"):
@@ -643,14 +557,10 @@ def test_adapters_apply_to_a_bf16_base(base_folder, folders, alone, inputs, way)
         model = PeftModel.from_pretrained(load(base_folder, dtype=torch.bfloat16), folders["worded"]).eval()
     elif way == "to":
         model = load(folders["worded"]).to(torch.bfloat16)
+    else:
+        model = load(folders["worded"], dtype=torch.bfloat16)
     half = logits(model, inputs | {"pixel_values": inputs["pixel_values"].bfloat16()})
     exact = alone["worded"][0]
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
-    assert model.config.id2label == dict(enumerate(TRAINED_ON["worded"]))
-
-
-def test_an_adapter_is_no_base(folders):
-    adapters = [folder for folder in folders.values() if not (folder / "model.safetensors").is_file()]
-    with pytest.raises(ValueError, match="this is an adapter alone"):
-        ZegClipForSemanticSegmentation.from_pretrained(adapters[0], base_model_name_or_path=adapters[1])
+    assert description(model) == alone["worded"][1]

@@ -358,6 +358,21 @@ def test_dropout_is_for_training_alone(consensus):
     assert not torch.allclose(head(*inputs), head(*inputs), atol=1e-3)
 
 
+def test_compiles_with_any_number_of_names(model):
+    """The hidden states are captured by hooks, and windows are chosen by what the patches are."""
+    whole = whole_model(model, depth=2, num_decoder_layers=1, out_indices=[0])
+    whole.add_adapter(DeepPromptConfig(num_tokens=3))
+    move(whole)
+    torch._dynamo.reset()
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for count in (2, 5):
+            expected = whole(pictures(), class_embeds=names(count))
+            actual = compiled(pictures(), class_embeds=names(count))
+            torch.testing.assert_close(actual.logits, expected.logits, atol=1e-5, rtol=0)
+            assert actual.hidden_states is None
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -4,97 +4,87 @@ import copy
 
 import pytest
 import torch
-from peft import get_peft_model
+import torch.nn.functional as F
+from tiny_models import gradients, labels, load, logits, move, names, pictures, random
 from transformers import CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.modeling.head_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
-from zegclip.modeling.losses import ssim_loss
-
-
-def pictures(count=2, height=32, width=32, seed=0):
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def names(count=3, dim=32, seed=1):
-    embeds = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(embeds, dim=-1)
-
-
-@torch.no_grad()
-def move(model, seed=5):
-    """Take the trained values away from their initial ones."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+from zegclip.modeling.losses import count_present_masks, dice_loss, focal_loss, ssim_loss
+from zegclip.modeling.model_error import ModelError
 
 
 @pytest.fixture
 def prompted(model):
     """A model with an adapter whose values are all away from their initial ones."""
     model.add_adapter(DeepPromptConfig(num_tokens=3))
-    return move(model)
+    return move(model, by=0.05)
 
 
-def consensus_model(clip_config):
-    """A model with LDVC's head, whose scores are products of patches and class queries of about unit scale."""
-    fields = {"decoder_attention_heads": 2, "decoder_ffn_dim": 64, "num_decoder_layers": 2, "out_indices": [0, 1]}
-    fields |= {"decoder_window_size": 2, "decoder_top_k": 2}
-    torch.manual_seed(0)
-    model = ZegClipForSemanticSegmentation(
-        ZegClipConfig(clip_config=clip_config, decode_head_type="consensus", **fields)
-    )
-    model.add_adapter(DeepPromptConfig(num_tokens=3))
-    move(model)
-    with torch.no_grad():
-        # From weights of 0.02 the descriptor would be all bias: the same for all names.
-        model.decode_head.modules_to_save["default"].query_proj.weight *= 10
-    return model
+HEADS = {
+    "zegclip": {"decoder_attention_heads": 2, "decoder_ffn_dim": 64},
+    "spectral": {
+        "decoder_attention_heads": 4,
+        "decoder_low_frequency_heads": 3,
+        "decoder_ffn_dim": 64,
+        "dice_weight": 0.0,
+        "ssim_weight": 1.0,
+    },
+    "consensus": {
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 64,
+        "num_decoder_layers": 2,
+        "out_indices": [0, 1],
+        "decoder_window_size": 2,
+        "decoder_top_k": 2,
+    },
+}
 
 
-@pytest.fixture(params=["zegclip", "spectral", "consensus"])
+@pytest.fixture(params=HEADS)
 def whole(request, model):
-    """A model with each kind of trained head; of the spectral one's gate, that some patches pass and some don't."""
-    if request.param == "zegclip":
-        return request.getfixturevalue("prompted")
-    if request.param == "consensus":
-        return consensus_model(model.config.clip_config)
-    fields = {"decode_head_type": "spectral", "decoder_attention_heads": 4, "decoder_low_frequency_heads": 3}
+    """A model with each kind of trained head and an adapter, all values away from their initial ones."""
+    kind = request.param
+    config = ZegClipConfig(clip_config=model.config.clip_config, decode_head_type=kind, **HEADS[kind])
     torch.manual_seed(0)
-    spectral = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=model.config.clip_config, **fields))
-    spectral.add_adapter(DeepPromptConfig(num_tokens=3, spectral_prompt=True))
-    move(spectral)
-    mixing = spectral.decode_head.modules_to_save["default"].mask_scores.mixing
+    whole = ZegClipForSemanticSegmentation(config)
+    whole.add_adapter(DeepPromptConfig(num_tokens=3, spectral_prompt=kind == "spectral"))
+    move(whole, by=0.05)
+    head = whole.decode_head.modules_to_save["default"]
     with torch.no_grad():
-        for parameter in mixing.low_proj.parameters():
-            parameter *= 0.1  # what patches have in common would put all of them on the same side of the gate
-        mixing.gate.copy_(torch.randn(mixing.gate.shape, generator=torch.Generator().manual_seed(0)))
-        memory = spectral.get_image_embeds(pictures())[1]
-        share = (mixing(memory).abs().amax(dim=-1) > 0).float().mean()
-    assert 0.2 < share < 0.8
-    return spectral
+        if kind == "consensus":
+            # From weights of 0.02 the descriptor would be all bias: the same for all names.
+            head.query_proj.weight *= 10
+        elif kind == "spectral":
+            mixing = head.mask_scores.mixing
+            for parameter in mixing.low_proj.parameters():
+                parameter *= 0.1  # what patches have in common would put all of them on the same side of the gate
+            mixing.gate.copy_(random(32, seed=5))
+            share = (mixing(whole.get_image_embeds(pictures())[1]).abs().amax(dim=-1) > 0).float().mean()
+            assert 0.2 < share < 0.8
+    return whole
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (33, 50), (1, 1), (8, 72)])
-def test_any_size(whole, height, width):
-    logits = whole(pictures(1, height, width), class_embeds=names()).logits
-    assert logits.shape == (1, 3, -(-height // 8), -(-width // 8))
-    assert logits.isfinite().all()
+def test_any_size_and_number_of_names(whole, height, width):
+    for count in (1, 7):
+        scores = logits(whole, {"pixel_values": pictures(2, height, width), "class_embeds": names(count)})
+        assert scores.shape == (2, count, -(-height // 8), -(-width // 8))
+        assert scores.isfinite().all()
 
 
 def test_autocast(whole):
-    labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    exact = whole(pictures(), class_embeds=names(), labels=labels).logits
+    inputs = {"pixel_values": pictures(), "class_embeds": names(), "labels": labels()}
+    exact = logits(whole, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = whole(pictures(), class_embeds=names(), labels=labels)
+        output = whole(**inputs)
     output.loss.backward()
     assert output.loss.dtype == torch.float32
     assert (output.logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
-    assert all(
-        parameter.grad.isfinite().all() for parameter in whole.decode_head.parameters() if parameter.requires_grad
-    )
+    for name, parameter in whole.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any() or name.endswith("k_proj.bias"), name
 
 
 @torch.no_grad()
@@ -124,77 +114,68 @@ def test_another_name_leaves_the_others_alone_but_where_patches_look_at_names(wh
         torch.testing.assert_close(more, few, atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_eager_equals_sdpa(prompted, processor):
-    text = processor(text=["cat", "a longer name"], return_tensors="pt")
-    outputs = {}
+def test_eager_equals_sdpa(whole, processor):
+    """Logits, and the gradients of all that is trained."""
+    inputs = {"pixel_values": pictures(2, 40, 24), **processor(text=["cat", "a longer name"], return_tensors="pt")}
+    outputs, learned = {}, {}
     for implementation in ("eager", "sdpa"):
-        prompted.set_attn_implementation(implementation)
-        assert prompted.decode_head.original_module.layers[0].config._attn_implementation == implementation
-        outputs[implementation] = prompted(pictures(), **text).logits
+        whole.set_attn_implementation(implementation)
+        configs = [module.config for module in whole.decode_head.modules() if hasattr(module, "config")]
+        assert {config._attn_implementation for config in configs} == {implementation}
+        outputs[implementation] = logits(whole, inputs)
+        learned[implementation] = gradients(whole, inputs | {"labels": labels(2, 40, 24)})
     torch.testing.assert_close(outputs["eager"], outputs["sdpa"], atol=1e-5, rtol=0)
+    for name, gradient in learned["eager"].items():
+        torch.testing.assert_close(gradient, learned["sdpa"][name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(whole, dtype):
-    labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    with torch.no_grad():
-        exact = whole(pictures(), class_embeds=names(), labels=labels)
-        half = whole.to(dtype)(pictures().to(dtype), class_embeds=names(), labels=labels)
-    assert half.logits.dtype == dtype
-    assert half.loss.dtype == torch.float32
-    assert (half.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@torch.no_grad()
+def test_other_precisions(whole, dtype):
+    inputs = {"class_embeds": names(), "labels": labels()}
+    exact = whole(pictures(), **inputs)
+    other = whole.to(dtype)(pictures().to(dtype), **inputs)
+    assert other.logits.dtype == dtype
+    assert other.loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (other.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
 
 
-def test_gradient_checkpointing_changes_nothing(prompted):
-    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-    reference = copy.deepcopy(prompted)
-    prompted.gradient_checkpointing_enable()
-    gradients = []
-    for model in (reference, prompted):
-        for module in model.modules():
-            if isinstance(getattr(module, "dropout", None), float):
-                module.dropout = 0.0
-        model.clip.vision_model.encoder.prompt_configs["default"].dropout = 0.0
-        model.train()
-        model.set_adapter("default")
-        model(pictures(), class_embeds=names(), labels=labels).loss.backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
-
-
-def test_only_prompts_and_decode_head_learn(prompted):
-    labels = torch.randint(3, (2, 32, 32))
-    prompted.set_adapter("default")
-    prompted(pictures(), class_embeds=names(), labels=labels).loss.backward()
-    for name, parameter in prompted.named_parameters():
-        trained = "deep_prompt_" in name or "modules_to_save" in name
-        assert parameter.requires_grad == trained, name
-        assert (parameter.grad is not None) == trained, name
+def test_everything_trained_learns_and_gradient_checkpointing_changes_nothing(whole):
+    inputs = {"pixel_values": pictures(), "class_embeds": names(), "labels": labels()}
+    expected, actual = (gradients(whole, inputs, checkpointing) for checkpointing in (False, True))
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # A softmax does not change by what is added to all of its scores.
+        assert gradient.abs().max() > 1e-8 or name.endswith("k_proj.bias"), name
+        torch.testing.assert_close(actual[name], gradient, msg=name)
 
 
 def test_compiles_with_any_number_of_names(prompted):
     torch._dynamo.reset()
     compiled = torch.compile(prompted, backend="aot_eager", dynamic=True, fullgraph=True)
-    with torch.no_grad():
-        for count in (7, 5, 40):  # at first none that another side has too, which PyTorch would take for the same
-            expected = prompted(pictures(), class_embeds=names(count)).logits
-            with torch._dynamo.config.patch(error_on_recompile=count != 7):
-                actual = compiled(pictures(), class_embeds=names(count)).logits
-            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    for count in (7, 5, 40):  # at first none that another side has too, which PyTorch would take for the same
+        inputs = {"pixel_values": pictures(), "class_embeds": names(count)}
+        expected = logits(prompted, inputs)
+        with torch._dynamo.config.patch(error_on_recompile=count != 7):
+            actual = logits(compiled, inputs)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_hidden_states_have_the_prompts(prompted):
-    output = prompted(pictures(), class_embeds=names(), output_hidden_states=True)
-    assert [state.shape[1] for state in output.hidden_states[:2]] == [1 + 3 + 16, 1 + 3 + 16]
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", ["spectral"], indirect=True)
+def test_spt_seg_compiles_with_any_number_of_names_and_any_size(whole):
+    torch._dynamo.reset()
+    compiled = torch.compile(whole, backend="aot_eager", dynamic=True, fullgraph=True)
+    for count, size in ((3, (32, 40)), (5, (48, 24))):  # 2 would be taken for the batch
+        inputs = {"pixel_values": pictures(2, *size), "class_embeds": names(count)}
+        expected = logits(whole, inputs)
+        torch.testing.assert_close(logits(compiled, inputs), expected, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
 def test_tuple_output(prompted):
-    with torch.no_grad():
-        output = prompted(pictures(), class_embeds=names())
-        assert torch.equal(prompted(pictures(), class_embeds=names(), return_dict=False)[0], output.logits)
+    output = prompted(pictures(), class_embeds=names())
+    assert torch.equal(prompted(pictures(), class_embeds=names(), return_dict=False)[0], output.logits)
 
 
 def test_templates_are_averaged(model, processor):
@@ -205,36 +186,33 @@ def test_templates_are_averaged(model, processor):
     for template in processor.prompt_templates:
         processor.prompt_templates = [template]
         alone.append(model.get_class_embeds(**processor(text=["cat", "dog"], return_tensors="pt"), num_templates=1))
-    expected = torch.nn.functional.normalize(alone[0] + alone[1], dim=-1)
+    expected = F.normalize(alone[0] + alone[1], dim=-1)
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
 
 
 def test_rows_that_are_no_multiple_of_the_templates(model):
     model.config.prompt_templates = ["{}", "a {}"]
-    with pytest.raises(ValueError, match="3 rows, not a multiple of the 2 prompt templates"):
+    with pytest.raises(ValueError, match="templates"):
         model.get_class_embeds(torch.ones(3, 4, dtype=torch.long))
 
 
 def test_names_are_needed_once(model):
-    with pytest.raises(ValueError, match="either as input_ids or as class_embeds"):
-        model(pictures())
-    with pytest.raises(ValueError, match="either as input_ids or as class_embeds"):
-        model(pictures(), input_ids=torch.ones(1, 4, dtype=torch.long), class_embeds=names())
+    for inputs in ({}, {"input_ids": torch.ones(1, 4, dtype=torch.long), "class_embeds": names()}):
+        with pytest.raises(ModelError, match="class_embeds"):
+            model(pictures(), **inputs)
 
 
-@pytest.mark.parametrize("bad", [3, 254, -1])
-def test_labels_outside_of_the_names(model, bad):
-    labels = torch.full((2, 32, 32), 255)
-    labels[1, 5, 6] = bad
-    with pytest.raises(ValueError, match=rf"the id {bad}, outside of the 3 class names"):
-        model(pictures(), class_embeds=names(), labels=labels)
+@pytest.mark.parametrize(("bad", "named"), [(3, "id 3"), (254, "id 254"), (-1, "id -1"), (0.7, "whole numbers")])
+def test_labels_that_are_no_ids_of_the_names(model, bad, named):
+    ids = torch.full((2, 32, 32), 255, dtype=torch.float32 if isinstance(bad, float) else torch.long)
+    ids[1, 5, 6] = bad
+    with pytest.raises(ModelError, match=named):
+        model(pictures(), class_embeds=names(), labels=ids)
 
 
 def test_the_loss_ignores_how_the_trainer_counts(model):
-    labels = torch.randint(3, (2, 32, 32))
-    plain = model(pictures(), class_embeds=names(), labels=labels).loss
-    counted = model(pictures(), class_embeds=names(), labels=labels, num_items_in_batch=7).loss
-    assert torch.equal(plain, counted)
+    inputs = {"pixel_values": pictures(), "class_embeds": names(), "labels": labels()}
+    assert torch.equal(model(**inputs).loss, model(**inputs, num_items_in_batch=7).loss)
     assert model.accepts_loss_kwargs is False
 
 
@@ -244,98 +222,84 @@ def test_the_loss_ignores_how_the_trainer_counts(model):
         {"focal_weight": 100.0, "dice_weight": 1.0, "ssim_weight": 0.0},
         {"focal_weight": 100, "dice_weight": 0, "ssim_weight": 1},
         {"focal_weight": 0.0, "dice_weight": 0.0, "ssim_weight": 3.0},
-        {"focal_weight": 2.0, "dice_weight": 0.5, "ssim_weight": 0.25},
         {"focal_weight": 2.0, "dice_weight": 0.5, "ssim_weight": 0.25, "cross_entropy_weight": 0.5},
         {"focal_weight": 0, "dice_weight": 0, "cross_entropy_weight": 2},
     ],
 )
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
-def test_the_loss_is_the_sum_of_the_terms_with_a_weight(model, weights, ignored_as_negatives):
-    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-    labels[0, :9] = 255
-    model.config.ignored_pixels_as_negatives = ignored_as_negatives
-    terms = ("focal", "dice", "ssim", "cross_entropy")
-    for term in terms:
-        setattr(model.config, f"{term}_weight", 1.0)
-    whole = model(pictures(), class_embeds=names(), labels=labels).loss_dict
-    given = ZegClipConfig(**weights)  # what is not named keeps its default
-    for term in terms:
-        setattr(model.config, f"{term}_weight", getattr(given, f"{term}_weight"))
-    output = model(pictures(), class_embeds=names(), labels=labels)
-    assert output.loss_dict.keys() == {f"loss_{term}" for term in terms if weights.get(f"{term}_weight")}
-    for name, value in output.loss_dict.items():
-        torch.testing.assert_close(value, weights[f"{name.removeprefix('loss_')}_weight"] * whole[name])
+@pytest.mark.parametrize("of_probabilities", [True, False])
+def test_the_loss_is_the_sum_of_the_terms_with_a_weight(model, weights, ignored_as_negatives, of_probabilities):
+    """Each term is computed from the upsampled logits, with the configuration's options."""
+    given = {"focal_alpha": 0.4, "focal_gamma": 1.5, "ssim_of_probabilities": of_probabilities}
+    given |= {"ignored_pixels_as_negatives": ignored_as_negatives}
+    config = ZegClipConfig(**weights, **given)  # a weight that is not named keeps its default
+    for name in (*given, "focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight"):
+        setattr(model.config, name, getattr(config, name))
+    ids = labels(ignored_rows=9)
+    output = model(pictures(), class_embeds=names(), labels=ids)
+    scores = F.interpolate(output.logits, size=(32, 32), mode="bilinear")
+    present, count = count_present_masks(ids, 3, 255)
+    rule = {"ignored_as_negatives": ignored_as_negatives}
+    terms = {
+        "focal": focal_loss(scores, ids, count, alpha=0.4, gamma=1.5, **rule),
+        "dice": dice_loss(scores, ids, present, count, **rule),
+        "ssim": ssim_loss(scores, ids, of_probabilities=of_probabilities, **rule),
+        "cross_entropy": F.cross_entropy(scores, ids, ignore_index=255),
+    }
+    expected = {
+        f"loss_{name}": weights[f"{name}_weight"] * terms[name] for name in terms if weights.get(f"{name}_weight")
+    }
+    assert output.loss_dict.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(output.loss_dict[name], value)
     torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
 
 
-@pytest.mark.parametrize("of_probabilities", [False, True])
-def test_similarity_of_structure_is_of_logits_or_probabilities(model, of_probabilities):
-    model.config.ssim_weight, model.config.ssim_of_probabilities = 1.0, of_probabilities
-    model.config.ignored_pixels_as_negatives = False
-    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-    labels[0, :9] = 255
-    output = model(pictures(), class_embeds=names(), labels=labels)
-    upsampled = torch.nn.functional.interpolate(output.logits, size=(32, 32), mode="bilinear")
-    expected = ssim_loss(upsampled, labels, of_probabilities=of_probabilities, ignored_as_negatives=False)
-    assert not torch.equal(expected, ssim_loss(upsampled, labels, of_probabilities=of_probabilities))
-    torch.testing.assert_close(output.loss_dict["loss_ssim"], expected)
-
-
-@pytest.mark.parametrize("ignored_as_negatives", [True, False])
-def test_cross_entropy_is_of_upsampled_logits_at_labelled_pixels(model, ignored_as_negatives):
-    model.config.cross_entropy_weight, model.config.ignored_pixels_as_negatives = 3.0, ignored_as_negatives
-    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-    labels[0, :9] = 255
-    output = model(pictures(), class_embeds=names(), labels=labels)
-    upsampled = torch.nn.functional.interpolate(output.logits, size=(32, 32), mode="bilinear")
-    expected = 3 * torch.nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
-    torch.testing.assert_close(output.loss_dict["loss_cross_entropy"], expected)
-
-
 @pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 65504.0), (torch.bfloat16, 1e6)])
-@pytest.mark.parametrize("labels", ["mixed", "all ignored", "one class"])
-def test_losses_of_logits_at_the_end_of_half_precision(model, dtype, largest, labels):
+@pytest.mark.parametrize("kind", ["mixed", "all ignored", "one class"])
+def test_losses_of_logits_at_the_end_of_half_precision(model, dtype, largest, kind):
     for term in ("focal", "dice", "ssim", "cross_entropy"):
         setattr(model.config, f"{term}_weight", 1.0)
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (2, 3, 4, 4), generator=generator) * 2 - 1
-    logits = (signs * largest).to(dtype).requires_grad_()
-    ids = {"mixed": torch.randint(3, (2, 16, 16), generator=generator), "all ignored": torch.full((2, 16, 16), 255),
-           "one class": torch.ones(2, 16, 16, dtype=torch.long)}[labels]  # fmt: skip
+    signs = torch.randint(2, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scores = (signs * largest).to(dtype).requires_grad_()
+    ids = {"mixed": labels(3, 16, 16), "all ignored": torch.full((2, 16, 16), 255)}
+    ids["one class"] = torch.ones(2, 16, 16, dtype=torch.long)
     with torch.autocast("cpu", dtype=dtype):
-        terms, _ = model.compute_loss(logits, ids)
+        terms, _ = model.compute_loss(scores, ids[kind])
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values()), terms
-    assert logits.grad.isfinite().all()
+    assert scores.grad.isfinite().all()
 
 
-def test_save_and_load_identity(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        expected = model(pictures(), class_embeds=names()).logits
-        assert torch.equal(again(pictures(), class_embeds=names()).logits, expected)
-    assert [path.suffix for path in tmp_path.iterdir() if path.stat().st_size > 20_000] == [".safetensors"]
+@pytest.mark.parametrize("with_adapter", [True, False])
+def test_save_and_load_identity(whole, tmp_path, with_adapter):
+    if not with_adapter:
+        whole.delete_adapter("default")
+    whole.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.config.describe_head() == whole.config.describe_head()
+    stored = again.state_dict()
+    assert stored.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(stored[name], tensor), name
+    # Where the weights lie in memory decides how a matrix product rounds its last bit.
+    inputs = {"pixel_values": pictures(2, 40, 24), "class_embeds": names()}
+    torch.testing.assert_close(logits(again, inputs), logits(whole, inputs), atol=1e-5, rtol=0)
+    assert {path.suffix for path in tmp_path.iterdir() if path.stat().st_size > 20_000} == {".safetensors"}
 
 
 def test_everything_is_initialised_from_a_plain_clip(model, tmp_path):
     clip = CLIPModel(model.config.clip_config)
     clip.save_pretrained(tmp_path)
-    torch.manual_seed(3)
-    loaded = ZegClipForSemanticSegmentation.from_pretrained(
-        tmp_path, config=ZegClipConfig(clip_config=clip.config, decoder_attention_heads=2, decoder_ffn_dim=64)
-    )
+    loaded = load(tmp_path, config=ZegClipConfig(clip_config=clip.config, **HEADS["zegclip"]))
     for name, tensor in clip.state_dict().items():
         assert torch.equal(loaded.clip.state_dict()[name], tensor), name
-    torch.manual_seed(3)
-    fresh = ZegClipForSemanticSegmentation(loaded.config)
     for name, parameter in loaded.decode_head.named_parameters():
-        expected = fresh.decode_head.get_parameter(name)
+        expected = model.decode_head.get_parameter(name)
         assert parameter.isfinite().all()
         assert 0.5 < (parameter.std() + 1e-3) / (expected.std() + 1e-3) < 2, name
     assert torch.equal(loaded.decode_head.layers[0].fc1.weight, loaded.decode_head.layers[1].fc1.weight)
-    position_ids = loaded.clip.vision_model.embeddings.position_ids
-    assert torch.equal(position_ids[0], torch.arange(17))
+    assert torch.equal(loaded.clip.vision_model.embeddings.position_ids[0], torch.arange(17))
 
 
 def test_a_plain_clip_folder_is_enough(model, tmp_path):
@@ -345,15 +309,6 @@ def test_a_plain_clip_folder_is_enough(model, tmp_path):
     loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.config.clip_config.projection_dim == 64
     assert loaded.config.model_type == "zegclip"
-
-
-def test_device_map(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    placed = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, device_map="auto").eval()
-    with torch.no_grad():
-        assert torch.equal(
-            placed(pictures(), class_embeds=names()).logits, model(pictures(), class_embeds=names()).logits
-        )
 
 
 def test_layers_start_alike(model):
@@ -371,9 +326,7 @@ def test_identity_start_is_the_cosine_classifier(model, layers):
     centred = names() - names().mean(dim=-1, keepdim=True)  # what the layers' norms see
     with torch.no_grad():
         output = started(pictures(), class_embeds=centred)
-    cosines = torch.einsum(
-        "bhwd,nd->bnhw", output.patch_embeds, torch.nn.functional.normalize(output.class_embeds, dim=-1)
-    )
+    cosines = torch.einsum("bhwd,nd->bnhw", output.patch_embeds, F.normalize(output.class_embeds, dim=-1))
     if layers == 1:
         cosines = cosines * output.class_embeds.norm(dim=-1)[:, None, None]
     expected = IDENTITY_SLOPE * (cosines - IDENTITY_THRESHOLD)
@@ -391,15 +344,6 @@ def test_similarity_head_has_no_parameters(model):
     torch.testing.assert_close(output.logits[1, 1, 2, 3], expected)
 
 
-@pytest.mark.parametrize(("num_tokens", "expected"), [(10, 8_039_168), (100, 8_868_608)])
-def test_trained_parameters_at_full_size(num_tokens, expected):
-    # What gets a gradient in the official code; its published 13.8 M and 14.6 M count weights that never run or learn.
-    with torch.device("meta"):
-        model = ZegClipForSemanticSegmentation(ZegClipConfig())
-        tuned = get_peft_model(model, DeepPromptConfig(num_tokens=num_tokens))
-    assert sum(p.numel() for p in tuned.parameters() if p.requires_grad) == expected
-
-
 @pytest.mark.parametrize("argument", ["lables", "output_hidden_state", "pixel_mask"])
 def test_an_argument_that_nobody_knows_is_refused(model, argument):
     with pytest.raises(TypeError, match=argument):
@@ -407,24 +351,17 @@ def test_an_argument_that_nobody_knows_is_refused(model, argument):
 
 
 def test_the_ignore_index_must_not_be_a_class(model):
-    labels = torch.full((2, 32, 32), 255)
-    with pytest.raises(ValueError, match="semantic_loss_ignore_index=255"):
-        model(pictures(), class_embeds=names(300), labels=labels)
+    inputs = {"pixel_values": pictures(), "class_embeds": names(300), "labels": torch.full((2, 32, 32), 255)}
+    with pytest.raises(ModelError, match="semantic_loss_ignore_index"):
+        model(**inputs)
     model.config.semantic_loss_ignore_index = 65535
-    output = model(pictures(), class_embeds=names(300), labels=labels)
-    assert output.loss_counts["loss_focal"] == 2  # class 255 in both pictures
-
-
-def test_labels_that_are_no_ids_are_refused(model):
-    with pytest.raises(ValueError, match="whole numbers"):
-        model(pictures(), class_embeds=names(), labels=torch.full((2, 32, 32), 0.7))
+    assert model(**inputs).loss_counts["loss_focal"] == 2  # class 255 in both pictures
 
 
 def test_labels_may_lie_on_another_device(model, monkeypatch):
     # No second device is needed to see where things are put; only checks of values have to be left out.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    terms, _ = model.compute_loss(torch.zeros(2, 3, 4, 4, device="meta"), labels)
+    terms, _ = model.compute_loss(torch.zeros(2, 3, 4, 4, device="meta"), labels())
     assert {term.device.type for term in terms.values()} == {"meta"}
 
 
@@ -436,13 +373,7 @@ def test_a_loss_on_one_process_alone_waits_for_nobody(model, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *args: 2)
     for name in ("all_reduce", "all_gather", "barrier", "broadcast"):
         monkeypatch.setattr(torch.distributed, name, wait)
-    assert model(pictures(), class_embeds=names(), labels=torch.zeros(2, 32, 32, dtype=torch.long)).loss > 0
-
-
-def test_double_precision_stays_double_in_the_loss(model):
-    output = model.double()(pictures().double(), class_embeds=names().double(),
-                            labels=torch.zeros(2, 32, 32, dtype=torch.long))  # fmt: skip
-    assert output.loss.dtype == torch.float64
+    assert model(pictures(), class_embeds=names(), labels=labels()).loss > 0
 
 
 @pytest.mark.parametrize("eos_token_id", [2, None, 5])
@@ -464,4 +395,4 @@ def test_names_are_pooled_at_the_tokenizers_end_token(model, processor, eos_toke
         states = model.clip.text_model(**inputs).last_hidden_state
         ends = (inputs["input_ids"] == processor.tokenizer.eos_token_id).int().argmax(dim=1)
         by_hand = model.clip.text_projection(states[torch.arange(2), ends])
-    torch.testing.assert_close(expected, torch.nn.functional.normalize(by_hand, dim=-1))
+    torch.testing.assert_close(expected, F.normalize(by_hand, dim=-1))

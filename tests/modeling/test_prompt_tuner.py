@@ -72,7 +72,7 @@ def test_prompted_layers(num_deep_layers, layers):
         *(("text_prompt_ids", value) for value in (torch.tensor([0, 5, 1]), [0, 5.0, 1], "051", None, [], [0, 1])),
         ("text_prompt_ids", [0, -5, 1]),
         *(("text_prompts", value) for value in ("all", True)),
-        *(("base_fingerprint", value) for value in (5, "hello!!", "AAA=")),
+        *(("base_fingerprint", value) for value in (5, "hello!!", "AAA=", "AAA!AAA==")),
         *(("num_deep_layers", 2.5), ("text_prompt_init", "zeros")),
     ],
 )
@@ -357,15 +357,6 @@ def test_an_adapter_brings_a_head_of_another_kind(model, base_folder, inputs, tm
     torch.testing.assert_close(logits(loaded, inputs), logits(tuned, inputs), atol=1e-6, rtol=0)
 
 
-def test_fields_can_be_given_with_an_adapter(base_folder, tmp_path):
-    tuned = trained(base_folder)
-    tuned.config.id2label = {0: "cat", 1: "dog"}
-    tuned.save_pretrained(tmp_path / "adapter")
-    loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter", focal_weight=7.0)
-    assert loaded.config.focal_weight == 7.0
-    assert loaded.config.id2label == {0: "cat", 1: "dog"}
-
-
 def test_a_missing_base_is_named(base_folder, tmp_path):
     trained(base_folder).save_pretrained(tmp_path / "adapter")
     shutil.rmtree(base_folder)
@@ -500,7 +491,7 @@ def test_what_an_adapter_trains_is_in_float32_on_any_base(base_folder, processor
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters.values())
 
 
-def test_the_class_embedding_is_added_twice_where_the_adapter_says_so(base_folder, inputs, tmp_path):
+def test_the_class_embedding_is_added_twice_where_the_adapter_says_so(base_folder, inputs):
     """As by a table whose first row holds it too, which is how official checkpoints are converted."""
     doubled = trained(base_folder, double_class_embedding=True)
     folded = trained(base_folder, double_class_embedding=True)
@@ -513,22 +504,9 @@ def test_the_class_embedding_is_added_twice_where_the_adapter_says_so(base_folde
         sized_inputs = inputs | {"pixel_values": torch.randn(1, 3, *size)}
         torch.testing.assert_close(logits(doubled, sized_inputs), logits(folded, sized_inputs))
     assert not torch.allclose(logits(doubled, inputs), plain)
-
+    assert torch.equal(logits(copy.deepcopy(doubled), inputs), logits(doubled, inputs))
     with doubled.disable_adapter():
         assert torch.equal(logits(doubled, inputs), logits(load(base_folder), inputs))
-    doubled.save_pretrained(tmp_path / "doubled")
-    trained(base_folder).save_pretrained(tmp_path / "plain")
-    model = load(base_folder)
-    for name in ("doubled", "plain"):
-        model.load_adapter(tmp_path / name, name)
-    for name in ("doubled", "plain", "doubled"):
-        model.set_adapter(name)
-        alone = load(tmp_path / name)
-        assert torch.equal(logits(model, inputs), logits(alone, inputs)), name
-    model.disable_adapters()
-    assert torch.equal(logits(model, inputs), logits(load(base_folder), inputs))
-    copied = copy.deepcopy(doubled)
-    assert torch.equal(logits(copied, inputs), logits(doubled, inputs))
 
 
 def test_a_tower_of_its_own_cannot_double_the_class_embedding(base_folder):

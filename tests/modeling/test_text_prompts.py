@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
-from PIL import Image
 from tiny_models import gradients, labels, load, logits, move, pictures, trained
-from transformers import CLIPModel, pipeline
+from transformers import CLIPModel
 
 from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
 from zegclip.loading import load_base, load_processor
@@ -393,22 +392,6 @@ def test_the_only_adapter_can_be_deleted_and_others_come(base_folder, processor,
     injected.add_adapter(prompt_config(processor), adapter_name="second")
     injected.set_adapter("second")
     torch.testing.assert_close(results(move(injected), text)[0], moved, atol=1e-6, rtol=0)
-
-
-def test_a_pipeline_puts_the_prompts_before_the_names(base_folder, processor, text, tmp_path):
-    tuned = trained(base_folder, prompt_config(processor))
-    tuned.save_pretrained(tmp_path / "adapter")
-    tuned.config.save_pretrained(tmp_path / "adapter")
-    processor.save_pretrained(tmp_path / "adapter")
-    segmenter = pipeline("zero-shot-image-segmentation", model=str(tmp_path / "adapter"))
-    seen = []
-    segmenter.model.clip.text_model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    found = segmenter(Image.new("RGB", (32, 32)), candidate_labels=NAMES)
-    assert {result["label"] for result in found} <= set(NAMES)
-    assert seen == [(len(NAMES), text["input_ids"].shape[1] + 1)]
-    assert_alike(results(segmenter.model, text), results(tuned, text))
 
 
 @pytest.mark.parametrize("kind", [None, "whole"])
