@@ -11,22 +11,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
-from zegclip import (
-    DEFAULT_MODEL,
-    DeepPromptConfig,
-    ZegClipConfig,
-    ZegClipForSemanticSegmentation,
-)
+from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.commands.main import main
 from zegclip.errors import UsageError
 from zegclip.sharing.publishing import code_files, export, push
+from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 ROOT = Path(__file__).parents[3]
 PROBE = ROOT / "tests" / "launched" / "probe_artefacts.py"
@@ -49,13 +44,8 @@ def models(model, processor, clip_folder, tmp_path):
     """One of each method, and one of each kind: all of its own, an adapter with its base, one that names its base."""
     config = model.config.to_dict()
     fields = {"full model": {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1}}
-    fields["adapter alone"] = {
-        "decode_head_type": "consensus",
-        "num_decoder_layers": 1,
-        "out_indices": [1],
-        "decoder_window_size": 2,
-        "decoder_top_k": 2,
-    }
+    consensus = {"decode_head_type": "consensus", "num_decoder_layers": 1, "out_indices": [1]}
+    fields["adapter alone"] = consensus | {"decoder_window_size": 2, "decoder_top_k": 2}
     made = {}
     for kind in KINDS:
         folder = tmp_path / "sources" / kind
@@ -113,64 +103,46 @@ def expected_results(model, processor):
 
 
 def test_every_kind_loads_everywhere_and_again_when_saved_from_there(models, artefacts, processor, tmp_path):
-    rows, masks = {}, {}
+    masks = {}
     for installed in (True, False):
         home = "zegclip" if installed else "transformers_modules"
-        word = "with zegclip" if installed else "without it"
         first = probe(installed, tmp_path / home, artefacts.values())
         again = [tmp_path / home / str(n) / loader for n in range(len(KINDS)) for loader in ("model", "pipeline")]
         second = probe(installed, tmp_path / f"again {home}", again)
         for number, kind in enumerate(KINDS):
             expected = expected_results(models[kind], processor)
-            for title, results in (
-                ("", first[number]),
-                (", saved again by the model", second[2 * number]),
-                (", saved again by the pipeline", second[2 * number + 1]),
-            ):
-                row = rows.setdefault(f"{kind}{title}", {})
+            for results in (first[number], second[2 * number], second[2 * number + 1]):
                 for loader, (modules, values) in results.items():
                     assert {name.split(".")[0] for name in modules} == {home}
                     if loader == "pipeline":
                         assert values == masks.setdefault(kind, values)
-                        row[f"{loader}, {word}"] = "same masks"
                     else:
-                        difference = (torch.tensor(values) - expected).abs().max().item()
-                        assert difference < 1e-6
-                        row[f"{loader}, {word}"] = f"{difference:.0e}"
-    print(pd.DataFrame(rows).T.to_markdown())
+                        assert (torch.tensor(values) - expected).abs().max() < 1e-6
 
 
 def test_without_trust_nothing_of_a_folder_is_run(artefacts, tmp_path):
-    for installed, expected in ((True, True), (False, False)):
+    for installed in (True, False):
         marked = artefacts["full model"] / "modeling_zegclip.py"
         marked.write_text(marked.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
         code = "import sys\n" + ("import zegclip\n" if installed else "sys.modules['zegclip'] = None\n")
         code += "from transformers import AutoModelForSemanticSegmentation as Auto\n"
-        code += f"Auto.from_pretrained({str(artefacts['full model'])!r}, trust_remote_code={installed or False})"
+        code += f"Auto.from_pretrained({str(artefacts['full model'])!r}, trust_remote_code={installed})"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
-        assert (done.returncode == 0) == expected
+        assert (done.returncode == 0) == installed
         assert not (tmp_path / "ran").exists()  # the installed package, or a refusal
 
 
 def test_what_is_shared_names_nothing_of_this_machine(artefacts, tmp_path):
-    sizes = {}
     for kind, folder in artefacts.items():
         files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        sizes[kind] = {"files": len(files), "MB": round(sum(map(len, files.values())) / 1e6, 2)}
         assert {"README.md", "config.json", "processor_config.json", "tokenizer.json", "pipeline.py"} <= set(files)
         assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
         assert {Path(name).suffix for name in files} <= {".json", ".py", ".md", ".safetensors", ".png"}
         for name, content in files.items():
-            for secret in (
-                str(ROOT),
-                str(tmp_path),
-                f"/{getpass.getuser()}/",
-                os.environ.get("HF_TOKEN") or "hf_of_a",
-            ):
+            for secret in (str(ROOT), str(tmp_path), f"/{getpass.getuser()}/"):
                 assert secret.encode() not in content, f"{kind}: {name} names {secret}"
         ModelCard.load(folder / "README.md")
-    print(pd.DataFrame(sizes).T.to_markdown())
 
 
 def test_code_that_travels_lies_flat_and_imports_nothing_of_the_package():
@@ -252,22 +224,11 @@ def test_what_saving_cannot_do_is_said(models, tmp_path):
         push(models["full model"], "someone/full", whole=False)
 
 
-def test_nothing_is_replaced(models, tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "note").touch()
-    with pytest.raises(ValueError, match="there"):
-        export(models["full model"], tmp_path / "there")
-
-
-def test_the_export_command(models, artefacts, tmp_path, capsys):
-    words = [str(artefacts["adapter alone"]), str(tmp_path / "out")]
-    assert main(["export", *words, "--whole"]) == 0
+def test_the_export_command(artefacts, tmp_path):
+    assert main(["export", str(artefacts["adapter alone"]), str(tmp_path / "out"), "--whole"]) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
     segmenter = pipeline("zero-shot-image-segmentation", model=str(tmp_path / "out"))
     assert len(segmenter(Image.new("RGB", (40, 40)), candidate_labels=["cat", "dog"])) == 2
-    capsys.readouterr()
-    assert main(["export", *words]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 PUSH = """
@@ -296,25 +257,36 @@ def run_python(code, *words, **environment):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_OFFLINE": "0", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TRANSFORMERS_OFFLINE": "0",
+            **{k: str(v) for k, v in environment.items()},
+        },
     )
+
+
+COMMANDS = """
+import json, sys
+from zegclip.commands.main import main
+
+sys.exit(max(main(words) for words in json.loads(sys.argv[1])))
+"""
+
+
+def run_commands(*commands, **environment):
+    return run_python(COMMANDS, json.dumps([list(map(str, words)) for words in commands]), **environment)
 
 
 def test_a_repository_holds_the_last_push_alone(hub, artefacts, tmp_path):
     """Weights of another kind that stay would be loaded with the new ones."""
-    code = (
-        "import sys; from zegclip.commands.main import main; "
-        "sys.exit(main(['push', sys.argv[1], 'someone/one', *sys.argv[2:]]))"
-    )
-    environment = {**hub.environment(), "HF_HOME": str(tmp_path / "home")}
-    for kind in ("base + adapter", "full model"):
-        done = run_python(code, artefacts[kind], **environment)
-        assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (["push", artefacts[kind], "someone/one"] for kind in ("base + adapter", "full model"))
+    commands = (first, second, [*second, "--revision", "other"])
+    done = run_commands(*commands, HF_HOME=tmp_path / "home", **hub.environment())
+    assert done.returncode == 0, done.stderr[-2000:]
     files = set(hub.repositories["someone/one"][-1])
     assert "model.safetensors" in files
     assert not {"adapter_config.json", "adapter_model.safetensors"} & files
-    done = run_python(code, artefacts["full model"], "--revision", "other", **environment)
-    assert done.returncode == 0, done.stderr[-2000:]
     assert "POST /api/models/someone/one/branch/other" in hub.requests
 
 
@@ -337,19 +309,14 @@ def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_fo
             assert result["pipeline"][1] == masks.setdefault(kind, result["pipeline"][1])
 
 
-def test_a_refusal_of_the_hub_is_one_sentence(hub, artefacts, tmp_path):
-    code = "import sys; from zegclip.commands.main import main; sys.exit(main(['push', sys.argv[1], 'someone/there']))"
-    environment = {**hub.environment(), "HF_TOKEN": "hf_wrong", "HF_HOME": str(tmp_path)}
-    done = run_python(code, artefacts["full model"], **environment)
+@pytest.mark.parametrize("wrong", [{"HF_TOKEN": "hf_wrong"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_push_that_the_hub_refuses_or_that_cannot_reach_it(hub, artefacts, tmp_path, wrong):
+    environment = {**hub.environment(), "HF_HOME": tmp_path, **wrong}
+    done = run_commands(["push", artefacts["full model"], "someone/there"], **environment)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("zegclip: someone/there: the Hub refuses it: ")
+    assert done.stderr.strip().splitlines()[-1].startswith("zegclip: someone/there: ")
     assert "Traceback" not in done.stderr
     assert not hub.repositories
-    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # where nobody is
-    done = run_python(code, artefacts["full model"], **environment)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("zegclip: someone/there: the Hub cannot be reached: ")
-    assert "Traceback" not in done.stderr
 
 
 def test_a_model_whose_processor_is_nowhere(models, tmp_path):
@@ -377,12 +344,9 @@ def test_training_ends_on_the_hub(hub, clip_folder, tmp_path):
 
 
 def test_half_finished_trainings_are_not_pushed(tmp_path):
-    from zegclip.training.training_arguments import ZegClipTrainingArguments
-
-    with pytest.raises(ValueError, match="hub_strategy=every_save"):
-        ZegClipTrainingArguments(
-            output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_strategy="every_save", report_to="none"
-        )
+    fields = {"use_cpu": True, "push_to_hub": True, "report_to": "none"}
+    with pytest.raises(ValueError, match="hub_strategy"):
+        ZegClipTrainingArguments(output_dir=str(tmp_path), hub_strategy="every_save", **fields)
 
 
 def test_a_shared_folder_keeps_its_card_when_it_is_shared_again(models, tmp_path):
