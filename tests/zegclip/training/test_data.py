@@ -121,6 +121,13 @@ def test_processors_that_do_not_fit_training_are_refused(processor, name, value,
         make_augmentation(DataArguments(), processor, picture_world_split("tuning"))
 
 
+def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
+    export_picture_world(tmp_path, "train", 4)
+    fields = {"setting": "fully_supervised", "eval_split": "train", "num_train_pictures": 3, "num_eval_pictures": 1}
+    data, _ = load_data(DataArguments(dataset=str(tmp_path), **fields), training=True)
+    assert {name: len(rows) for name, rows in data.items()} == {"train": 3, "validation": 1}
+
+
 def test_a_limit_takes_pictures_from_all_over_the_data_set(tmp_path, capsys):
     """A folder is often sorted by class or place: its first pictures are not representative."""
     export_picture_world(tmp_path, "train", 9)

@@ -58,6 +58,13 @@ def test_written_tables_hold_the_figures(tmp_path):
     assert r"sky \| cloud" in texts["figures.md"]
 
 
+def test_a_summary_without_unseen_classes_has_two_columns(tmp_path):
+    split = ClassSplit(names=("cat", "sky"), seen_ids=(0, 1))
+    counts = np.array([[5, 0], [5, 0], [5, 0]])
+    write_class_table(class_table(counts, split), summarise(counts, split), tmp_path)
+    assert (tmp_path / "per_class.txt").read_text().splitlines()[0].split() == ["per", "cent", "pAcc", "mIoU"]
+
+
 def test_what_fails_leaves_the_old_tables_as_they_were(tmp_path, monkeypatch):
     table, summary = class_table(COUNTS, SPLIT), summarise(COUNTS, SPLIT)
     write_class_table(table, summary, tmp_path)
