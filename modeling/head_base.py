@@ -25,7 +25,8 @@ class DecodeHead(nn.Module):
 
     config_fields: tuple[str, ...] = ("decode_head_type",)
     out_indices: Sequence[int] = ()
-    # Names of the classes that must not be split between devices; `post_init` of the model collects them.
+    # Names of the module classes that `device_map` must not split between devices, such as those with a residual
+    # connection; `post_init` of the model collects them.
     _no_split_modules: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig):
@@ -34,15 +35,25 @@ class DecodeHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the weights, and of what `forward` gets; `None` without weights: as the CLIP's."""
+        """Dtype of the weights, to which the inputs of `forward` are cast; `None` for a head without weights."""
         return next((parameter.dtype for parameter in self.parameters()), None)
 
     @classmethod
     def validate(cls, config: PreTrainedConfig) -> None:
-        """Check the fields that this head reads; `ModelError` with one sentence that names the field."""
+        """
+        Check the fields that this head reads, `decode_head_init` included.
+
+        Raises:
+            ModelError: One sentence that names the field.
+        """
 
     def init_weights(self) -> None:
-        """Set initial values, after those of all parts: PyTorch's own for linear layers, 1 and 0 for norms."""
+        """
+        Set initial values that differ from PyTorch's defaults for linear layers and norms, which are set before.
+
+        Use the functions of `transformers.initialization` (or `torch.nn.init`): they leave tensors that were loaded
+        from a file unchanged, whereas `tensor.fill_(...)` would overwrite trained weights.
+        """
 
     def forward(
         self,
