@@ -101,7 +101,7 @@ def test_broken_pictures_are_listed_and_the_others_segmented(segment, noise, tmp
         ({"--labels": " "}, "empty"),
         ({"--labels": "cat, tree,cat"}, "'cat'"),
         ({"--labels": "cat,,tree"}, "blank"),
-        ({"--labels": "cat,\udcff"}, "UTF-8"),
+        ({"--labels": "cat,\udcff"}, "Unicode"),
         ({"--labels": "cat, " + "b" * 100}, "too long"),
         ({"--model": "no/such/model"}, "no/such/model"),
         ({"--model": "nobody/nothing"}, "nobody/nothing"),
