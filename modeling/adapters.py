@@ -194,6 +194,10 @@ class AdapterModel(PreTrainedModel):
                     info = super().load_adapter(path, adapter_name, *args, **kwargs)
             except SafetensorError as error:
                 raise ModelError(f"{path}: the weights of this adapter cannot be read: {error}") from error
+            except ModelError:
+                raise
+            except (ValueError, OSError) as error:  # of PEFT and transformers, which may not name the folder
+                raise ModelError(f"{path or name}: {error}") from error
             # Those of the adapter, which `save_pretrained` would apply to the base's tensors.
             self._weight_conversions = conversions
             own = re.compile(rf"\.(deep_prompt_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")

@@ -137,7 +137,7 @@ class ZegClipConfig(PreTrainedConfig):
         kind = config_dict.get("model_type")
         if kind not in (None, "clip", cls.model_type):
             place = args[0] if args else "config.json"
-            raise ValueError(
+            raise ModelError(
                 f"{place}: this is a {kind!r} model, but zegclip is built around CLIP (model_type 'clip')."
             )
         if kind == "clip":

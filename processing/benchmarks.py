@@ -148,7 +148,9 @@ def _list_stems(root: str, source: str, converter: str) -> list[str]:
     if not os.path.exists(path):
         raise InputError(f"There is no {path}. The layout must be that of mmsegmentation's converter {converter}.")
     if source.endswith(".txt"):
-        stems = read_text(path).split()
+        # A line may hold more: SBD's lists have paths, `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+        lines = [line.split() for line in read_text(path).split("\n")]
+        stems = [os.path.splitext(os.path.basename(words[0]))[0] for words in lines if words]
     else:
         names = [name for name in os.listdir(path) if name.endswith(".jpg") and not name.startswith(".")]
         stems = sorted(f"{os.path.basename(source)}/{name.removesuffix('.jpg')}" for name in names)

@@ -37,6 +37,7 @@ from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.prompt_tuner import head_fields
 from zegclip.modeling.stored_adapter import StoredAdapter, is_missing_folder, read_description, read_json_object
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
+from zegclip.processing.names import check_templates
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 from zegclip.processing.windows import is_out_of_memory, window_boxes
 
@@ -272,7 +273,7 @@ def load_processor(
         window_boxes(1, 1, image_processor.window_size, image_processor.window_stride)
         processor.tokenizer(["a"], padding=True)
     if prompt_templates:
-        processor.prompt_templates = prompt_templates
+        processor.prompt_templates = check_templates(prompt_templates)
     for attribute, value in image_processor_kwargs.items():
         setattr(image_processor, attribute, value)
     return processor

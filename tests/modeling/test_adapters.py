@@ -564,3 +564,11 @@ def test_adapters_apply_to_a_bf16_base(base_folder, folders, alone, inputs, way)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
     assert description(model) == alone["worded"][1]
+
+
+@pytest.mark.parametrize("described", [None, {"peft_type": "LORA"}])
+def test_what_is_no_adapter_for_this_model_is_named(base_folder, tmp_path, described):
+    if described is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match=tmp_path.name):
+        load(base_folder).load_adapter(tmp_path, "other")

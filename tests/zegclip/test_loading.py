@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
+from zegclip.modeling.model_error import ModelError
 from zegclip.segmenting.segmenter import load_segmenter
 
 
@@ -269,4 +270,11 @@ def test_a_lack_of_memory_is_no_broken_model(model, processor, tmp_path, monkeyp
 
     monkeypatch.setattr(ZegClipForSemanticSegmentation, "from_pretrained", refuse)
     with pytest.raises(torch.OutOfMemoryError):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "clipseg"])
+def test_a_model_of_another_type_is_named(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match=kind):
         load_model(tmp_path)

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
     output = arguments.output
     _check_output(output, arguments.pictures)
-    model = check_model_path(arguments.model or zegclip.DEFAULT_MODEL)
+    model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
     model_name, model_state = name_revision(model), state_of_model(model)
     if os.path.isdir(model):
         model_name = "embedded default model" if arguments.model is None else os.path.abspath(model)
