@@ -9,9 +9,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.commands.options import read_labels, split_labels
+from zegclip.commands.options import read_labels
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.names import check_labels
+from zegclip.processing.names import check_labels, split_labels
 
 pytestmark = pytest.mark.thorough
 

@@ -331,7 +331,7 @@ def test_training_ends_on_the_hub(hub, clip_folder, tmp_path):
     words += ["--output_dir", str(tmp_path / "run"), "--max_steps", "1", "--num_train_pictures", "2"]
     words += ["--num_eval_pictures", "1", "--total_train_batch_size", "2", "--decoder_attention_heads", "2"]
     words += ["--decoder_ffn_dim", "32", "--num_prompt_tokens", "2", "--window_stride", "48"]
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train; train.main(sys.argv[1:])"
+    code = "import sys; from zegclip.commands.main import main; sys.exit(main(['train', *sys.argv[1:]]))"
     environment = {**hub.environment(), "HF_HOME": str(tmp_path / "home")}
     done = run_python(code, *words, "--push_to_hub", "--hub_model_id", "someone/trained", **environment)
     assert done.returncode == 0, done.stderr[-3000:]
