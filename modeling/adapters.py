@@ -196,7 +196,7 @@ class AdapterModel(PreTrainedModel):
                 raise ModelError(f"{path}: the weights of this adapter cannot be read: {error}") from error
             except ModelError:
                 raise
-            except (ValueError, OSError) as error:  # of PEFT and transformers, which may not name the folder
+            except ValueError as error:  # of PEFT and transformers, which may not name the folder
                 raise ModelError(f"{path or name}: {error}") from error
             # Those of the adapter, which `save_pretrained` would apply to the base's tensors.
             self._weight_conversions = conversions
