@@ -110,7 +110,7 @@ def together(base_folder, folders):
 
 
 def assert_is(model, inputs, expected):
-    # Not all bits: where the weights lie in memory decides how a matrix product rounds. The adapters differ by more than 1e-3.
+    # Not all bits: where the weights lie in memory decides how a matrix product rounds. Adapters differ by over 1e-3.
     torch.testing.assert_close(logits(model, inputs), expected[0], atol=1e-6, rtol=0)
     assert description(model) == expected[1]
 
