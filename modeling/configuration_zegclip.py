@@ -62,6 +62,9 @@ class ZegClipConfig(PreTrainedConfig):
             `"identity"`: the `"zegclip"` head starts as a cosine classifier, which small models learn from in hundreds
             of steps.
         prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
+        prompt_input_ids (`dict[str, list[int]]`, *optional*):
+            Token ids of the prompts of `id2label`'s names, by prompt: the classes that the model segments if it is
+            given no names. Set by [`~ZegClipForSemanticSegmentation.set_class_names`].
         seen_class_names (`list[str]`, *optional*): Class names whose masks were trained on.
         vocabulary (`list[str]`, *optional*):
             Words the text tower was pretrained on where that is a closed list (the embedded default model); `None`
@@ -96,6 +99,7 @@ class ZegClipConfig(PreTrainedConfig):
     out_indices: list[int] | tuple[int, ...] = (7, 11)
     decode_head_init: Literal["default", "identity"] = "default"
     prompt_templates: list[str] | tuple[str, ...] = ("a photo of a {}",)
+    prompt_input_ids: dict[str, list[int]] | None = None
     seen_class_names: list[str] | None = None
     vocabulary: list[str] | None = None
     focal_weight: float | int = finite_weight(default=100.0)
@@ -144,6 +148,11 @@ class ZegClipConfig(PreTrainedConfig):
             vocabulary = config_dict.pop("vocabulary", None)
             config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}
         return config_dict, kwargs
+
+    def class_prompts(self) -> list[str]:
+        """Return the prompts of the names in `id2label`: all templates of the first name, then of the next."""
+        names = [name for _, name in sorted(self.id2label.items())]
+        return [template.replace("{}", name) for name in names for template in self.prompt_templates]
 
     def describe_head(self) -> dict[str, Any]:
         """Return an adapter's part of the configuration: fields of this class but `clip_config`, and `id2label`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
@@ -141,6 +142,43 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
+    def set_class_names(self, names: Sequence[str] | str, processor: Any) -> None:
+        """
+        Set the classes that the model segments if it is given no names, as other models for segmentation do.
+
+        They become `id2label`, and with their token ids, the processor's templates and the active adapter a part of
+        what `save_pretrained` saves.
+
+        Args:
+            names: Class names, in the order of their ids.
+            processor: A [`ZegClipProcessor`].
+        """
+        inputs = processor(text=names)
+        names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
+        self.config.prompt_templates = list(processor.prompt_templates)
+        rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ids = [[token for token, is_text in zip(*row, strict=True) if is_text] for row in rows]
+        self.config.prompt_input_ids = dict(zip(self.config.class_prompts(), ids, strict=True))
+
+    def _class_inputs(self, device: torch.device) -> dict[str, Any]:
+        """Return the configuration's class names as inputs of [`get_class_embeds`]; `ModelError` if it has none."""
+        known, prompts = self.config.prompt_input_ids or {}, self.config.class_prompts()
+        if not prompts or not known.keys() >= set(prompts):  # also where `id2label` or the templates are others now
+            raise ModelError(
+                "Give class names as input_ids or class_embeds; for those of the configuration (id2label) to be used, "
+                "call model.set_class_names(names, processor) once."
+            )
+        rows = [torch.tensor(known[prompt]) for prompt in prompts]
+        input_ids = pad_sequence(rows, batch_first=True)
+        attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return {
+            "input_ids": input_ids.to(device),
+            "attention_mask": attention_mask.to(device),
+            "num_templates": len(self.config.prompt_templates),
+        }
+
     def get_class_embeds(
         self,
         input_ids: torch.Tensor,
@@ -156,7 +194,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             input_ids: `(names * templates, length)` token ids, all templates of the first name first.
             attention_mask: Same shape, 1 for tokens and 0 for padding. With it, names are encoded at their end token
                 whatever `eos_token_id` the configuration gives; without it, as the CLIP's text tower does.
-            num_templates: Rows per name; defaults to the number of templates in the configuration.
+            num_templates: Rows per name, which the processor returns; defaults to the configuration's templates.
 
         Returns:
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
@@ -246,7 +284,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
         r"""
-        Segment pictures into the named classes.
+        Segment pictures into the named classes; without names, into those of the configuration's `id2label`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised pictures of any size.
@@ -255,7 +293,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds (`torch.Tensor` of shape `(names, dim)`, *optional*):
                 From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Ids into the names.
-            num_templates (`int`, *optional*): Rows of `input_ids` per name; defaults to the configuration's.
+            num_templates (`int`, *optional*): Rows of `input_ids` per name, which the processor returns.
             pseudo_label_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
@@ -263,9 +301,12 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
         self._check_arguments(kwargs)
-        if input_ids is not None and class_embeds is None:
-            class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
-        elif input_ids is not None or class_embeds is None:
+        if class_embeds is None:
+            names = {"input_ids": input_ids, "attention_mask": attention_mask, "num_templates": num_templates}
+            class_embeds = self.get_class_embeds(
+                **(self._class_inputs(pixel_values.device) if input_ids is None else names)
+            )
+        elif input_ids is not None:
             raise ModelError("Give the class names either as input_ids or as class_embeds.")
         asked_for_states = bool(kwargs.get("output_hidden_states"))
         out_indices = self.decode_head.out_indices

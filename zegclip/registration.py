@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from zegclip import DEFAULT_MODEL
@@ -32,6 +33,8 @@ ZegClipForSemanticSegmentation._publish = push_to_hub
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
 AutoModelForSemanticSegmentation.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
+# By these names the pipeline "image-segmentation" knows which models it supports.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ZegClipConfig.model_type] = ZegClipForSemanticSegmentation.__name__
 AutoProcessor.register(ZegClipConfig, ZegClipProcessor, exist_ok=True)
 AutoImageProcessor.register(
     ZegClipConfig,

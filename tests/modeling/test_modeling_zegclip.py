@@ -181,11 +181,11 @@ def test_tuple_output(prompted):
 def test_templates_are_averaged(model, processor):
     processor.prompt_templates = ["a photo of a {}", "the {}"]
     tokens = processor(text=["cat", "dog"], return_tensors="pt")
-    both = model.get_class_embeds(**tokens, num_templates=2)
+    both = model.get_class_embeds(**tokens)
     alone = []
     for template in processor.prompt_templates:
         processor.prompt_templates = [template]
-        alone.append(model.get_class_embeds(**processor(text=["cat", "dog"], return_tensors="pt"), num_templates=1))
+        alone.append(model.get_class_embeds(**processor(text=["cat", "dog"], return_tensors="pt")))
     expected = F.normalize(alone[0] + alone[1], dim=-1)
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
 
@@ -343,6 +343,44 @@ def test_similarity_head_has_no_parameters(model):
     assert output.logits.abs().max() <= 1
     expected = output.patch_embeds[1, 2, 3] @ names()[1]
     torch.testing.assert_close(output.logits[1, 1, 2, 3], expected)
+
+
+def test_without_names_the_classes_are_those_of_the_configuration(model, processor, tmp_path):
+    with pytest.raises(ModelError, match="set_class_names"):
+        model(pictures())
+    for templates in (["a photo of a {}"], ["the {}", "a photo of a {}", "one {}"]):
+        processor.prompt_templates = templates
+        classes = ["cat", "a longer name", "dog"]
+        model.set_class_names(classes, processor)
+        assert model.config.id2label == dict(enumerate(classes))
+        expected = model(pictures(), **processor(text=classes, return_tensors="pt")).logits
+        assert torch.equal(model(pictures()).logits, expected)
+        labels = torch.zeros(2, 32, 32, dtype=torch.long)
+        assert model(pictures(), labels=labels).loss.isfinite()
+        model.save_pretrained(tmp_path)
+        loaded = ZegClipForSemanticSegmentation.from_pretrained(tmp_path)
+        assert torch.equal(loaded(pictures()).logits, expected)
+    # Their token ids are those of these names in these templates alone.
+    for change in ({"id2label": {0: "cat", 1: "tree"}}, {"prompt_templates": ["a {}"]}):
+        other = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, **change)
+        with pytest.raises(ModelError, match="set_class_names"):
+            other(pictures())
+    fewer = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, id2label={0: "dog", 1: "cat"})
+    assert torch.equal(
+        fewer(pictures()).logits, model(pictures(), **processor(text="dog, cat", return_tensors="pt")).logits
+    )
+
+
+def test_an_adapter_brings_its_class_names(model, processor, tmp_path):
+    model.set_class_names(["cat"], processor)
+    model.add_adapter(DeepPromptConfig(num_tokens=2), "one")
+    model.set_class_names(["dog", "tree"], processor)
+    model.add_adapter(DeepPromptConfig(num_tokens=2), "two")
+    model.set_class_names(["dog", "cat", "tree"], processor)
+    model.eval()
+    for name, number in (("one", 2), ("two", 3), ("one", 2)):
+        model.set_adapter(name)
+        assert model(pictures()).logits.shape[1] == number
 
 
 @pytest.mark.parametrize("argument", ["lables", "output_hidden_state", "pixel_mask"])

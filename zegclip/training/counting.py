@@ -211,8 +211,8 @@ def _shorten(value: Any) -> str:
 
 _ELSEWHERE = {
     *("_name_or_path", "architectures", "auto_mapping", "base_model_name_or_path", "clip_model_name_or_path", "dtype"),
-    *("id2label", "inference_mode", "label2id", "peft_version", "revision", "seen_class_names", "task_type"),
-    *("transformers_version", "vocabulary"),
+    *("id2label", "inference_mode", "label2id", "peft_version", "prompt_input_ids", "revision", "seen_class_names"),
+    *("task_type", "transformers_version", "vocabulary"),
 }
 """Fields of configurations for paths, origins and class names, which do not affect the scores."""
 

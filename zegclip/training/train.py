@@ -164,16 +164,14 @@ def build_trainer(
 
 def build_model(
     model_args: ModelArguments, setting: Setting, split: ClassSplit, processor: Any, crop_size: int
-) -> tuple[Any, dict[str, torch.Tensor]]:
+) -> tuple[Any, dict[str, Any]]:
     """Return a CLIP with a fresh or given adapter, ready to train, and all class names as the Trainer takes them."""
     overrides = model_args.config_overrides()
     # The classes whose masks were trained on.
     overrides["seen_class_names"] = list(split.names) if setting == "fully_supervised" else split.seen_names
     overrides["semantic_loss_ignore_index"] = split.ignore_index
     model = load_base(model_args.model or DEFAULT_MODEL, overrides)
-    model.config.id2label = dict(enumerate(split.names))
-    model.config.label2id = {name: index for index, name in enumerate(split.names)}
-    model.config.prompt_templates = processor.prompt_templates
+    model.set_class_names(split.names, processor)
     unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")
