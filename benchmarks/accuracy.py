@@ -62,7 +62,7 @@ def load_evaluated(words: list[str]) -> Evaluated:
         model=load_model(source).to(training_args.device),
         split=split,
         pictures=pictures,
-        names={**names, "num_templates": len(processor.prompt_templates)},
+        names=dict(names),
         windows=(images.window_size, images.window_stride),
         described={
             "model": model_args.model or "embedded default model",

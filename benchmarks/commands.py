@@ -120,7 +120,7 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
         segmenter = ClassMapPipeline(model=model, processor=processor, task=TASK, device="cpu")
         with torch.inference_mode():
             tokens = processor(text=list(split.names), return_tensors="pt")
-            embeds = model.get_class_embeds(**tokens, num_templates=len(processor.prompt_templates))
+            embeds = model.get_class_embeds(**tokens)
         protocols = {"papers": Protocol(images.window_size, images.window_stride, 0.1)}
         inside: dict[str, list[float]] = {}
 

@@ -18,6 +18,7 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
+    get_image_size,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
@@ -152,6 +153,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
+        self._refuse_crops(**kwargs)
         names = ("do_convert_rgb", "do_rescale", "rescale_factor", "input_data_format", "device")
         options = {name: kwargs[name] for name in names}
         sources = images
@@ -179,6 +181,22 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
             _warn_of_orientations(sources, segmentation_maps)
             data["labels"] = [resize_nearest(ids, *shape) for ids, shape in zip(class_ids, shapes)]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _refuse_crops(
+        self,
+        do_center_crop: bool | None = None,
+        do_pad: bool | None = None,
+        data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raise `InputError` for settings of other image processors, which would silently do nothing here."""
+        for name, value in (("do_center_crop", do_center_crop), ("do_pad", do_pad)):
+            if value:
+                raise InputError(
+                    f"{name} is not supported: the whole picture is segmented. Leave it out or set it to False."
+                )
+        if data_format not in (None, ChannelDimension.FIRST):
+            raise InputError(f"data_format must be channels_first, as the model needs it, not {data_format}.")
 
     def _preprocess(
         self,
@@ -340,6 +358,11 @@ _TURNS_BACK: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def array_size(picture: np.ndarray | torch.Tensor) -> tuple[int, int]:
+    """Return height and width of an array or tensor, whose layout is found as in [`preprocess`]."""
+    return tuple(picture.shape) if picture.ndim == 2 else get_image_size(picture)
+
+
 def _with_channels(images: Any, input_data_format: str | ChannelDimension | None) -> Any:
     """Add a channel axis to grey pictures `(height, width)`, as the first axis or as the input format says."""
     if isinstance(images, (list, tuple)):
@@ -388,4 +411,4 @@ def _read_segmentation_map(segmentation_map: Any) -> np.ndarray:
     return class_ids.astype(np.int64)
 
 
-__all__ = ["ZegClipImageProcessorBase", "ZegClipImageProcessorKwargs"]
+__all__ = ["ZegClipImageProcessorBase", "ZegClipImageProcessorKwargs", "array_size"]

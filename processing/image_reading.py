@@ -1,5 +1,6 @@
 """Reading pictures and label maps: the one place that handles file formats, colour modes and damaged files."""
 
+import base64
 import os
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,9 @@ EXIF_WARNING = (
 )
 """Warning about a PIL image with an EXIF orientation."""
 
+# A path may be as long; a text of that length is rather the picture itself.
+_LONGEST_NAME = 1000
+
 Source = str | Path | bytes | Image.Image
 
 
@@ -36,7 +40,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     - Modes `I` and `F` are read as described in [`to_8_bit`]; in mode `I`, values above 255 are 16-bit.
 
     Args:
-        picture: A path, an `http(s)` URL, the bytes of a file or a PIL image.
+        picture: A path, an `http(s)` URL, a file as bytes or as a base64 string, or a PIL image.
         timeout: Seconds to wait for a URL; `None` for no limit.
         name: Name of the picture in error messages, if it is given as bytes.
 
@@ -226,6 +230,8 @@ def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
         raise TypeError(f"A picture is a path, URL or PIL image, not {type(source).__name__}.")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = _fetch(source, name, timeout)
+    if isinstance(source, str) and not os.path.isfile(source):
+        source = _decode_base64(source) or source
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise InputError(f"There is no picture file {name}.")
     if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
@@ -247,6 +253,16 @@ def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
         raise InputError(f"{name} cannot be read as a picture: {error}") from error
 
 
+def _decode_base64(text: str) -> bytes | None:
+    """Return the bytes of a picture file that is given as base64, with or without `data:` prefix; else `None`."""
+    try:
+        content = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text)
+        Image.open(BytesIO(content)).close()  # Many a file name is valid base64.
+    except Exception:
+        return None
+    return content
+
+
 def _fetch(url: str, name: str, timeout: float | None) -> bytes:
     try:
         response = httpx.get(url, timeout=timeout, follow_redirects=True)
@@ -265,7 +281,8 @@ def _name(source: Source, name: str | None = None) -> str:
     if name is None:
         in_memory = isinstance(source, (bytes, Image.Image))
         name = (getattr(source, "filename", "") or "The picture") if in_memory else str(source)
-    return on_one_line(name)
+    name = on_one_line(name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:40]}... ({len(name)} characters)"
 
 
 def on_one_line(text: str) -> str:

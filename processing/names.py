@@ -13,20 +13,22 @@ class UnknownWordsWarning(UserWarning):
     """A class name or template has words that the model's text tower was never trained on."""
 
 
-def check_labels(labels: Sequence[str]) -> list[str]:
+def check_labels(labels: Sequence[str] | str) -> list[str]:
     """
-    Check a list of class names.
+    Check class names.
 
     Args:
-        labels: Class names.
+        labels: Class names, as a list or as one comma-separated string.
 
     Returns:
         The names without surrounding white space, in the given order.
 
     Raises:
-        InputError: If `labels` is not a list or tuple, is empty, or contains a name that is not a string, not valid
-            Unicode, blank or a duplicate.
+        InputError: If `labels` is not a string, list or tuple, is empty, or contains a name that is not a string, not
+            valid Unicode, blank or a duplicate.
     """
+    if isinstance(labels, str):
+        labels = labels.split(",") if labels.strip() else []
     if not isinstance(labels, (list, tuple)):
         raise InputError(f"Class names must be a list of strings, not {labels!r}.")
     if not labels:
@@ -44,11 +46,6 @@ def check_labels(labels: Sequence[str]) -> list[str]:
             raise InputError(f"Class name {name!r} comes twice.")
         names.append(name)
     return names
-
-
-def split_labels(text: str) -> list[str]:
-    """Split class names at commas and check them with [`check_labels`]."""
-    return check_labels(text.split(",") if text.strip() else [])
 
 
 def find_unknown_words(
@@ -88,13 +85,15 @@ def find_unknown_words(
     )
 
 
-def check_templates(prompt_templates: Sequence[str]) -> list[str]:
+def check_templates(prompt_templates: Sequence[str] | str) -> list[str]:
     """
-    Check prompt templates.
+    Check prompt templates, several or one.
 
     Raises:
         InputError: If there is no template, or one is not a string with exactly one `{}`.
     """
+    if isinstance(prompt_templates, str):
+        prompt_templates = [prompt_templates]
     if not prompt_templates:
         raise InputError("prompt_templates is empty: give at least one template such as 'a photo of a {}'.")
     for template in prompt_templates:
@@ -133,6 +132,5 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
-    "split_labels",
     "words_before_name",
 ]

@@ -2,25 +2,28 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from transformers.pipelines.base import Pipeline
 
+from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
-from .names import UnknownWordsWarning, check_labels, find_unknown_words, split_labels
+from .names import UnknownWordsWarning, check_labels, check_templates, find_unknown_words
 from .processing_zegclip import ZegClipProcessor
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
 TASK = "zero-shot-image-segmentation"
 # Names per call of the text tower.
 NAMES_AT_ONCE = 64
+# One picture, not several, although some of them can be iterated over.
+SINGLE = (str, bytes, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
@@ -35,8 +38,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     ```
 
     Every pixel is assigned to the label with the highest score. Names are encoded once per call, so pass many pictures
-    with the same names as one list or generator. Pictures are processed one at a time, each in overlapping windows
-    whose size and stride are those of the image processor.
+    with the same names as one list or generator. Each picture is processed in overlapping windows, with the size and
+    stride of the image processor.
     """
 
     _load_processor: Any = True
@@ -52,9 +55,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
         Args:
             images:
-                A path, URL or PIL image, or a list or generator of them. The EXIF orientation is applied, with a
-                warning for a PIL image.
+                A path, URL, base64 string, PIL image, or an array or tensor as the image processor takes it; a
+                dictionary of such an `image` and its own `candidate_labels`; or a list, generator or data set of any
+                of them, or an array with a batch axis. The EXIF orientation is applied, with a warning for a PIL
+                image.
             candidate_labels: Class names, as a list or as one comma-separated string.
+            hypothesis_template (`str` or `list[str]`, *optional*):
+                Template or templates with one `{}` for the name. Defaults to those of the model's configuration, which
+                are the active adapter's; it warns if the processor has others.
             threshold (`float`, *optional*, defaults to 0.0):
                 Pixels whose best score is lower are assigned to no label.
             window_size (`int`, *optional*):
@@ -63,8 +71,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             window_stride (`int`, *optional*):
                 Distance between windows. Defaults to that of the image processor or, if only `window_size` is given,
                 to the same overlap in proportion.
-            window_batch_size (`int`, *optional*, defaults to 8):
-                Windows per forward pass; halved, with a warning, when memory runs out.
+            batch_size (`int`, *optional*, defaults to 8):
+                Windows per forward pass; halved, with a warning, when memory runs out. Pictures, whose sizes may
+                differ, are read one at a time.
             timeout (`float`, *optional*): Seconds to wait for a URL; no limit by default.
             kwargs: The arguments above, and `num_workers` for reading pictures.
 
@@ -72,7 +81,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             For one picture, a list with a dictionary for each label in the given order, also for labels with an empty
             mask: `label`; `score`, the mean score inside the mask, in [0, 1], and 0.0 for an empty mask; `mask`, a
             PIL image of mode `L` and of the picture's size, 255 where the label has the highest score and 0 elsewhere.
-            For several pictures, a list of such lists; for a generator, an iterator over them.
+            For a list of pictures, a list of such lists; for a generator or data set, an iterator over them.
 
         Warns:
             UnknownWordsWarning: If the model has a closed vocabulary and a name has other words.
@@ -82,57 +91,39 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 the scores are NaN.
             MemoryError: If a picture is too large for the memory. A generator can continue with the next picture.
         """
+        templates = kwargs.pop("hypothesis_template", self._forward_params.get("hypothesis_template"))
+        names = _NameEncoder(self.model, self.processor, templates)
         if candidate_labels is None:
-            candidate_labels = self._postprocess_params.get("candidate_labels")
-        if candidate_labels is None:
-            raise InputError("candidate_labels is missing: give the names of the classes to segment.")
-        if (kwargs.get("batch_size") or self._batch_size or 1) != 1:
-            raise InputError("Pictures are processed one at a time: set window_batch_size instead of batch_size.")
-        labels = _read_labels(candidate_labels)
-        vocabulary, templates = self.model.config.vocabulary, self.processor.prompt_templates
-        unknown = find_unknown_words(labels, vocabulary, templates, model="This model")
-        if unknown is not None:
-            warnings.warn(unknown, UnknownWordsWarning, stacklevel=2)
+            candidate_labels = self._preprocess_params.get("candidate_labels")
+        if candidate_labels is not None:
+            candidate_labels = check_labels(candidate_labels)
+            with self.device_placement():
+                names.encode(candidate_labels)  # so that a name that is not valid is an error of this call
         # Shared by all pictures of the call: a batch size that ran out of memory is not tried again.
-        windows = kwargs.pop("window_batch_size", self._forward_params.get("window_batch_size", 8))
-        kwargs["window_batch_size"] = BatchSize(windows)
-        if isinstance(images, tuple):
+        batch_size = kwargs.pop("batch_size", None)
+        if batch_size is None:
+            batch_size = 8 if self._batch_size is None else self._batch_size
+        if isinstance(images, tuple) or getattr(images, "ndim", 0) == 4:
             images = list(images)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(images, candidate_labels=labels, class_embeds=self._encode(labels), **kwargs)
-
-    def _encode(self, labels: list[str]) -> torch.Tensor:
-        """Class embeddings of the model in its current state, `(names, dim)`, L2-normalised, on its device."""
-        tokens = self.processor(text=labels, return_tensors="pt")
-        largest, vocab_size = int(tokens["input_ids"].max()), self.model.clip.config.text_config.vocab_size
-        if largest >= vocab_size:
-            raise InputError(
-                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
-                f"{vocab_size} tokens."
-            )
-        num_templates = len(self.processor.prompt_templates)
-        by_name = {key: rows.view(len(labels), num_templates, -1) for key, rows in tokens.items()}
-        # Names of similar length are encoded together, cut to their longest: padding all to a single long name would
-        # slow every other down.
-        order = sorted(range(len(labels)), key=lambda index: len(labels[index]))
-        encoded = []
-        with self.device_placement(), torch.no_grad(), _in_eval_mode(self.model):
-            for start in range(0, len(order), NAMES_AT_ONCE):
-                some = order[start : start + NAMES_AT_ONCE]
-                longest = int(by_name["attention_mask"][some].sum(dim=-1).max())
-                batch = {key: rows[some, :, :longest].flatten(0, 1).to(self.device) for key, rows in by_name.items()}
-                encoded.append(self.model.get_class_embeds(**batch, num_templates=num_templates))
-        return torch.cat(encoded)[np.argsort(order).tolist()]
+        if isinstance(images, Iterable) and not isinstance(images, (*SINGLE, list, Dataset)):
+            images = (image for image in images)
+        return super().__call__(
+            images,
+            candidate_labels=candidate_labels,
+            names=names,
+            windows=BatchSize(batch_size),
+            batch_size=1,
+            **kwargs,
+        )
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess = _select(kwargs, "timeout")
-        forward = _select(kwargs, "class_embeds", "window_size", "window_stride", "window_batch_size")
+        preprocess = _select(kwargs, "timeout", "candidate_labels")
+        forward = _select(kwargs, "names", "windows", "hypothesis_template", "window_size", "window_stride")
         postprocess = _select(kwargs, "threshold")
         if not 0 <= postprocess.get("threshold", 0) <= 1:
             raise InputError(f"threshold must be between 0 and 1, got {postprocess['threshold']}.")
-        if "candidate_labels" in kwargs:
-            postprocess["candidate_labels"] = _read_labels(kwargs.pop("candidate_labels"))
         if kwargs:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {next(iter(kwargs))!r}.")
         if "window_size" in forward and "window_stride" not in forward:
@@ -147,46 +138,61 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             return window_size
         return max(window_size * usual_stride // usual_size, 1)
 
-    def preprocess(self, image: str | Path | Image.Image, timeout: float | None = None) -> dict[str, Any]:
-        """Read and resize one picture: `pixel_values` `(1, 3, height, width)` and its `original_size`."""
-        picture = load_rgb(image, timeout=timeout)
+    def preprocess(
+        self, image: Any, timeout: float | None = None, candidate_labels: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `labels`."""
+        if isinstance(image, Mapping):
+            own = image.get("candidate_labels")
+            image, candidate_labels = image["image"], candidate_labels if own is None else own
+        if candidate_labels is None:
+            raise InputError("candidate_labels is missing: give the names of the classes to segment.")
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            picture: Any = image
+            size = array_size(image)
+        else:
+            picture = load_rgb(image, timeout=timeout)
+            size = (picture.height, picture.width)
         if isinstance(image, Image.Image) and exif_frame(image)[0] != 1:
             warnings.warn(EXIF_WARNING, stacklevel=2)
-        with _name_size_if_out_of_memory(picture.height, picture.width):
+        with _name_size_if_out_of_memory(*size):
             inputs = self.processor(images=picture, return_tensors="pt").to(self.dtype)
-        return {"pixel_values": inputs["pixel_values"], "original_size": (picture.height, picture.width)}
+        return {
+            "pixel_values": inputs["pixel_values"],
+            "original_size": size,
+            "labels": check_labels(candidate_labels),
+        }
 
     def _forward(
         self,
         model_inputs: dict[str, Any],
-        class_embeds: torch.Tensor,
-        window_batch_size: int | BatchSize = 8,
-        **geometry: Any,
-    ) -> dict[str, torch.Tensor]:
+        names: "_NameEncoder",
+        windows: BatchSize,
+        **settings: Any,
+    ) -> dict[str, Any]:
         """The best label's index and score at every pixel of the original picture."""
+        class_embeds = names.encode(model_inputs["labels"])
         with _in_eval_mode(self.model):
-            windows = predict_windows(
+            logits = predict_windows(
                 self.model,
                 model_inputs["pixel_values"],
                 class_embeds,
-                window_size=geometry.get("window_size", self.processor.image_processor.window_size),
-                stride=geometry.get("window_stride", self.processor.image_processor.window_stride),
-                batch_size=window_batch_size,
+                window_size=settings.get("window_size", self.processor.image_processor.window_size),
+                stride=settings.get("window_stride", self.processor.image_processor.window_stride),
+                batch_size=windows,
             )
         with _name_size_if_out_of_memory(*model_inputs["original_size"]):
-            ids, scores = merge_masks(windows, target_size=model_inputs["original_size"])
+            ids, scores = merge_masks(logits, target_size=model_inputs["original_size"])
         if scores.isnan().any():  # Comparisons with NaN are false, so the first label would win.
             raise InputError("The model's scores are NaN: its weights are damaged or overflow in this precision.")
-        return {"ids": ids, "scores": scores}
+        return {"ids": ids, "scores": scores, "labels": model_inputs["labels"]}
 
-    def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], candidate_labels: list[str], threshold: float = 0.0
-    ) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any], threshold: float = 0.0) -> list[dict[str, Any]]:
         """One dictionary per label."""
         scores = model_outputs["scores"].numpy()
         ids = np.where(scores < threshold, -1, model_outputs["ids"].numpy())
         results = []
-        for index, label in enumerate(candidate_labels):
+        for index, label in enumerate(model_outputs["labels"]):
             inside = ids == index
             results.append(
                 {
@@ -206,6 +212,65 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+class _NameEncoder:
+    """
+    Encodes the names of one call, each list of them once.
+
+    Args:
+        model: In whatever state it is when a picture is processed.
+        processor: For the tokens.
+        hypothesis_template: Template or templates; `None` for those of the model's configuration.
+    """
+
+    def __init__(self, model: Any, processor: ZegClipProcessor, hypothesis_template: Sequence[str] | str | None):
+        self.model = model
+        self.processor = processor
+        self.templates = None if hypothesis_template is None else check_templates(hypothesis_template)
+        self.encoded: dict[Any, torch.Tensor] = {}
+
+    def encode(self, labels: list[str]) -> torch.Tensor:
+        """Class embeddings of the model in its current state, `(names, dim)`, L2-normalised, on its device."""
+        templates = self.templates or list(self.model.config.prompt_templates)
+        adapter = getattr(self.model.clip.text_model.encoder, "active_name", lambda: None)()  # with text prompts
+        key = (*labels, *templates, adapter)
+        if key not in self.encoded:
+            if self.templates is None and templates != self.processor.prompt_templates:
+                warnings.warn(
+                    f"Names are put into the templates of the model's configuration, {templates}, and not into the "
+                    f"processor's, {self.processor.prompt_templates}; give hypothesis_template to choose others.",
+                    stacklevel=3,
+                )
+            unknown = find_unknown_words(labels, self.model.config.vocabulary, templates, model="This model")
+            if unknown is not None:
+                warnings.warn(unknown, UnknownWordsWarning, stacklevel=3)
+            self.encoded[key] = self._encode(labels, templates)
+        return self.encoded[key]
+
+    def _encode(self, labels: list[str], templates: list[str]) -> torch.Tensor:
+        tokens = self.processor(text=labels, prompt_templates=templates, return_tensors="pt")
+        num_templates = tokens.pop("num_templates")
+        largest, vocab_size = int(tokens["input_ids"].max()), self.model.clip.config.text_config.vocab_size
+        if largest >= vocab_size:
+            raise InputError(
+                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
+                f"{vocab_size} tokens."
+            )
+        by_name = {key: rows.view(len(labels), num_templates, -1) for key, rows in tokens.items()}
+        # Names of similar length are encoded together, cut to their longest: padding all to a single long name would
+        # slow every other down.
+        order = sorted(range(len(labels)), key=lambda index: len(labels[index]))
+        encoded = []
+        with torch.no_grad(), _in_eval_mode(self.model):
+            for start in range(0, len(order), NAMES_AT_ONCE):
+                some = order[start : start + NAMES_AT_ONCE]
+                longest = int(by_name["attention_mask"][some].sum(dim=-1).max())
+                batch = {
+                    key: rows[some, :, :longest].flatten(0, 1).to(self.model.device) for key, rows in by_name.items()
+                }
+                encoded.append(self.model.get_class_embeds(**batch, num_templates=num_templates))
+        return torch.cat(encoded)[np.argsort(order).tolist()]
 
 
 @contextmanager
@@ -228,10 +293,6 @@ def _name_size_if_out_of_memory(height: int, width: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(f"{NO_MEMORY} for a picture of {height} x {width} pixels: make it smaller.") from error
-
-
-def _read_labels(candidate_labels: Sequence[str] | str) -> list[str]:
-    return split_labels(candidate_labels) if isinstance(candidate_labels, str) else check_labels(candidate_labels)
 
 
 def _select(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class ZegClipProcessor(ProcessorMixin):
     def __call__(
         self,
         images: ImageInput | None = None,
-        text: Sequence[str] | None = None,
+        text: Sequence[str] | str | None = None,
         segmentation_maps: ImageInput | None = None,
+        prompt_templates: Sequence[str] | str | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
@@ -59,17 +60,20 @@ class ZegClipProcessor(ProcessorMixin):
 
         Args:
             images: One picture or several, in any form that the image processor accepts.
-            text: Class names. They apply to all pictures.
+            text: Class names, as a list or as one comma-separated string. They apply to all pictures.
             segmentation_maps: A label map for each picture.
+            prompt_templates: Templates for this call, instead of the processor's.
             kwargs: Arguments of the image processor or the tokenizer, and `return_tensors="pt"` for tensors.
 
         Returns:
             With `images`: `pixel_values` `(batch, 3, height, width)` and, if PIL images were rotated by their EXIF
             orientation, `orientations` `(batch, 3)`, see the image processor. With `segmentation_maps`: `labels`
             `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`:
-            all templates of the first name, then all of the second.
+            all templates of the first name, then all of the second; and `num_templates`, an `int`, by which the model
+            finds the rows of a name.
 
         Raises:
+            TypeError: For an argument that neither image processor nor tokenizer has.
             InputError: If neither pictures nor names are given, a name is not valid (see [`check_labels`]) or too
                 long for the text tower, two names have the same tokens, or the image processor refuses a picture.
         """
@@ -77,16 +81,27 @@ class ZegClipProcessor(ProcessorMixin):
             raise InputError("Give images, text or both.")
         if images is None and segmentation_maps is not None:
             raise InputError("segmentation_maps need images.")
+        self._check_arguments(kwargs)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
         if images is not None:
             data.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
         if text is not None:
-            data.update(self._tokenize(check_labels(text), **merged["text_kwargs"]))
+            templates = self.prompt_templates if prompt_templates is None else check_templates(prompt_templates)
+            data.update(self._tokenize(check_labels(text), templates, **merged["text_kwargs"]))
+            data["num_templates"] = len(templates)
         return BatchFeature(data)
 
-    def _tokenize(self, names: list[str], **kwargs: Any) -> dict[str, Any]:
-        prompts = fill_templates(names, self.prompt_templates)
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Raise `TypeError` for an unknown argument, which transformers would only log."""
+        groups = self.valid_processor_kwargs.__annotations__
+        known = {name for group in groups.values() for name in getattr(group, "__annotations__", ())} | groups.keys()
+        known |= self.image_processor.valid_kwargs.__annotations__.keys()
+        for name in kwargs.keys() - known:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}.")
+
+    def _tokenize(self, names: list[str], templates: list[str], **kwargs: Any) -> dict[str, Any]:
+        prompts = fill_templates(names, templates)
         self._check_tokens(names, prompts, kwargs.get("max_length") or self.tokenizer.model_max_length)
         # Padding on the left would move the words to other positions.
         return self.tokenizer(prompts, **kwargs | {"split_special_tokens": True, "padding_side": "right"})
@@ -95,7 +110,7 @@ class ZegClipProcessor(ProcessorMixin):
         """Raise `InputError` for a name with more tokens than `limit`, and for two names with the same tokens."""
         # Names are plain text: "<|endoftext|>" as a special token would hide the rest of the name from the text tower.
         rows = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
-        num_templates = len(self.prompt_templates)
+        num_templates = len(prompts) // len(names)
         name_of_tokens: dict[str, str] = {}
         for index, name in enumerate(names):
             rows_of_name = rows[index * num_templates : (index + 1) * num_templates]

@@ -139,7 +139,7 @@ def predict_windows(
         raise ValueError(f"Expected one picture (1, channels, height, width), got {tuple(pixel_values.shape)}.")
     batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
     if batch.windows < 1:
-        raise InputError(f"window_batch_size must be at least 1, got {batch.windows}.")
+        raise InputError(f"batch_size must be at least 1, got {batch.windows}.")
     height, width = pixel_values.shape[-2:]
     boxes = window_boxes(height, width, window_size, stride)
     side = f"{min(window_size or height, height)} x {min(window_size or width, width)}"

@@ -95,6 +95,6 @@ def segment_picture(
         for row in summarise(ids, scores, labels)
     ]
     warning = find_unknown_words(
-        labels, segmenter.model.config.vocabulary, segmenter.processor.prompt_templates, f"The {model_name}"
+        labels, segmenter.model.config.vocabulary, segmenter.model.config.prompt_templates, f"The {model_name}"
     )
     return Segmentation(overlay(picture, ids, labels, make_colours(len(labels))), rows, warning)

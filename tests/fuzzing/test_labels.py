@@ -11,7 +11,7 @@ from PIL import Image
 
 from zegclip.commands.options import read_labels
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.names import check_labels, split_labels
+from zegclip.processing.names import check_labels
 
 pytestmark = pytest.mark.thorough
 
@@ -89,7 +89,7 @@ def test_names_through_the_command(fuzz, model_folder, noise, tmp_path, source):
         if source == "text":
             given = content.decode(errors="surrogateescape").replace("\0", "0")
             words = [f"--labels={given}"]
-            labels = fuzz.attempt(lambda: split_labels(given))
+            labels = fuzz.attempt(lambda: check_labels(given))
         else:
             (tmp_path / f"{number}.txt").write_bytes(content)
             words = ["--labels-file", tmp_path / f"{number}.txt"]

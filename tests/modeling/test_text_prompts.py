@@ -275,7 +275,7 @@ def test_other_templates_are_refused(model, processor, kind):
             model(pictures(2, 32, 40), input_ids=ids)
     model.get_class_embeds(right)
     with pytest.raises(ModelError, match="template"):
-        model.get_class_embeds(**both, num_templates=2)
+        model.get_class_embeds(**both)
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("words", 21), ("whole", 20)])

@@ -1,11 +1,14 @@
+import base64
 import itertools
 import warnings
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from zegclip import DeepPromptConfig
 from zegclip.processing import pipeline as pipeline_module
@@ -32,6 +35,10 @@ def segment(pipe):
     return lambda images=None, **options: pipe(
         noise() if images is None else images, **{"candidate_labels": LABELS, **options}
     )
+
+
+def embed(pipe, labels=LABELS):
+    return pipeline_module._NameEncoder(pipe.model, pipe.processor, None).encode(labels)
 
 
 def noise(height=40, width=90, seed=0):
@@ -104,29 +111,29 @@ def load_others(model, processor):
 
 @pytest.mark.parametrize("change", [step_of_fused_adamw, change_unnoticed, add_text_prompts, load_others])
 def test_a_changed_model_gives_results_of_its_own(pipe, segment, model, processor, change):
-    before = pipe._encode(LABELS)
+    before = embed(pipe)
     segment()
     change(model, processor)
     assert same(segment(), make_pipeline(model, processor)(noise(), candidate_labels=LABELS))
-    assert not torch.allclose(pipe._encode(LABELS), before)
+    assert not torch.allclose(embed(pipe), before)
 
 
 def test_adapters_that_are_switched_give_results_of_their_own(pipe, model, processor):
-    plain = pipe._encode(LABELS)
+    plain = embed(pipe)
     add_text_prompts(model, processor)
-    tuned = pipe._encode(LABELS)
+    tuned = embed(pipe)
     assert not torch.allclose(tuned, plain)
     model.disable_adapters()
-    assert torch.equal(pipe._encode(LABELS), plain)
+    assert torch.equal(embed(pipe), plain)
     model.enable_adapters()
-    assert torch.equal(pipe._encode(LABELS), tuned)
+    assert torch.equal(embed(pipe), tuned)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_converted_model_gives_results_in_its_new_precision(pipe, segment, model, processor, dtype):
     segment()
     model.to(dtype)
-    assert pipe._encode(LABELS).dtype == dtype
+    assert embed(pipe).dtype == dtype
     assert same(segment(), make_pipeline(model, processor)(noise(), candidate_labels=LABELS))
 
 
@@ -138,7 +145,7 @@ def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, mo
     monkeypatch.setattr(
         model, "get_class_embeds", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or encode(**kwargs)
     )
-    torch.testing.assert_close(pipe._encode(labels), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embed(pipe, labels), expected, atol=1e-6, rtol=0)
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]
 
@@ -157,8 +164,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
         ),
         *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"))),
         ({"window_size": 16, "window_stride": 17}, "window_stride"),
-        ({"window_batch_size": 0}, "window_batch_size"),
-        ({"batch_size": 2}, "window_batch_size"),
+        ({"batch_size": 0}, "batch_size"),
         ({"images": "no_such.png"}, r"no_such\.png"),
         # Names are compared also if they are not encoded together.
         ({"candidate_labels": ["a  b", "a b", "cat"]}, "'a  b' and 'a b'"),
@@ -171,8 +177,8 @@ def test_bad_arguments_are_named(segment, monkeypatch, arguments, named):
 
 
 def test_unknown_arguments_are_refused(segment):
-    with pytest.raises(TypeError, match="'windows'"):
-        segment(windows=3)
+    with pytest.raises(TypeError, match="'stride'"):
+        segment(stride=3)
 
 
 def test_threshold_takes_pixels_away(segment):
@@ -191,11 +197,113 @@ def test_window_arguments(segment, processor):
     assert same(segment(), whole)
 
 
-def test_several_templates_of_the_processor_are_averaged(pipe, model, processor):
-    processor.prompt_templates = ["a {}", "the {} there", "one {}"]
-    prompts = processor(text=LABELS, return_tensors="pt")
-    expected = model.get_class_embeds(**prompts, num_templates=3)
-    torch.testing.assert_close(pipe._encode(LABELS), expected, atol=1e-6, rtol=0)
+def test_templates_are_those_of_the_call_or_of_the_model(pipe, segment, model, processor):
+    templates = ["a {}", "the {} there", "one {}"]
+    prompts = processor(text=LABELS, prompt_templates=templates, return_tensors="pt")
+    expected = model.get_class_embeds(**prompts)
+    assert len(expected) == len(LABELS)
+    one = segment()
+    several = segment(hypothesis_template=templates)
+    assert not same(several, one)
+    assert same(make_pipeline(model, processor, hypothesis_template=templates)(noise(), LABELS), several)
+    assert same(segment(hypothesis_template=processor.prompt_templates[0]), one)
+    with pytest.raises(InputError, match="cat"):
+        segment(hypothesis_template="a cat")
+
+    processor.prompt_templates = ["the {}"]
+    with pytest.warns(UserWarning, match="the {}"):
+        assert same(segment(), one)
+    model.config.prompt_templates = templates  # as a loaded adapter's
+    with pytest.warns(UserWarning, match="one {}"):
+        torch.testing.assert_close(embed(pipe), expected, atol=1e-6, rtol=0)
+    processor.prompt_templates = templates
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(segment(), several)
+
+
+def test_an_adapter_that_is_switched_between_two_pictures_takes_its_names_along(pipe, segment, model, processor):
+    plain = segment()
+    add_text_prompts(model, processor)
+    tuned = segment()
+    model.disable_adapters()
+    results = iter(segment(noise() for _ in range(3)))
+    found = [next(results)]
+    model.enable_adapters()
+    found.append(next(results))
+    model.disable_adapters()
+    found.append(next(results))
+    assert [same(one, plain) for one in found] == [True, False, True]
+    assert same(found[1], tuned)
+
+
+def test_every_picture_may_have_labels_of_its_own(segment):
+    own = {"image": noise(seed=1), "candidate_labels": ["dog", "cat"]}
+    expected = [segment(noise(seed=1), candidate_labels=["dog", "cat"]), segment(noise(seed=2))]
+    assert same(segment(own, candidate_labels=None), expected[0])
+    mixed = [own, {"image": noise(seed=2)}]
+    for images in (mixed, iter(mixed), datasets.Dataset.from_list(mixed)):
+        assert all(same(one, other) for one, other in zip(segment(images), expected, strict=True))
+    with pytest.raises(InputError, match="candidate_labels"):
+        segment(mixed, candidate_labels=None)
+    with pytest.raises(InputError, match="'cat'"):
+        segment({"image": noise(), "candidate_labels": "cat, cat"})
+
+
+def test_arrays_and_tensors(segment):
+    expected = segment()
+    array = np.asarray(noise())
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for picture in (array, tensor, tensor.float() / 255):
+        assert same(segment(picture), expected)
+    for batch in (array[None].repeat(2, axis=0), tensor[None].expand(2, -1, -1, -1), [array, tensor]):
+        assert all(same(one, expected) for one in segment(batch))
+    grey = np.asarray(noise().convert("L"))
+    assert same(segment(grey), segment(Image.fromarray(grey)))
+
+
+def test_columns_of_a_data_set(segment):
+    pictures = datasets.Dataset.from_dict({"image": [noise(seed=1), noise(30, 50, seed=2)]})
+    expected = [segment(noise(seed=1)), segment(noise(30, 50, seed=2))]
+    for images in (pictures["image"], KeyDataset(pictures, "image"), map(dict, pictures)):
+        assert all(same(one, other) for one, other in zip(segment(images), expected, strict=True))
+
+
+def test_pictures_as_base64(segment, tmp_path):
+    noise().save(tmp_path / "picture.png")
+    text = base64.b64encode((tmp_path / "picture.png").read_bytes()).decode()
+    assert same(segment(text), segment())
+    assert same(segment(f"data:image/png;base64,{text}"), segment())
+    with pytest.raises(InputError) as raised:
+        segment(text[200:])
+    assert len(str(raised.value)) < 200
+
+
+def test_the_batch_size_is_that_of_windows(model, processor, segment, monkeypatch):
+    calls, forward = [], model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda pixel_values, **kwargs: calls.append(len(pixel_values)) or forward(pixel_values=pixel_values, **kwargs),
+    )
+    segment()
+    segment(batch_size=2)
+    make_pipeline(model, processor, batch_size=1)([noise()], candidate_labels=LABELS)
+    assert calls == [3, 2, 1, 1, 1, 1]
+
+
+def test_names_of_the_configuration_in_the_pipeline_for_image_segmentation(model, processor, segment, tmp_path):
+    model.set_class_names(LABELS, processor)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    loaded = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
+    results = {result["label"]: np.asarray(result["mask"]) for result in loaded(noise())}
+    expected = {result["label"]: np.asarray(result["mask"]) for result in segment(window_size=None)}
+    assert set(results) == {label for label, mask in expected.items() if mask.any()}
+    assert len(results) > 1
+    for label, mask in results.items():
+        # That pipeline upsamples logits, this one also their sigmoid to the picture's size.
+        assert (mask == expected[label]).mean() > 0.95
 
 
 def test_scores_that_are_nan_are_refused(segment, model):
@@ -240,7 +348,7 @@ def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again_in_the_same_call
         assert (np.asarray(one["mask"]) == np.asarray(other["mask"])).mean() > 0.999
     assert calls == [3, 2, 1, 2, 1, 2, 1]
     calls.clear()
-    segment(window_batch_size=1)
+    segment(batch_size=1)
     assert calls == [1] * 3
 
 
@@ -270,9 +378,8 @@ def test_unknown_words_are_reported_before_segmentation(pipe, recwarn):
         pending = pipe((noise() for _ in range(1)), candidate_labels=["cat", "zebra"])
     assert caught[0].filename == __file__
     assert len(list(pending)) == 1
-    pipe.processor.prompt_templates = ["a sketch of a {}"]
     with pytest.warns(UnknownWordsWarning, match="'a sketch of a {}'"):
-        pipe(noise(), candidate_labels=["cat", "tree"])
+        pipe(noise(), candidate_labels=["cat", "tree"], hypothesis_template="a sketch of a {}")
 
 
 def test_a_pil_image_with_an_exif_orientation_comes_with_a_warning(pipe, tmp_path):

@@ -23,7 +23,7 @@ def test_pictures_names_and_label_maps_together(processor):
 
 
 def test_either_alone(processor):
-    assert set(processor(text=["cat"], return_tensors="pt")) == {"input_ids", "attention_mask"}
+    assert set(processor(text=["cat"], return_tensors="pt")) == {"input_ids", "attention_mask", "num_templates"}
     assert set(processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")) == {"pixel_values"}
     with pytest.raises(InputError, match="images"):
         processor()
@@ -158,11 +158,35 @@ def test_round_trip(tmp_path, image_processor, tokenizer, templates):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     before = saved(images=picture, text=["cat", "tree"], return_tensors="pt")
     after = loaded(images=picture, text=["cat", "tree"], return_tensors="pt")
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(torch.as_tensor(before[key]), torch.as_tensor(after[key])) for key in before)
 
 
 def test_names_are_padded_on_the_right_whatever_the_tokenizer_is_told(processor):
     expected = processor(text=["cat", "a cat"], return_tensors="pt")
     processor.tokenizer.padding_side = "left"
     given = processor(text=["cat", "a cat"], return_tensors="pt")
-    assert all(torch.equal(given[name], expected[name]) for name in expected)
+    assert all(torch.equal(given[name], expected[name]) for name in ("input_ids", "attention_mask"))
+
+
+def test_names_as_a_string_and_templates_of_a_call(processor):
+    assert processor(text="cat, a tree")["input_ids"] == processor(text=["cat", "a tree"])["input_ids"]
+    templates = ["the {}", "a photo of a {}"]
+    given = processor(text=["cat", "tree"], prompt_templates=templates)
+    processor.prompt_templates = templates
+    assert dict(given) == dict(processor(text=["cat", "tree"]))
+    assert given["num_templates"] == 2
+
+
+def test_misspelt_arguments_are_refused(processor):
+    with pytest.raises(TypeError, match="do_resiz"):
+        processor(images=Image.new("RGB", (8, 8)), do_resiz=False)
+    processor(images=Image.new("RGB", (8, 8)), text=["cat"], images_kwargs={"do_resize": False}, padding=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"do_center_crop": True, "crop_size": 8}, {"do_pad": True}, {"data_format": "channels_last"}]
+)
+def test_what_it_cannot_do_is_refused(processor, arguments):
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        processor(images=Image.new("RGB", (8, 8)), **arguments)

@@ -74,12 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.files import remove_leftovers
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
-    from zegclip.processing.names import split_labels
+    from zegclip.processing.names import check_labels
     from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
 
-    labels = read_labels(arguments.labels_file) if arguments.labels is None else split_labels(arguments.labels)
+    labels = read_labels(arguments.labels_file) if arguments.labels is None else check_labels(arguments.labels)
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
@@ -137,7 +137,7 @@ def _warn_of_unknown_words(
     unknown = find_unknown_words(
         labels,
         segmenter.model.config.vocabulary,
-        segmenter.processor.prompt_templates,
+        segmenter.model.config.prompt_templates,
         model="the embedded model" if embedded else "this model",
     )
     if unknown is not None and not silent:

@@ -29,7 +29,7 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
     """The pipeline without one mask per label, which would need too much memory for large pictures and many labels."""
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, torch.Tensor], candidate_labels: list[str], threshold: float = 0.0
+        self, model_outputs: dict[str, Any], threshold: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best label's index, or -1 below `threshold`, int64, and its score, float32: `(height, width)`."""
         scores = model_outputs["scores"].numpy()

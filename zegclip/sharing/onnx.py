@@ -206,7 +206,7 @@ def compare(
     (logits,) = vision.run(None, {"pixel_values": pictures.numpy(), "class_embeds": embeds})
     with torch.no_grad():
         inputs = processor(text=list(names), return_tensors="pt")
-        expected_embeds = model.get_class_embeds(**inputs, num_templates=len(processor.prompt_templates))
+        expected_embeds = model.get_class_embeds(**inputs)
         expected_logits = model(pixel_values=pictures, class_embeds=expected_embeds).logits
     return {
         "class_embeds": float(np.abs(embeds - expected_embeds.numpy()).max()),

@@ -147,6 +147,7 @@ def count_classes(
     """Count classes in all pictures under both protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
     split, image_processor = pictures.split, processor.image_processor
     names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
+    num_templates = names.pop("num_templates")
     protocols = {
         PAPERS: Protocol(image_processor.window_size, image_processor.window_stride, offset),
         FREE: Protocol(None, None, 0.0),
@@ -171,7 +172,7 @@ def count_classes(
     }
     model.to(training_args.device)
     with torch.no_grad():
-        class_embeds = model.get_class_embeds(**names, num_templates=len(processor.prompt_templates))
+        class_embeds = model.get_class_embeds(**names, num_templates=num_templates)
     return evaluate_pictures(
         model,
         class_embeds,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, TrainerCallback
+from transformers import BatchFeature, EvalPrediction, TrainerCallback
 
 from zegclip.drawing.curves import plot_training
 from zegclip.drawing.samples import sample_sheet, sample_strip
@@ -35,8 +35,8 @@ class ZegClipTrainer(CheckpointTrainer):
 
     Args:
         names: All class names of `split` as inputs of the model: their `class_embeds` `(names, dim)`, or, where the
-            text tower is trained, the processor's `input_ids` and `attention_mask` `(names * templates, length)`,
-            which are encoded anew in each step, and once for each evaluation.
+            text tower is trained, what the processor returns for them, which is encoded anew in each step, and once
+            for each evaluation.
         split: The classes.
         setting: Which of them training sees, and how (ZegCLIP section 4.1; see [`ClassSplit.training_labels`]).
         **kwargs: `Trainer`'s own; the windows of the evaluation are those of `processing_class`'s image processor.
@@ -48,7 +48,7 @@ class ZegClipTrainer(CheckpointTrainer):
     def __init__(
         self,
         *args: Any,
-        names: Mapping[str, torch.Tensor],
+        names: Mapping[str, Any],
         split: ClassSplit,
         setting: Setting = "inductive",
         **kwargs: Any,
@@ -58,7 +58,7 @@ class ZegClipTrainer(CheckpointTrainer):
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
-        self.names = {name: tensor.to(self.args.device) for name, tensor in names.items()}
+        self.names = BatchFeature(names).to(self.args.device)
         self.train_ids = split.training_ids(setting)
         self.train_names = _select_names(self.names, self.train_ids, len(split.names))
         self.class_embeds: Any = self.names.get("class_embeds")
@@ -379,13 +379,14 @@ class _SetEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-def _select_names(names: Mapping[str, torch.Tensor], ids: Sequence[int], num_names: int) -> dict[str, torch.Tensor]:
+def _select_names(names: Mapping[str, Any], ids: Sequence[int], num_names: int) -> dict[str, Any]:
     """Select some names, whose rows are all templates of each, and cut off the columns that are padding for all."""
-    selected = {name: tensor.unflatten(0, (num_names, -1))[list(ids)].flatten(0, 1) for name, tensor in names.items()}
+    tensors = {name: value for name, value in names.items() if isinstance(value, torch.Tensor)}
+    selected = {name: rows.unflatten(0, (num_names, -1))[list(ids)].flatten(0, 1) for name, rows in tensors.items()}
     if "attention_mask" in selected:
         used = selected["attention_mask"].any(dim=0)
-        selected = {name: tensor[:, used] for name, tensor in selected.items()}
-    return selected
+        selected = {name: rows[:, used] for name, rows in selected.items()}
+    return {**names, **selected}
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | list[torch.Tensor]]:

@@ -385,7 +385,7 @@ def test_names_are_encoded_in_each_step_and_once_for_an_evaluation(text_trainer,
 def test_the_trimmed_names_train_as_the_padded_ones(text_trainer):
     trainer = text_trainer("whole")
     without_dropout(trainer)
-    padded = {name: tensor[[0, 1, 3]] for name, tensor in trainer.names.items()}
+    padded = {name: trainer.names[name][[0, 1, 3]] for name in ("input_ids", "attention_mask")}
     inputs = trainer.train_dataset[0]
     inputs = {name: tensor[None] for name, tensor in inputs.items()}
     losses, gradients = [], []
