@@ -151,8 +151,10 @@ class ZegClipConfig(PreTrainedConfig):
 
     def class_prompts(self) -> list[str]:
         """Return the prompts of the names in `id2label`: all templates of the first name, then of the next."""
-        names = [name for _, name in sorted(self.id2label.items())]
-        return [template.replace("{}", name) for name in names for template in self.prompt_templates]
+        ids = range(len(self.id2label))
+        if sorted(self.id2label) != list(ids):
+            raise ModelError(f"id2label must have the ids 0 to {len(ids) - 1}, not {sorted(self.id2label)}.")
+        return [template.replace("{}", self.id2label[index]) for index in ids for template in self.prompt_templates]
 
     def describe_head(self) -> dict[str, Any]:
         """Return an adapter's part of the configuration: fields of this class but `clip_config`, and `id2label`."""

@@ -365,6 +365,8 @@ def test_without_names_the_classes_are_those_of_the_configuration(model, process
         other = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, **change)
         with pytest.raises(ModelError, match="set_class_names"):
             other(pictures())
+    with pytest.raises(ModelError, match="id2label"):  # names without a place in the logits
+        ZegClipForSemanticSegmentation.from_pretrained(tmp_path, id2label={1: "cat", 3: "dog"})(pictures())
     fewer = ZegClipForSemanticSegmentation.from_pretrained(tmp_path, id2label={0: "dog", 1: "cat"})
     assert torch.equal(
         fewer(pictures()).logits, model(pictures(), **processor(text="dog, cat", return_tensors="pt")).logits
