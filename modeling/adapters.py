@@ -19,7 +19,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from .base_fingerprint import OtherBaseWarning, take_fingerprint
 from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
-from .prompt_tuner import head_fields, share_config, switch_head_config
+from .prompt_tuner import head_fields, switch_head_config
 from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter, is_missing_folder
 
 # Names of submodules that only a model with adapters has.
@@ -97,8 +97,7 @@ class AdapterModel(PreTrainedModel):
             loaded = super().from_pretrained(adapter.base, *model_args, **kwargs)
         model = loaded[0] if output_loading_info else loaded
         model.config.apply_head(config.describe_head())  # with the fields that were given here
-        ((name, peft_config),) = model.peft_config.items()
-        share_config(model, name, peft_config)
+        (peft_config,) = model.peft_config.values()
         if adapter.base != adapter.path:
             # Saved elsewhere, the adapter must still find its base.
             peft_config.base_model_name_or_path = adapter.base

@@ -90,7 +90,7 @@ class QueryUpdate(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
-        self.dropout = config.decoder_dropout
+        self.config = config
         self.out_proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, config.decoder_ffn_dim)
@@ -99,9 +99,10 @@ class QueryUpdate(nn.Module):
 
     def update(self, queries: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Both `(batch, classes, dim)`; returns updated queries."""
-        queries = self.norm1(queries + F.dropout(self.out_proj(attended), self.dropout, self.training))
-        hidden = F.dropout(F.relu(self.fc1(queries)), self.dropout, self.training)
-        return self.norm2(queries + F.dropout(self.fc2(hidden), self.dropout, self.training))
+        dropout = self.config.decoder_dropout
+        queries = self.norm1(queries + F.dropout(self.out_proj(attended), dropout, self.training))
+        hidden = F.dropout(F.relu(self.fc1(queries)), dropout, self.training)
+        return self.norm2(queries + F.dropout(self.fc2(hidden), dropout, self.training))
 
 
 class ZegClipDecoderLayer(QueryUpdate):
@@ -110,7 +111,6 @@ class ZegClipDecoderLayer(QueryUpdate):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         dim = config.clip_config.projection_dim
-        self.config = config
         self.head_dim = dim // config.decoder_attention_heads
         self.is_causal = False
         self.q_proj = nn.Linear(dim, dim)
@@ -120,8 +120,9 @@ class ZegClipDecoderLayer(QueryUpdate):
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """`queries` `(batch, queries, dim)`, `memory` `(batch, ..., dim)`; returns updated queries."""
         memory = memory.flatten(1, -2)
+        dropout = self.config.decoder_dropout
         attended = multi_head_attention(
-            self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=self.dropout
+            self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=dropout
         )
         return self.update(queries, attended)
 

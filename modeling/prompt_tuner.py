@@ -60,7 +60,7 @@ class DeepPromptModel(BaseTuner):
             base = config.clip_model_name_or_path or config.base_model_name_or_path
             here = getattr(getattr(model, "config", None), "_name_or_path", None)
             warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
-        share_config(model, adapter_name, config)
+        _share_config(model, adapter_name)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As the parent's; the model's configuration becomes the adapter's, see [`switch_head_config`]."""
@@ -167,16 +167,15 @@ def switch_head_config(model: nn.Module, peft_configs: dict[str, Any], active: s
         incoming.apply_head_config(config)
 
 
-def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -> None:
+def _share_config(model: nn.Module, adapter_name: str) -> None:
     """
-    Let an adapter's decode head use the model's configuration, and its own dropout.
+    Let an adapter's decode head use the model's configuration.
 
-    PEFT's copy of the base's decode head has a copy of the configuration, which `set_attn_implementation` would not
-    reach, and the base's dropout.
+    PEFT's copy of the base's decode head has a copy of it, which neither `set_attn_implementation` nor a change of the
+    dropout would reach.
     """
-    if not _is_zegclip(model) or not hasattr(peft_config, "active_in"):
+    if not _is_zegclip(model):
         return
-    described = peft_config.to_dict()["model_config"]
     decode_head: Any = model.decode_head
     for wrapper in decode_head.modules():
         if not isinstance(wrapper, ModulesToSaveWrapper) or adapter_name not in wrapper.modules_to_save:
@@ -184,8 +183,6 @@ def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -
         for part in wrapper.modules_to_save[adapter_name].modules():
             if hasattr(part, "config"):
                 part.config = model.config
-            if hasattr(part, "dropout"):
-                part.dropout = described["decoder_dropout"]
 
 
 def register_tuner() -> None:
@@ -198,4 +195,4 @@ def register_tuner() -> None:
 
 register_tuner()
 
-__all__ = ["DeepPromptModel", "head_fields", "share_config", "switch_head_config"]
+__all__ = ["DeepPromptModel", "head_fields", "switch_head_config"]

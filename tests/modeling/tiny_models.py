@@ -65,9 +65,8 @@ def logits(model, inputs):
 def gradients(model, inputs, checkpointing=False):
     """The gradients of all that is trained, without dropout."""
     model = copy.deepcopy(model)
+    model.config.decoder_dropout = 0.0
     for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
         for config in getattr(module, "prompt_configs", {}).values():
             config.dropout = 0.0
     if checkpointing:
