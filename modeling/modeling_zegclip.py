@@ -267,7 +267,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds = self.get_class_embeds(input_ids, attention_mask, num_templates)
         elif input_ids is not None or class_embeds is None:
             raise ModelError("Give the class names either as input_ids or as class_embeds.")
-        asked_for_states = bool(kwargs.get("output_hidden_states"))
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = any(getattr(config, name) for config in (self.config, self.clip.vision_model.config))
+            kwargs.setdefault(name, asked)
+        asked_for_states = bool(kwargs["output_hidden_states"])
         out_indices = self.decode_head.out_indices
         if out_indices:
             # All, if some are asked for; the first are the embeddings.
