@@ -45,13 +45,15 @@ def multi_head_attention(
         `(batch, queries, dim)`.
     """
     implementation = module.config._attn_implementation
+    dropout = dropout if module.training else 0.0
+    if implementation == "flex_attention" and dropout:
+        implementation = "sdpa"  # flex_attention has none
     if attention_mask is not None and implementation != "eager":
         implementation = "sdpa"  # the others take no such mask
     elif attention_mask is not None:  # is added to the scores
         attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
     attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     heads = [states.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for states in (query, key, value)]
-    dropout = dropout if module.training else 0.0
     attended, _ = attend(
         module, *heads, attention_mask, scaling=module.head_dim**-0.5, dropout=dropout, is_causal=False
     )

@@ -78,6 +78,7 @@ class ZegClipPreTrainedModel(AdapterModel):
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
