@@ -171,6 +171,13 @@ class AdapterModel(PreTrainedModel):
         described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
         described.save_pretrained(save_directory)
 
+    def _forget_base(self) -> None:
+        """Note that the base in memory is another one than that on disk: `save_pretrained` then saves it, too."""
+        self.name_or_path = self.config.name_or_path = ""
+        for peft_config in getattr(self, "peft_config", {}).values():
+            peft_config.base_model_name_or_path = peft_config.clip_model_name_or_path = None
+            peft_config.base_fingerprint = take_fingerprint(self)
+
     def load_adapter(
         self,
         peft_model_id: str | os.PathLike | None = None,

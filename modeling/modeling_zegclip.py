@@ -142,6 +142,26 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the text tower's token embeddings."""
+        return self.clip.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the text tower's token embeddings."""
+        self.clip.text_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """
+        As the parent's, of the text tower.
+
+        The base is then stored nowhere: an adapter that is saved afterwards is saved with it.
+        """
+        rows = self.get_input_embeddings().num_embeddings
+        embeddings = self.clip.text_model.resize_token_embeddings(*args, **kwargs)
+        if embeddings.num_embeddings != rows:
+            self._forget_base()
+        return embeddings
+
     def get_class_embeds(
         self,
         input_ids: torch.Tensor,
