@@ -100,7 +100,10 @@ class ZegClipPreTrainedModel(AdapterModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif module is not self and (init_weights := getattr(module, "init_weights", None)) is not None:
+        elif module is self:
+            # CLIP leaves it out: missing in a file, it would be whatever is in memory.
+            init.constant_(self.clip.logit_scale, self.config.clip_config.logit_scale_init_value)
+        elif (init_weights := getattr(module, "init_weights", None)) is not None:
             init_weights()
         else:
             super()._init_weights(module)
