@@ -19,7 +19,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from .base_fingerprint import OtherBaseWarning, take_fingerprint
 from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
-from .prompt_tuner import head_fields, switch_head_config
+from .prompt_tuner import check_methods, head_fields, switch_head_config
 from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter, is_missing_folder
 
 # Names of submodules that only a model with adapters has.
@@ -327,7 +327,10 @@ class AdapterModel(PreTrainedModel):
         objects = [*self.modules(), self.config, *getattr(self, "peft_config", {}).values()]
         before = [(item, dict(vars(item)), _copies_of_dicts(item)) for item in objects]
         try:
-            yield
+            try:
+                yield
+            finally:  # also where PEFT has failed for this reason, which it does not name
+                check_methods(self, getattr(self, "peft_config", {}))
         except Exception:
             for item, attributes, tables in before:
                 vars(item).clear()
@@ -347,8 +350,8 @@ class AdapterModel(PreTrainedModel):
         """Put the base's own modules back in the places of those that contain adapters."""
         for path, module in list(self.named_modules()):
             parent, _, child = path.rpartition(".")
-            if isinstance(module, PromptLayer):
-                setattr(self.get_submodule(parent), child, module.base_layer)
+            if isinstance(module, BaseTunerLayer):
+                setattr(self.get_submodule(parent), child, module.get_base_layer())
             elif isinstance(module, ModulesToSaveWrapper):
                 setattr(self.get_submodule(parent), child, module.original_module)
 

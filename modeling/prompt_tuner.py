@@ -1,12 +1,14 @@
 """Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft.mapping
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
@@ -47,6 +49,7 @@ class DeepPromptModel(BaseTuner):
             ModelError: If the adapter's decode head or one of its prompts does not fit the model.
         """
         config = self.peft_config[adapter_name]
+        check_methods(model, self.peft_config)
         _check_fit(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for name, parameter in model.named_parameters():
@@ -71,6 +74,13 @@ class DeepPromptModel(BaseTuner):
         """As the parent's, which may activate another adapter."""
         super().delete_adapter(adapter_name)
         switch_head_config(self.model, self.peft_config, self.active_adapters)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse `adapter_names`, an adapter for each picture of a batch, which PEFT would not even pass on."""
+        if kwargs.get("adapter_names") is not None:
+            raise ModelError("Deep prompts cannot be mixed: set_adapter chooses one for a batch, not adapter_names.")
+        yield
 
     def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
         text_prompts = peft_config.text_prompts
@@ -116,6 +126,17 @@ class DeepPromptModel(BaseTuner):
 
 def _is_zegclip(model: nn.Module) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) == "zegclip"
+
+
+def check_methods(model: nn.Module, peft_configs: dict[str, Any]) -> None:
+    """Refuse deep prompts beside adapters of another PEFT method, in whatever order they are added."""
+    layers = [isinstance(module, PromptLayer) for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    methods = [isinstance(config, DeepPromptConfig) for config in peft_configs.values()]
+    if {*layers, *methods} == {True, False}:
+        raise ModelError(
+            "Deep prompts and adapters of another method, such as LoRA, cannot be in one model: merge those into the "
+            "CLIP first (PeftModel.merge_and_unload), save it, and add the prompts to what you have saved."
+        )
 
 
 def _check_fit(model: nn.Module, peft_config: DeepPromptConfig) -> None:
@@ -195,4 +216,4 @@ def register_tuner() -> None:
 
 register_tuner()
 
-__all__ = ["DeepPromptModel", "head_fields", "switch_head_config"]
+__all__ = ["DeepPromptModel", "check_methods", "head_fields", "switch_head_config"]
