@@ -19,11 +19,13 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from .base_fingerprint import OtherBaseWarning, take_fingerprint
 from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
-from .prompt_tuner import head_fields, share_config, switch_head_config
+from .prompt_tuner import check_methods, head_fields, switch_head_config
 from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter, is_missing_folder
 
 # Names of submodules that only a model with adapters has.
 TAKEN_NAMES = {"base_layer", "original_module", "modules_to_save", *DeepPromptLayer.adapter_layer_names}
+# Arguments of `from_pretrained` that a configuration, which may have attributes of these names, must not take.
+MODEL_ARGUMENTS = {"dtype", "torch_dtype", "quantization_config", "fusion_config"}
 
 
 class AdapterModel(PreTrainedModel):
@@ -78,9 +80,20 @@ class AdapterModel(PreTrainedModel):
                 adapter_kwargs.setdefault(name, kwargs.pop(name))
         download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
         base_config = cls.config_class.from_pretrained(adapter.base, **download)
-        own_fields = cls.config_class.__annotations__.keys() & kwargs.keys()
-        overrides = adapter.model_config | {name: kwargs.pop(name) for name in own_fields}
-        config = cls.config_class.from_dict((config or base_config).to_dict() | overrides)
+        arguments = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS & kwargs.keys()}
+        if not isinstance(config, PreTrainedConfig):
+            described = base_config.to_dict() | {"label2id": None} | adapter.model_config
+            if config is not None:
+                described = cls.config_class.from_pretrained(config, **download).to_dict()
+            config, kwargs = cls.config_class.from_dict(described, return_unused_kwargs=True, **kwargs)
+        elif str(path) != str(pretrained_model_name_or_path):
+            # Auto classes have read the configuration of the base, and changed what they were asked to.
+            read = cls.config_class.from_pretrained(pretrained_model_name_or_path, **download)
+            stored = cls.config_class.from_dict(read.to_dict() | {"label2id": None} | adapter.model_config)
+            config = copy.deepcopy(config)
+            for name in (*stored.describe_head(), "label2id"):
+                if getattr(config, name) == getattr(read, name):
+                    setattr(config, name, getattr(stored, name))
         plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
         other_head = not plain_clip and any(
             getattr(config, name) != getattr(base_config, name) for name in head_fields(config.decode_head_type)
@@ -90,6 +103,7 @@ class AdapterModel(PreTrainedModel):
             kwargs.setdefault("ignore_mismatched_sizes", True)
         adapter_kwargs["_adapter_model_path"] = adapter.path
         kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
+        kwargs |= arguments
         with quiet(plain_clip or other_head), warnings.catch_warnings():
             # The load report would list the base's decode head as missing.
             if base is not None:  # Another base than the adapter's own is intended.
@@ -97,8 +111,8 @@ class AdapterModel(PreTrainedModel):
             loaded = super().from_pretrained(adapter.base, *model_args, **kwargs)
         model = loaded[0] if output_loading_info else loaded
         model.config.apply_head(config.describe_head())  # with the fields that were given here
-        ((name, peft_config),) = model.peft_config.items()
-        share_config(model, name, peft_config)
+        model.config.label2id = config.label2id
+        (peft_config,) = model.peft_config.values()
         if adapter.base != adapter.path:
             # Saved elsewhere, the adapter must still find its base.
             peft_config.base_model_name_or_path = adapter.base
@@ -156,6 +170,13 @@ class AdapterModel(PreTrainedModel):
         described = copy.copy(self.peft_config[active])
         described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
         described.save_pretrained(save_directory)
+
+    def _forget_base(self) -> None:
+        """Note that the base in memory is another one than that on disk: `save_pretrained` then saves it, too."""
+        self.name_or_path = self.config.name_or_path = ""
+        for peft_config in getattr(self, "peft_config", {}).values():
+            peft_config.base_model_name_or_path = peft_config.clip_model_name_or_path = None
+            peft_config.base_fingerprint = take_fingerprint(self)
 
     def load_adapter(
         self,
@@ -306,7 +327,10 @@ class AdapterModel(PreTrainedModel):
         objects = [*self.modules(), self.config, *getattr(self, "peft_config", {}).values()]
         before = [(item, dict(vars(item)), _copies_of_dicts(item)) for item in objects]
         try:
-            yield
+            try:
+                yield
+            finally:  # also where PEFT has failed for this reason, which it does not name
+                check_methods(self, getattr(self, "peft_config", {}))
         except Exception:
             for item, attributes, tables in before:
                 vars(item).clear()
@@ -326,8 +350,8 @@ class AdapterModel(PreTrainedModel):
         """Put the base's own modules back in the places of those that contain adapters."""
         for path, module in list(self.named_modules()):
             parent, _, child = path.rpartition(".")
-            if isinstance(module, PromptLayer):
-                setattr(self.get_submodule(parent), child, module.base_layer)
+            if isinstance(module, BaseTunerLayer):
+                setattr(self.get_submodule(parent), child, module.get_base_layer())
             elif isinstance(module, ModulesToSaveWrapper):
                 setattr(self.get_submodule(parent), child, module.original_module)
 

@@ -43,7 +43,7 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
         side = self.image_size // self.patch_size
-        table = self.position_embedding.weight
+        table = self.position_embedding(self.position_ids)[0]  # its weight alone may be offloaded
         first = table[:1]
         if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
             first = first + self.class_embedding

@@ -128,6 +128,8 @@ class ZegClipConfig(PreTrainedConfig):
             if close:
                 raise ModelError(f"ZegClipConfig has no field {name!r}. Did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)
+        if getattr(self, "label2id", None) is None:
+            self.label2id = {name: index for index, name in (self.id2label or {}).items()}
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,7 +139,7 @@ class ZegClipConfig(PreTrainedConfig):
         adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
         if adapter is not None and adapter.base != adapter.path:
             config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
-            config_dict |= adapter.model_config
+            config_dict |= {"label2id": None} | adapter.model_config
         kind = config_dict.get("model_type")
         if kind not in (None, "clip", cls.model_type):
             place = args[0] if args else "config.json"

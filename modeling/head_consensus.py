@@ -57,7 +57,6 @@ class LocalConsensusAttention(nn.Module):
         self.head_dim = dim // config.decoder_attention_heads
         self.window_size = config.decoder_window_size
         self.top_k = config.decoder_top_k
-        self.dropout = config.decoder_dropout
         self.is_causal = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
@@ -66,7 +65,7 @@ class LocalConsensusAttention(nn.Module):
         """`(batch, height, width, dim)` to the same shape."""
         mask = routed_mask(patches, self.window_size, self.top_k)
         query, key, value = self.qkv(patches.flatten(1, 2)).chunk(3, dim=-1)
-        attended = multi_head_attention(self, query, key, value, mask, dropout=self.dropout)
+        attended = multi_head_attention(self, query, key, value, mask, dropout=self.config.decoder_dropout)
         return self.out_proj(attended).unflatten(1, patches.shape[1:3])
 
 
@@ -80,7 +79,7 @@ class ConsensusDecoderLayer(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
-        self.dropout = config.decoder_dropout
+        self.config = config
         self.fuse = nn.Linear(config.clip_config.vision_config.hidden_size, dim)  # the paper's 1x1 convolution
         self.self_attention = LocalConsensusAttention(config) if config.decoder_top_k else None
         self.self_norm = nn.LayerNorm(dim) if config.decoder_top_k else nn.Identity()
@@ -97,7 +96,7 @@ class ConsensusDecoderLayer(nn.Module):
         """
         patches = patches + self.fuse(hidden_state)
         if self.self_attention is not None:
-            consensus = F.dropout(self.self_attention(patches), self.dropout, self.training)
+            consensus = F.dropout(self.self_attention(patches), self.config.decoder_dropout, self.training)
             patches = self.self_norm(patches + consensus)
         return self.text_layer(patches.flatten(1, 2), queries).unflatten(1, patches.shape[1:3])
 

@@ -110,7 +110,7 @@ class SpectralDecoderLayer(QueryUpdate):
         """`queries` `(batch, classes, dim)`, `memory` `(batch, height, width, dim)`; returns updated queries."""
         mixed = self.mixing(memory)
         weights = (queries @ mixed.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32).to(mixed.dtype)
-        return self.update(queries, F.dropout(weights, self.dropout, self.training) @ mixed)
+        return self.update(queries, F.dropout(weights, self.config.decoder_dropout, self.training) @ mixed)
 
 
 class SpectralDecodeHead(ZegClipDecodeHead):

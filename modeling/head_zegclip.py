@@ -45,13 +45,15 @@ def multi_head_attention(
         `(batch, queries, dim)`.
     """
     implementation = module.config._attn_implementation
+    dropout = dropout if module.training else 0.0
+    if implementation == "flex_attention" and dropout:
+        implementation = "sdpa"  # flex_attention has none
     if attention_mask is not None and implementation != "eager":
         implementation = "sdpa"  # the others take no such mask
     elif attention_mask is not None:  # is added to the scores
         attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
     attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     heads = [states.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for states in (query, key, value)]
-    dropout = dropout if module.training else 0.0
     attended, _ = attend(
         module, *heads, attention_mask, scaling=module.head_dim**-0.5, dropout=dropout, is_causal=False
     )
@@ -90,7 +92,7 @@ class QueryUpdate(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         dim = config.clip_config.projection_dim
-        self.dropout = config.decoder_dropout
+        self.config = config
         self.out_proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, config.decoder_ffn_dim)
@@ -99,9 +101,10 @@ class QueryUpdate(nn.Module):
 
     def update(self, queries: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Both `(batch, classes, dim)`; returns updated queries."""
-        queries = self.norm1(queries + F.dropout(self.out_proj(attended), self.dropout, self.training))
-        hidden = F.dropout(F.relu(self.fc1(queries)), self.dropout, self.training)
-        return self.norm2(queries + F.dropout(self.fc2(hidden), self.dropout, self.training))
+        dropout = self.config.decoder_dropout
+        queries = self.norm1(queries + F.dropout(self.out_proj(attended), dropout, self.training))
+        hidden = F.dropout(F.relu(self.fc1(queries)), dropout, self.training)
+        return self.norm2(queries + F.dropout(self.fc2(hidden), dropout, self.training))
 
 
 class ZegClipDecoderLayer(QueryUpdate):
@@ -110,7 +113,6 @@ class ZegClipDecoderLayer(QueryUpdate):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         dim = config.clip_config.projection_dim
-        self.config = config
         self.head_dim = dim // config.decoder_attention_heads
         self.is_causal = False
         self.q_proj = nn.Linear(dim, dim)
@@ -120,8 +122,9 @@ class ZegClipDecoderLayer(QueryUpdate):
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """`queries` `(batch, queries, dim)`, `memory` `(batch, ..., dim)`; returns updated queries."""
         memory = memory.flatten(1, -2)
+        dropout = self.config.decoder_dropout
         attended = multi_head_attention(
-            self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=self.dropout
+            self, self.q_proj(queries), self.k_proj(memory), self.v_proj(memory), dropout=dropout
         )
         return self.update(queries, attended)
 

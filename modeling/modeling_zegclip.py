@@ -79,6 +79,7 @@ class ZegClipPreTrainedModel(AdapterModel):
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     # The loss is a mean that never depends on `num_items_in_batch`: without this line the Trainer would scale it by
     # accumulation steps and processes.
@@ -100,7 +101,10 @@ class ZegClipPreTrainedModel(AdapterModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif module is not self and (init_weights := getattr(module, "init_weights", None)) is not None:
+        elif module is self:
+            # CLIP leaves it out: missing in a file, it would be whatever is in memory.
+            init.constant_(self.clip.logit_scale, self.config.clip_config.logit_scale_init_value)
+        elif (init_weights := getattr(module, "init_weights", None)) is not None:
             init_weights()
         else:
             super()._init_weights(module)
@@ -178,6 +182,26 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             "attention_mask": attention_mask.to(device),
             "num_templates": len(self.config.prompt_templates),
         }
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the text tower's token embeddings."""
+        return self.clip.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the text tower's token embeddings."""
+        self.clip.text_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """
+        As the parent's, of the text tower.
+
+        The base is then stored nowhere: an adapter that is saved afterwards is saved with it.
+        """
+        rows = self.get_input_embeddings().num_embeddings
+        embeddings = self.clip.text_model.resize_token_embeddings(*args, **kwargs)
+        if embeddings.num_embeddings != rows:
+            self._forget_base()
+        return embeddings
 
     def get_class_embeds(
         self,
@@ -308,7 +332,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             )
         elif input_ids is not None:
             raise ModelError("Give the class names either as input_ids or as class_embeds.")
-        asked_for_states = bool(kwargs.get("output_hidden_states"))
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = any(getattr(config, name) for config in (self.config, self.clip.vision_model.config))
+            kwargs.setdefault(name, asked)
+        asked_for_states = bool(kwargs["output_hidden_states"])
         out_indices = self.decode_head.out_indices
         if out_indices:
             # All, if some are asked for; the first are the embeddings.

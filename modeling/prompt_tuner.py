@@ -1,12 +1,14 @@
 """Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft.mapping
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import CLIPTextModel
@@ -47,6 +49,7 @@ class DeepPromptModel(BaseTuner):
             ModelError: If the adapter's decode head or one of its prompts does not fit the model.
         """
         config = self.peft_config[adapter_name]
+        check_methods(model, self.peft_config)
         _check_fit(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for name, parameter in model.named_parameters():
@@ -60,7 +63,7 @@ class DeepPromptModel(BaseTuner):
             base = config.clip_model_name_or_path or config.base_model_name_or_path
             here = getattr(getattr(model, "config", None), "_name_or_path", None)
             warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
-        share_config(model, adapter_name, config)
+        _share_config(model, adapter_name)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As the parent's; the model's configuration becomes the adapter's, see [`switch_head_config`]."""
@@ -71,6 +74,13 @@ class DeepPromptModel(BaseTuner):
         """As the parent's, which may activate another adapter."""
         super().delete_adapter(adapter_name)
         switch_head_config(self.model, self.peft_config, self.active_adapters)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse `adapter_names`, an adapter for each picture of a batch, which PEFT would not even pass on."""
+        if kwargs.get("adapter_names") is not None:
+            raise ModelError("Deep prompts cannot be mixed: set_adapter chooses one for a batch, not adapter_names.")
+        yield
 
     def _prepare_adapter_config(self, peft_config: DeepPromptConfig, model_config: dict) -> PeftConfig:
         text_prompts = peft_config.text_prompts
@@ -116,6 +126,17 @@ class DeepPromptModel(BaseTuner):
 
 def _is_zegclip(model: nn.Module) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) == "zegclip"
+
+
+def check_methods(model: nn.Module, peft_configs: dict[str, Any]) -> None:
+    """Refuse deep prompts beside adapters of another PEFT method, in whatever order they are added."""
+    layers = [isinstance(module, PromptLayer) for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    methods = [isinstance(config, DeepPromptConfig) for config in peft_configs.values()]
+    if {*layers, *methods} == {True, False}:
+        raise ModelError(
+            "Deep prompts and adapters of another method, such as LoRA, cannot be in one model: merge those into the "
+            "CLIP first (PeftModel.merge_and_unload), save it, and add the prompts to what you have saved."
+        )
 
 
 def _check_fit(model: nn.Module, peft_config: DeepPromptConfig) -> None:
@@ -167,16 +188,15 @@ def switch_head_config(model: nn.Module, peft_configs: dict[str, Any], active: s
         incoming.apply_head_config(config)
 
 
-def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -> None:
+def _share_config(model: nn.Module, adapter_name: str) -> None:
     """
-    Let an adapter's decode head use the model's configuration, and its own dropout.
+    Let an adapter's decode head use the model's configuration.
 
-    PEFT's copy of the base's decode head has a copy of the configuration, which `set_attn_implementation` would not
-    reach, and the base's dropout.
+    PEFT's copy of the base's decode head has a copy of it, which neither `set_attn_implementation` nor a change of the
+    dropout would reach.
     """
-    if not _is_zegclip(model) or not hasattr(peft_config, "active_in"):
+    if not _is_zegclip(model):
         return
-    described = peft_config.to_dict()["model_config"]
     decode_head: Any = model.decode_head
     for wrapper in decode_head.modules():
         if not isinstance(wrapper, ModulesToSaveWrapper) or adapter_name not in wrapper.modules_to_save:
@@ -184,8 +204,6 @@ def share_config(model: nn.Module, adapter_name: str, peft_config: PeftConfig) -
         for part in wrapper.modules_to_save[adapter_name].modules():
             if hasattr(part, "config"):
                 part.config = model.config
-            if hasattr(part, "dropout"):
-                part.dropout = described["decoder_dropout"]
 
 
 def register_tuner() -> None:
@@ -198,4 +216,4 @@ def register_tuner() -> None:
 
 register_tuner()
 
-__all__ = ["DeepPromptModel", "head_fields", "share_config", "switch_head_config"]
+__all__ = ["DeepPromptModel", "check_methods", "head_fields", "switch_head_config"]

@@ -37,9 +37,7 @@ class Golden:
         self.head = self.model.decode_head.modules_to_save["default"]
         self.encoder = self.model.clip.vision_model.encoder
         self.encoder.prompt_configs["default"].dropout = 0.0
-        for module in self.model.modules():
-            if hasattr(module, "dropout") and isinstance(module.dropout, float):
-                module.dropout = 0.0
+        self.model.config.decoder_dropout = 0.0
         self.text = text
         self.seen, self.unseen = seen, unseen
         names = tuple(f"class {i}" for i in range(len(text)))

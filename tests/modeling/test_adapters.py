@@ -1,5 +1,6 @@
 """Several adapters on one model: each answers as it does alone, whatever was loaded, switched or deleted before."""
 
+import copy
 import itertools
 import json
 import logging
@@ -93,7 +94,7 @@ def alone(folders, inputs, workshop):
     """What each adapter says as a model of its own: logits and configuration, different from those of the others."""
     if workshop not in ANSWERS:
         models = {kind: load(folder) for kind, folder in folders.items()}
-        ANSWERS[workshop] = {kind: (logits(model, inputs), description(model)) for kind, model in models.items()}
+        ANSWERS[workshop] = {kind: (answer(model, inputs), description(model)) for kind, model in models.items()}
         for one, other in itertools.combinations(ANSWERS[workshop].values(), 2):
             assert not torch.allclose(one[0], other[0], atol=1e-3)
             assert one[1] != other[1]
@@ -109,9 +110,18 @@ def together(base_folder, folders):
     return model
 
 
+def answer(model, inputs):
+    """
+    The logits of a copy, all bits of which can be compared.
+
+    A loaded tensor lies where it does in its file, and PEFT copies it elsewhere. With several threads, MKL rounds a
+    product of a few rows (prompts, names) otherwise if a factor's address is no multiple of 16 bytes. Copies all are.
+    """
+    return logits(copy.deepcopy(model), inputs)
+
+
 def assert_is(model, inputs, expected):
-    # Not all bits: where the weights lie in memory decides how a matrix product rounds. Adapters differ by over 1e-3.
-    torch.testing.assert_close(logits(model, inputs), expected[0], atol=1e-6, rtol=0)
+    assert torch.equal(answer(model, inputs), expected[0])
     assert description(model) == expected[1]
 
 
@@ -171,7 +181,7 @@ def test_loading_an_adapter_changes_no_tensor_that_is_there(model, folders, proc
 
 
 def test_disabled_and_enabled(base_folder, together, alone, inputs):
-    base = logits(load(base_folder), inputs)
+    base = answer(load(base_folder), inputs)
     for kind in ("spectral", "worded"):
         together.set_adapter(kind)
         together.disable_adapters()
@@ -187,11 +197,11 @@ def test_disabled_and_enabled(base_folder, together, alone, inputs):
 
 def test_what_is_loaded_while_adapters_are_disabled_is_disabled_too(base_folder, folders, alone, inputs):
     model = load(base_folder)
-    base = logits(model, inputs)
+    base = answer(model, inputs)
     model.load_adapter(folders["few"], "few")
     model.disable_adapters()
     model.load_adapter(folders["worded"], "worded")  # the first with text prompts
-    assert torch.equal(logits(model, inputs), base)
+    assert torch.equal(answer(model, inputs), base)
     model.enable_adapters()
     assert_is(model, inputs, alone["worded"])
 
@@ -221,9 +231,9 @@ def test_without_adapters_the_model_is_the_plain_base_again(base_folder, togethe
         warnings.simplefilter("ignore")
         together.delete_adapter(KINDS)
     assert together.state_dict().keys() == base.state_dict().keys()
-    assert torch.equal(logits(together, inputs), logits(base, inputs))
+    assert torch.equal(answer(together, inputs), answer(base, inputs))
     together.save_pretrained(tmp_path / "plain")
-    assert torch.equal(logits(load(tmp_path / "plain"), inputs), logits(base, inputs))
+    assert torch.equal(answer(load(tmp_path / "plain"), inputs), answer(base, inputs))
     together.load_adapter(folders["worded"])
     assert_is(together, inputs, alone["worded"])
 
@@ -325,8 +335,7 @@ def test_all_copies_of_the_decode_head_use_one_configuration(base_folder, tmp_pa
         (name,) = model.decode_head.active_adapters
         parts = list(model.decode_head.modules_to_save[name].modules())
         assert all(part.config is model.config for part in parts if hasattr(part, "config"))
-        dropouts = {part.dropout for part in parts if hasattr(part, "dropout")}
-        assert dropouts == {model.config.decoder_dropout} == {dropout}
+        assert model.config.decoder_dropout == dropout
 
 
 def test_an_adapter_in_a_subfolder_takes_its_base_from_elsewhere(folders, alone, inputs):
@@ -376,7 +385,7 @@ def test_adapters_of_earlier_versions_load(base_folder, folders, own, inputs, al
     injected.load_adapter(folders["many"], "many")
     injected.load_adapter(own, "few")
     for model in (injected, PeftModel.from_pretrained(load(base_folder), own).eval(), load(own)):
-        assert torch.equal(logits(model, inputs), alone["few"][0])
+        assert torch.equal(answer(model, inputs), alone["few"][0])
         assert model.config.id2label == alone["few"][1]["id2label"]
         assert (model.config.focal_weight, model.config.ssim_weight) == (ZegClipConfig().focal_weight, 0)
 
@@ -497,7 +506,7 @@ def test_base_and_adapter_in_one_folder(base_folder, folders, alone, inputs, tmp
     for other in (model, both, load(tmp_path / "again")):
         assert_is(other, inputs, alone[kind])
     both.disable_adapters()
-    assert torch.equal(logits(both, inputs), logits(load(base_folder), inputs))
+    assert torch.equal(answer(both, inputs), answer(load(base_folder), inputs))
 
 
 def test_a_further_adapter_does_not_bring_the_base_along(folders, processor, tmp_path):
@@ -519,7 +528,7 @@ def test_adapters_apply_to_a_fine_tuned_base(model, folders, alone, inputs, tmp_
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     (model if base == "model" else model.clip).save_pretrained(tmp_path / "base")
     model.load_adapter(folders[kind])
-    expected = (logits(model.eval(), inputs), alone[kind][1])
+    expected = (answer(model.eval(), inputs), alone[kind][1])
     assert (expected[0] - alone[kind][0]).abs().max() > 1e-3
     named = load(folders[kind], base_model_name_or_path=tmp_path / "base")
     assert not any("REPORT" in message for message in logged)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import gradients, labels, load, logits, move, names, pictures, random
+from tiny_models import HEADS, gradients, labels, load, logits, move, names, pictures, random
 from transformers import CLIPModel
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
@@ -19,26 +19,6 @@ def prompted(model):
     """A model with an adapter whose values are all away from their initial ones."""
     model.add_adapter(DeepPromptConfig(num_tokens=3))
     return move(model, by=0.05)
-
-
-HEADS = {
-    "zegclip": {"decoder_attention_heads": 2, "decoder_ffn_dim": 64},
-    "spectral": {
-        "decoder_attention_heads": 4,
-        "decoder_low_frequency_heads": 3,
-        "decoder_ffn_dim": 64,
-        "dice_weight": 0.0,
-        "ssim_weight": 1.0,
-    },
-    "consensus": {
-        "decoder_attention_heads": 2,
-        "decoder_ffn_dim": 64,
-        "num_decoder_layers": 2,
-        "out_indices": [0, 1],
-        "decoder_window_size": 2,
-        "decoder_top_k": 2,
-    },
-}
 
 
 @pytest.fixture(params=HEADS)

@@ -10,6 +10,26 @@ from peft import get_peft_model
 
 from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
 
+# What suits the tiny model of each trained decode head.
+HEADS = {
+    "zegclip": {"decoder_attention_heads": 2, "decoder_ffn_dim": 64},
+    "spectral": {
+        "decoder_attention_heads": 4,
+        "decoder_low_frequency_heads": 3,
+        "decoder_ffn_dim": 64,
+        "dice_weight": 0.0,
+        "ssim_weight": 1.0,
+    },
+    "consensus": {
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 64,
+        "num_decoder_layers": 2,
+        "out_indices": [0, 1],
+        "decoder_window_size": 2,
+        "decoder_top_k": 2,
+    },
+}
+
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -65,9 +85,8 @@ def logits(model, inputs):
 def gradients(model, inputs, checkpointing=False):
     """The gradients of all that is trained, without dropout."""
     model = copy.deepcopy(model)
+    model.config.decoder_dropout = 0.0
     for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
         for config in getattr(module, "prompt_configs", {}).values():
             config.dropout = 0.0
     if checkpointing:
