@@ -67,7 +67,9 @@ def test_training_works_from_the_wheel(wheel, tmp_path):
 def test_the_embedded_model_is_exported_from_the_wheel_with_its_card(wheel, tmp_path):
     run = run_installed(wheel, tmp_path, "export", tmp_path / "installed" / "zegclip" / "default_model", "shared")
     assert run.returncode == 0, run.stderr
-    title = (ROOT / "model_cards" / "default_model.md").read_text(encoding="utf-8").partition("\n# ")[2].splitlines()[0]
+    title = (
+        (ROOT / "model_cards" / "default_model.md").read_text(encoding="utf-8").partition("\n# ")[2].splitlines()[0]
+    )
     assert f"# {title}\n" in (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
 
 

@@ -57,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.templates_file is not None:
         config.prompt_templates = read_labels(arguments.templates_file)
     try:
-        model = convert(arguments.checkpoint, method=arguments.method, config=config)
+        with torch.random.fork_rng(devices=[]):
+            # The base's own decode head, which the adapter's replaces, is initialised at random and saved.
+            torch.manual_seed(0)
+            model = convert(arguments.checkpoint, method=arguments.method, config=config)
     except ModelError as error:
         if str(arguments.checkpoint) in str(error):
             raise
