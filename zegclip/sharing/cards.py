@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import zegclip
 from zegclip.errors import UsageError
@@ -88,9 +89,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
 
 def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
     """Return the card of a shared model, or of the embedded one, for `folder`; `None` if the weights differ."""
-    if run.resolve() == zegclip.DEFAULT_MODEL.resolve():
-        if digest_of_weights(run) != digest_of_weights(folder):
-            return None
+    if _identify(folder) == _identify(zegclip.DEFAULT_MODEL):  # wherever it was copied to
         card = (files("zegclip.model_cards") / "default_model.md").read_text(encoding="utf-8")
         card = card.replace("model=zegclip.DEFAULT_MODEL", f'model="{PLACEHOLDER_PATH}"')
         card = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", card)  # links into this repository
@@ -101,6 +100,11 @@ def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
     # As in the template.
     pipeline = r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"'
     return re.sub(pipeline, rf'\1"{repo_id or PLACEHOLDER_PATH}"', card)
+
+
+def _identify(folder: Path) -> tuple[str, str | None]:
+    """Return what tells a model from others: the weights, and those of an adapter's base in short."""
+    return digest_of_weights(folder), read_json(folder / ADAPTER_CONFIG_NAME).get("base_fingerprint")
 
 
 def _render(facts: ModelFacts, repo_id: str | None) -> str:

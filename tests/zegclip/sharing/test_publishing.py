@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -376,10 +377,34 @@ def test_the_card_of_other_weights_is_not_taken_over(models, tmp_path):
         assert "hIoU 84.3" not in (tmp_path / name / "README.md").read_text()
 
 
-def test_the_embedded_model_is_shared_with_its_own_card(tmp_path, capsys):
-    assert main(["export", str(DEFAULT_MODEL), str(tmp_path / "out")]) == 0
+@pytest.mark.parametrize("place", ["embedded", "copied", "shared"])
+def test_the_embedded_model_is_shared_with_its_own_card(tmp_path, place):
+    source = DEFAULT_MODEL
+    if place == "copied":
+        source = shutil.copytree(DEFAULT_MODEL, tmp_path / "copy")
+    elif place == "shared":
+        source = export(ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL), tmp_path / "first")
+    assert main(["export", str(source), str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "apache-2.0"
     assert {result.metric_type for result in card.data.eval_results} >= {"hiou", "miou_unseen"}
     assert 'model="path/to/this/folder"' in card.text
     assert "](../" not in card.text
+
+
+def test_another_model_is_not_shared_with_the_embedded_ones_card(models, processor, tmp_path):
+    """Whatever its folder is called."""
+    folder = tmp_path / "zegclip" / "default_model"
+    models["full model"].save_pretrained(folder)
+    processor.save_pretrained(folder)
+    other_base = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL)
+    with torch.no_grad():
+        other_base.clip.logit_scale.add_(1)
+        for parameter in other_base.clip.text_model.parameters():
+            parameter.add_(1)
+    other_base.save_with_base(tmp_path / "base")
+    named = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL, base_model_name_or_path=tmp_path / "base")
+    named_folder = export(named, tmp_path / "named", whole=True)
+    for source in (folder, named_folder):
+        assert main(["export", str(source), str(tmp_path / f"{source.name} out")]) == 0
+        assert not ModelCard.load(tmp_path / f"{source.name} out" / "README.md").data.eval_results
