@@ -137,6 +137,8 @@ def test_bad_arguments(model_folder, noise, picture, tmp_path, monkeypatch, fail
         (b"", "empty"),
         (b"cat\ncat", "'cat'"),
         (b"\xff\xfe\x00", "UTF-8"),
+        ("cat".encode("utf-16-le"), "UTF-8"),
+        (b"# animals\ncat\n", "# animals"),
         (None, "labels.txt"),
     ],
 )
