@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
         description="Segment pictures into classes given by name. For each picture STEM.* it writes STEM_overlay.png "
         "(classes in colour, with a legend), STEM_mask.png (index of the label of each pixel, 255 for none, with a "
         "palette; 16 bit and 65535 for none with more than 255 labels) and STEM.json (share of pixels and mean score "
-        "of each label). If several pictures have the same stem, the second one's results are named STEM_2*, and so "
-        "on. Pictures that have results already, from the same file, model, labels and settings, are skipped: run "
+        "of each label). If several pictures have the same stem, or the output folder has results of another "
+        "one, the second one's results are named STEM_2*, and so on. Pictures that have results already, from the same file, model, labels and settings, are skipped: run "
         "the same command again to resume after an interruption. Under torchrun or accelerate launch (-m zegclip "
         "segment ...), the processes share the pictures, each on its own device.",
     )
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     processes = Processes()
     pictures = find_pictures(arguments.pictures)
     total = len(pictures)
-    names = take_share(pictures, processes)
+    names = take_share(pictures, processes, output)
     del pictures  # There may be a million, most of them the other processes'.
     if processes.is_main and arguments.model is None:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")

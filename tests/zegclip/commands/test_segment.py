@@ -73,6 +73,33 @@ def test_the_same_command_again(segment, noise, model_folder, tmp_path, succeeds
     assert done_again("--dtype", "bfloat16") == set()
 
 
+def test_results_of_other_pictures_stay(segment, noise, tmp_path, succeeds):
+    """Pictures of the same name in several runs, whose results go to one folder; each run can be resumed."""
+    results = tmp_path / "results"
+    paths = {name: tmp_path / name / "x.png" for name in "abc"}
+    for seed, path in enumerate(paths.values(), start=1):
+        path.parent.mkdir()
+        noise.rotate(90 * seed).save(path)
+    results.mkdir()
+    (results / "x_2.json").write_text('{"imagePath": "x_2.png", "shapes": []}')  # of another program
+    owners = {}
+    for name in "aba":
+        succeeds(*segment(paths[name]))
+        now = {path.name: path.read_bytes() for path in results.iterdir()}
+        assert {file: content for file, content in now.items() if file in owners} == owners
+        owners = now
+    assert json.loads(owners["x.json"])["image"] == str(paths["a"])
+    assert json.loads(owners["x_3.json"])["image"] == str(paths["b"])
+    command, *words = segment(paths["c"])
+    assert "2 of 3" in succeeds(command, paths["b"], paths["a"], *words)
+    assert json.loads((results / "x_4.json").read_text())["image"] == str(paths["c"])
+    succeeds(*segment(paths["b"], "--overwrite"))
+    assert {path.name for path in results.glob("*.json")} == {"x.json", "x_2.json", "x_3.json", "x_4.json"}
+    (results / "x.json").write_bytes(b"")  # as after a power failure
+    succeeds(*segment(paths["a"]))
+    assert json.loads((results / "x.json").read_text())["image"] == str(paths["a"])
+
+
 @pytest.mark.parametrize("good", [["good.jpg", "good.png"], []])
 def test_broken_pictures_are_listed_and_the_others_segmented(segment, noise, tmp_path, capsys, good):
     folder, results = tmp_path / "pictures", tmp_path / "results"

@@ -145,7 +145,7 @@ def test_equal_stems_get_numbers(tmp_path):
         zip(paths, ["cat", "cat_2", "cat_3", "cat_2_2", "Cat_4", "dog"], strict=True)
     )
     # In no time, too.
-    names = [name for _, name in name_results(f"video_{number}/frame.png" for number in range(100_000))]
+    names = [name for _, name in name_results([f"video_{number}/frame.png" for number in range(100_000)])]
     assert names == ["frame", *(f"frame_{number}" for number in range(2, 100_001))]
 
 
@@ -292,25 +292,6 @@ def rewrite_unnoticed(path):
 def test_a_changed_file_makes_a_picture_unfinished(finished, tmp_path, name, change):
     change(tmp_path / name)
     assert list(find_unfinished(**finished).values()) == ["one"]
-
-
-def test_the_json_file_vouches_for_the_others(tmp_path, monkeypatch):
-    write(tmp_path, "cat")
-    replace, moved = os.replace, []
-
-    def replace_some(source, target):
-        assert not (tmp_path / "x.json").exists()
-        moved.append(Path(target).name)
-        if len(moved) == 3:
-            raise OSError("killed")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_some)
-    with pytest.raises(OSError, match="killed"):
-        write(tmp_path, "tree")
-    assert sorted(moved[:2]) == ["x_mask.png", "x_overlay.png"]
-    assert moved[2] == "x.json"
-    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
