@@ -5,10 +5,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import zegclip
 from zegclip.commands.main import main
+from zegclip.picture_world.classes import CLASS_NAMES
+from zegclip.picture_world.drawing import draw_scene
 from zegclip.processing.image_reading import load_class_ids
 
 
@@ -71,6 +74,18 @@ def test_the_same_command_again(segment, noise, model_folder, tmp_path, succeeds
     monkeypatch.delattr("zegclip.segmenting.segmenter.load_segmenter")
     (model_folder / "README.md").write_text("no part of the model")
     assert done_again("--dtype", "bfloat16") == set()
+
+
+def test_a_label_that_is_not_there_is_remarked_on(tmp_path, succeeds):
+    scenes = [draw_scene(seed) for seed in range(3)]
+    for seed, scene in enumerate(scenes):
+        scene.image.save(tmp_path / f"{seed}.png")
+    words = ["segment", *(tmp_path / f"{seed}.png" for seed in range(3)), "--output", tmp_path / "results"]
+    assert "note:" not in succeeds(*words, "--labels", ", ".join(CLASS_NAMES))
+    shown = set(np.unique([np.asarray(scene.mask) for scene in scenes]))
+    absent = next(name for index, name in enumerate(CLASS_NAMES) if index not in shown)
+    for more, count in (([], 1), (["--threshold", "0.2"], 0)):
+        assert succeeds(*words, "--labels", absent, *more).count("note: ") == count
 
 
 def test_results_of_other_pictures_stay(segment, noise, tmp_path, succeeds):

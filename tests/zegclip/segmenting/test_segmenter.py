@@ -1,5 +1,6 @@
 """Segmentation of many pictures: what is found, written, known to be finished and shared by processes."""
 
+import io
 import json
 import operator
 import os
@@ -99,6 +100,25 @@ def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path,
     assert "no room" in failure or "can't allocate memory" in failure
     assert {path.stem for path in (tmp_path / "results").glob("*.json")} == {"one", "two"}
     assert not list((tmp_path / "results").glob("one_more*"))
+
+
+def test_windows_of_one_picture_are_counted_on_a_terminal(model_folder, pictures, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(segment, "_DELAY", 0)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    segmenter = load_segmenter(model_folder, "cpu")
+    for show, window_size in ((True, 16), (True, None), (False, 16)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", Terminal())
+            paths = {str(pictures / "one.png"): "one"}
+            given = {"show_progress": show, "window_size": window_size}
+            segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", **given)
+            shown = sys.stderr.getvalue()
+        assert ("window" in shown) == (show and window_size is not None)
+    assert not segmenter.model._forward_hooks
 
 
 def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):
