@@ -54,7 +54,7 @@ _RUN_FIELDS = (
 )
 
 
-def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None) -> Path:
+def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None, tags: Sequence[str] = ()) -> Path:
     """
     Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part.
 
@@ -66,6 +66,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
             written to be shared and its weights are still the same, its card is copied with what its owner wrote into
             it.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
+        tags: Further tags.
 
     Returns:
         The file's path.
@@ -82,6 +83,10 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
     if run is not None:
         content = _copied_card(Path(run), folder, repo_id) or content
         write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder)})
+    if tags:
+        card = ModelCard(content)
+        card.data.tags = list(dict.fromkeys((*(card.data.tags or ()), *tags)))
+        content = str(card)
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_FILE

@@ -215,8 +215,6 @@ def test_the_processor_is_that_of_the_active_adapter(models, artefacts, processo
 
 def test_what_saving_cannot_do_is_said(models, tmp_path):
     for source in models.values():
-        with pytest.raises(ValueError, match="push_to_hub"):
-            source.save_pretrained(tmp_path / "out", push_to_hub=True)
         source.save_pretrained(tmp_path / "out", is_main_process=False)
         assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UsageError, match="adapter"):
@@ -249,6 +247,26 @@ AutoTokenizer.from_pretrained(clip).push_to_hub("someone/clip")
 model = load_model(alone)
 model.name_or_path = model.peft_config["default"].base_model_name_or_path = "someone/clip"
 push(model, "someone/alone")
+"""
+
+
+PUSH_AS_IN_TRANSFORMERS = """
+import os, sys
+from transformers import pipeline
+os.chdir(os.environ["HF_HOME"])
+from zegclip.loading import load_model, load_processor
+
+model, processor, token = load_model(sys.argv[1]), load_processor(sys.argv[1]), os.environ.pop("HF_TOKEN")
+usual = {"token": token, "private": True, "commit_message": "a title", "commit_description": "a text"}
+more = {"max_shard_size": "100KB", "tags": ["farm"]}
+model.add_model_tags("animals")
+model.push_to_hub("someone/pushed", **usual, **more)
+print(model.push_to_hub("someone/pushed", create_pr=True, token=token))
+model.save_pretrained("saved/", push_to_hub=True, **usual, **more)
+model.save_pretrained("with-id", push_to_hub=True, repo_id="someone/named", token=token)
+pipeline("zero-shot-image-segmentation", model=sys.argv[1]).push_to_hub("someone/pipeline", **usual, **more)
+processor.push_to_hub("someone/processor", token=token)
+model.config.push_to_hub("someone/config", token=token)
 """
 
 
@@ -308,6 +326,38 @@ def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_fo
             values = torch.tensor(result["AutoModelForSemanticSegmentation"][1])
             assert (values - expected_results(models[kind], processor)).abs().max() < 1e-6
             assert result["pipeline"][1] == masks.setdefault(kind, result["pipeline"][1])
+
+
+def test_pushing_takes_the_arguments_of_transformers(hub, artefacts, processor, tmp_path):
+    (tmp_path / "home").mkdir()
+    source = artefacts["base + adapter"]
+    done = run_python(PUSH_AS_IN_TRANSFORMERS, source, HF_HOME=tmp_path / "home", **hub.environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("pushed", "saved", "pipeline"):
+        files = hub.repositories[f"someone/{name}"][-1]
+        assert {"pipeline.py", "processor_config.json", "model.safetensors.index.json"} <= files.keys()
+        tags = ModelCard(files["README.md"].decode()).data.tags
+        assert {"zegclip", "farm"} <= set(tags)
+        assert ("animals" in tags) == (name != "pipeline")
+        assert hub.headers[f"someone/{name}"][0] == {"summary": "a title", "description": "a text"}
+        assert (
+            hub.created[f"someone/{name}"].get("private") or hub.created[f"someone/{name}"]["visibility"] == "private"
+        )
+    assert len(hub.repositories["someone/pushed"]) == 2
+    assert "pipeline.py" in hub.pull_requests["someone/pushed"][0]
+    assert done.stdout.splitlines()[-1].endswith("someone/pushed/discussions/1")
+    assert "pipeline.py" in hub.repositories["someone/named"][-1]
+    assert "processor_config.json" in hub.repositories["someone/processor"][-1]
+    assert "config.json" in hub.repositories["someone/config"][-1]
+    folder = tmp_path / "sharded"
+    for name, content in hub.repositories["someone/pushed"][-1].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(folder).eval()
+    saved = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "home" / "saved").eval()
+    expected = expected_results(ZegClipForSemanticSegmentation.from_pretrained(source).eval(), processor)
+    for other in (loaded, saved):
+        assert (expected_results(other, processor) - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("wrong", [{"HF_TOKEN": "hf_wrong"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
