@@ -47,7 +47,8 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
     def _forward(self, model_inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         usual = self.processor.image_processor
         size, stride = (kwargs.get(name, getattr(usual, name)) for name in ("window_size", "window_stride"))
-        boxes = window_boxes(*model_inputs["pixel_values"].shape[-2:], size, stride)
+        height, width = model_inputs["pixel_values"].shape[-2:]
+        boxes = window_boxes(height, width, size, stride)
         disable = None if self.show_progress and len(boxes) > 1 else True
         bar = tqdm(total=len(boxes), unit="window", delay=_DELAY, leave=False, disable=disable)
 

@@ -85,7 +85,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder)})
     if tags:
         card = ModelCard(content)
-        card.data.tags = list(dict.fromkeys((*(card.data.tags or ()), *tags)))
+        card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
         content = str(card)
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
