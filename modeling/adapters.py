@@ -27,6 +27,12 @@ TAKEN_NAMES = {"base_layer", "original_module", "modules_to_save", *DeepPromptLa
 # Arguments of `from_pretrained` that a configuration, which may have attributes of these names, must not take.
 MODEL_ARGUMENTS = {"dtype", "torch_dtype", "quantization_config", "fusion_config"}
 
+# Of `push_to_hub`, which `save_pretrained` does not have.
+_PUSH_ARGUMENTS = {
+    *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
+    *("processor", "whole"),
+}
+
 
 class AdapterModel(PreTrainedModel):
     """
@@ -126,12 +132,18 @@ class AdapterModel(PreTrainedModel):
         As `PreTrainedModel.save_pretrained`; with adapters, the active one alone and the configuration.
 
         An adapter whose base is not stored elsewhere (both came from one folder, or were converted) is saved with it.
-
-        Raises:
-            ValueError: With `push_to_hub=True`, which would leave out processor, code and card.
+        With `push_to_hub=True`, what `push_to_hub` sends is then uploaded, beside the model the processor, code and
+        card; its arguments are given here, too, and `repo_id` is by default the folder's name.
         """
         if kwargs.pop("push_to_hub", False):
-            raise ValueError("save_pretrained saves the model alone: use push_to_hub(repo_id), which sends all of it.")
+            push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS & kwargs.keys()}
+            if "max_shard_size" in kwargs:
+                push["max_shard_size"] = kwargs["max_shard_size"]
+            self.save_pretrained(save_directory, **kwargs)
+            if kwargs.get("is_main_process", True):
+                name = os.path.basename(os.path.abspath(save_directory))
+                self.push_to_hub(push.pop("repo_id", None) or name, **push)
+            return
         active = self._active_name()
         if active is not None and not self.peft_config[active].base_model_name_or_path:
             self.save_with_base(save_directory, **kwargs)

@@ -109,17 +109,41 @@ class ZegClipPreTrainedModel(AdapterModel):
         else:
             super()._init_weights(module)
 
-    def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: Sequence[str] | str | None = None,
+        processor: Any = None,
+        whole: bool | None = None,
+    ) -> str:
         """
         Upload the model to the Hub: weights, processor, pipeline, code and model card.
 
+        As `PreTrainedModel.push_to_hub`, with two more arguments.
+
         Args:
             repo_id: `owner/name`; created if it does not exist.
+            commit_message: As the parent's.
+            commit_description: As the parent's.
+            private: As the parent's.
+            token: As the parent's.
+            revision: As the parent's.
+            create_pr: As the parent's.
+            max_shard_size: As the parent's.
+            tags: As the parent's.
             processor: By default the one beside the model's files.
-            **kwargs: `whole`, `private`, `token`, `revision`, `commit_message`.
+            whole: With an adapter, whether its base goes with it; by default if the base is not on the Hub.
 
         Returns:
-            The URL of the commit.
+            The URL of the commit, or of the pull request.
 
         Raises:
             ImportError: Without an installed zegclip, in a process that runs the code of a model's repository.
@@ -128,7 +152,20 @@ class ZegClipPreTrainedModel(AdapterModel):
         if publish is None:
             # Code that came with a model knows neither the card nor all of the files.
             raise ImportError("To push a model, install zegclip: the code here came with the model.")
-        return publish(self, repo_id, processor=processor, **kwargs)
+        return publish(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            max_shard_size=max_shard_size,
+            tags=tags,
+            processor=processor,
+            whole=whole,
+        )
 
 
 class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):

@@ -50,14 +50,27 @@ def test_wheel_has_every_file_of_the_package_and_no_other(wheel):
     assert suffixes >= {".json", ".safetensors"}
 
 
+def run_installed(wheel, tmp_path, *words):
+    wheel.extractall(tmp_path / "installed")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-m", "zegclip", *map(str, words)]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
 def test_training_works_from_the_wheel(wheel, tmp_path):
     """The configuration is found by its name, from any folder; the missing data set shows that it has been read."""
-    wheel.extractall(tmp_path / "installed")
-    command = [sys.executable, "-m", "zegclip", "train", "zegclip_voc_inductive", "--data_dir", "nowhere", "--use_cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = run_installed(wheel, tmp_path, "train", "zegclip_voc_inductive", "--data_dir", "nowhere", "--use_cpu")
     assert run.returncode == 1
     assert "nowhere" in run.stderr.splitlines()[-1]
+
+
+def test_the_embedded_model_is_exported_from_the_wheel_with_its_card(wheel, tmp_path):
+    run = run_installed(wheel, tmp_path, "export", tmp_path / "installed" / "zegclip" / "default_model", "shared")
+    assert run.returncode == 0, run.stderr
+    title = (
+        (ROOT / "model_cards" / "default_model.md").read_text(encoding="utf-8").partition("\n# ")[2].splitlines()[0]
+    )
+    assert f"# {title}\n" in (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
 
 
 def test_wheel_metadata(wheel):

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -91,20 +91,44 @@ def temporary_folder(place: Path) -> Iterator[Path]:
 @contextmanager
 def writing_to(output: Path) -> Iterator[Path]:
     """
-    Yield a temporary folder whose files are moved into `output` at the end, unless an error is raised.
+    Yield a temporary folder whose files are moved into `output` at the end, subfolders included: all of them or none.
 
-    A JSON file is moved last, after the one that it replaces is deleted first: if it exists, the others are complete.
+    None of them is moved if an error is raised. If the process is killed in between, JSON files are missing: the
+    earlier ones are deleted first and the new ones moved last, so if they exist, the others are complete.
     """
     output.mkdir(parents=True, exist_ok=True)
     with temporary_folder(output) as folder:
         yield folder
-        files = sorted(folder.iterdir(), key=lambda path: path.suffix == ".json")
-        with _delaying_signals():
-            for path in files:
-                if path.suffix == ".json":
-                    (output / path.name).unlink(missing_ok=True)
-            for path in files:
-                os.replace(path, output / path.name)
+        with _delaying_signals(), temporary_folder(output) as earlier:
+            _move_all(folder, output, earlier)
+
+
+def _move_all(folder: Path, output: Path, earlier: Path) -> None:
+    """Move all files of a folder into another; after an error, put back those that were there, from `earlier`."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    names.sort(key=lambda name: name.suffix == ".json")
+    records = [name for name in names if name.suffix == ".json"]
+    for name in names:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(output / name):
+            (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(output / name, earlier / name)
+            except OSError:  # Not every file system has links.
+                shutil.copy2(output / name, earlier / name)
+    try:
+        for name in records:
+            (output / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(folder / name, output / name)
+    except OSError:
+        for name in (*records, *(name for name in names if not os.path.lexists(earlier / name))):
+            with suppress(OSError):  # What cannot be removed is there from before.
+                (output / name).unlink()
+        for name in names:
+            with suppress(OSError):
+                os.replace(earlier / name, output / name)
+        raise
 
 
 @contextmanager

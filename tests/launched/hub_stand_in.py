@@ -25,6 +25,9 @@ class HubStandIn(ThreadingHTTPServer):
         self.repositories: dict[str, list[dict[str, bytes]]] = {}
         self.large_files: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.created: dict[str, dict] = {}  # What was asked for each repository,
+        self.headers: dict[str, list[dict]] = {}  # and for each commit to it.
+        self.pull_requests: dict[str, list[dict[str, bytes]]] = {}
 
     def environment(self) -> dict[str, str]:
         """What makes the real client talk to this server."""
@@ -82,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             repo_id = f"{described.get('organization') or OWNER}/{described['name']}"
             status = 409 if repo_id in server.repositories else 200
             server.repositories.setdefault(repo_id, [{}])
+            server.created.setdefault(repo_id, described)
             return self._answer(status, {"url": f"{server.url}/{repo_id}", "id": repo_id})
         if re.fullmatch(r"/api/models/\S+?/\S+?/branch/other", path):
             return self._answer(200, {})  # the one branch that it knows beside main, whose commits it makes its own
@@ -107,16 +111,23 @@ class _Handler(BaseHTTPRequestHandler):
             for line in body.splitlines():
                 operation = json.loads(line)
                 value = operation["value"]
-                if operation["key"] == "file":
+                if operation["key"] == "header":
+                    server.headers.setdefault(repo_id, []).append(value)
+                elif operation["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif operation["key"] == "lfsFile":
                     files[value["path"]] = server.large_files[value["oid"]]
                 elif operation["key"] == "deletedFile":
                     del files[value["path"]]
-            server.repositories[repo_id].append(files)
+            answer = {"success": True, "hookOutput": ""}
+            if "create_pr=1" in urlsplit(self.path).query:
+                server.pull_requests.setdefault(repo_id, []).append(files)
+                answer["pullRequestUrl"] = f"{server.url}/{repo_id}/discussions/{len(server.pull_requests[repo_id])}"
+            else:
+                server.repositories[repo_id].append(files)
             number, _ = server.commit(repo_id, "main")
-            url = f"{server.url}/{repo_id}/commit/{number}"
-            return self._answer(200, {"success": True, "commitOid": number, "commitUrl": url, "hookOutput": ""})
+            answer |= {"commitOid": number, "commitUrl": f"{server.url}/{repo_id}/commit/{number}"}
+            return self._answer(200, answer)
         return self._answer(404, {"error": f"The stand-in does not know POST {path}."})
 
     def do_GET(self) -> None:

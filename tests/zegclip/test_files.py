@@ -91,6 +91,85 @@ def test_leftovers_are_removed_but_never_those_of_a_running_process(tmp_path):
         assert set(tmp_path.iterdir()) == {ours, of_another_machine, of_the_user}
 
 
+def write_files(output, text):
+    with writing_to(output) as folder:
+        for name in FILES:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+
+
+def texts_in(output):
+    return {name: (output / name).read_text() for name in FILES if (output / name).is_file()}
+
+
+FILES = ("a.json", "b.bin", "inside/c.bin", "inside/d.json", "z.txt")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("moved", range(len(FILES)))
+def test_files_are_moved_all_or_none(tmp_path, monkeypatch, moved, links):
+    """In subfolders too, where a whole folder could not be replaced."""
+    write_files(tmp_path, "before")
+    (tmp_path / "z.txt").unlink()
+    before = texts_in(tmp_path)
+    usual, calls = os.replace, []
+
+    def fail_once(source, target):
+        calls.append(target)
+        if len(calls) == moved + 1:
+            raise PermissionError(13, "Permission denied", str(target))
+        usual(source, target)
+
+    def refuse(source, target):
+        raise OSError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_once)
+        if not links:
+            patch.setattr(os, "link", refuse)
+        with pytest.raises(PermissionError):
+            write_files(tmp_path, "after")
+    assert texts_in(tmp_path) == before
+    write_files(tmp_path, "after")
+    assert texts_in(tmp_path) == dict.fromkeys(FILES, "after")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.bin", "inside", "z.txt"}
+
+
+@pytest.mark.parametrize("moved", range(len(FILES)))
+def test_a_kill_between_two_files_leaves_no_json_file_beside_mixed_ones(tmp_path, moved):
+    write_files(tmp_path, "before")
+    if (process := os.fork()) == 0:
+        usual, calls = os.replace, []
+
+        def kill(source, target):
+            calls.append(target)
+            if len(calls) == moved + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            usual(source, target)
+
+        os.replace = kill
+        try:
+            write_files(tmp_path, "after")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    left = texts_in(tmp_path)
+    assert left.keys() >= {"b.bin", "inside/c.bin", "z.txt"}
+    assert not {"a.json", "inside/d.json"} <= left.keys()
+    if {"a.json", "inside/d.json"} & left.keys():
+        assert set(left.values()) == {"after"}
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.json", "b.bin", "inside", "z.txt"}
+
+
+def test_a_file_in_the_place_of_a_folder_is_noticed_before_anything_is_moved(tmp_path):
+    (tmp_path / "a.json").write_text("before")
+    (tmp_path / "inside").write_text("before")
+    with pytest.raises(OSError, match="inside"):
+        write_files(tmp_path, "after")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "before", "inside": "before"}
+
+
 @pytest.mark.parametrize(("moment", "left"), [("mkdtemp", []), ("TemporaryDirectory.cleanup", ["file.txt"])])
 def test_sigterm_waits_while_a_temporary_folder_is_made_or_removed(tmp_path, monkeypatch, moment, left):
     usual = operator.attrgetter(moment)(tempfile)

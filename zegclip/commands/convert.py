@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zegclip.commands.options import DTYPES, read_labels
+from zegclip.commands.options import DTYPES, read_templates
 from zegclip.errors import UsageError, sentence_of
 
 if TYPE_CHECKING:
@@ -55,9 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     check_new_folder(arguments.output)
     config = ZegClipConfig()
     if arguments.templates_file is not None:
-        config.prompt_templates = read_labels(arguments.templates_file)
+        config.prompt_templates = read_templates(arguments.templates_file)
     try:
-        model = convert(arguments.checkpoint, method=arguments.method, config=config)
+        with torch.random.fork_rng(devices=[]):
+            # The base's own decode head, which the adapter's replaces, is initialised at random and saved.
+            torch.manual_seed(0)
+            model = convert(arguments.checkpoint, method=arguments.method, config=config)
     except ModelError as error:
         if str(arguments.checkpoint) in str(error):
             raise

@@ -53,18 +53,43 @@ def read_labels(path: Path) -> list[str]:
     Read class names from a UTF-8 text file, one per line; blank lines are skipped.
 
     Raises:
-        UsageError: If it is not UTF-8 text, or has no name or one that comes twice.
+        UsageError: If it is not UTF-8 text, has no name or one that comes twice, or a comment.
         OSError: If it cannot be read.
     """
-    from zegclip.processing.input_error import InputError
     from zegclip.processing.names import check_labels
 
+    return _read_lines(path, "class name", check_labels)
+
+
+def read_templates(path: Path) -> list[str]:
+    """
+    Read prompt templates from a UTF-8 text file, one per line; blank lines are skipped.
+
+    Raises:
+        UsageError: If it is not UTF-8 text, has no template or one without exactly one `{}`, or a comment.
+        OSError: If it cannot be read.
+    """
+    from zegclip.processing.names import check_templates
+
+    return _read_lines(path, "prompt template", check_templates)
+
+
+def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[str]]) -> list[str]:
+    from zegclip.processing.input_error import InputError
+
     try:
-        # `str.splitlines` would also split at form feeds and other characters.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: this file is not UTF-8 text.") from error
+    if "\0" in text:  # UTF-16 without a mark, for example
+        raise UsageError(f"{path}: this file is not UTF-8 text.")
+    # `str.splitlines` would also split at form feeds and other characters.
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UsageError(f"{path}: this file is empty; give at least one {what}, one per line.")
+    if comments := [line for line in lines if line.startswith("#")]:
+        raise UsageError(f"{path}: each line is a {what}, and {comments[0]!r} looks like a comment: remove it.")
     try:
-        return check_labels([line for line in lines if line.strip()])
+        return check(lines)
     except InputError as error:
         raise UsageError(f"{path}: {error}") from error

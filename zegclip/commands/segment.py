@@ -31,10 +31,14 @@ def add_parser(commands: Any) -> None:
         description="Segment pictures into classes given by name. For each picture STEM.* it writes STEM_overlay.png "
         "(classes in colour, with a legend), STEM_mask.png (index of the label of each pixel, 255 for none, with a "
         "palette; 16 bit and 65535 for none with more than 255 labels) and STEM.json (share of pixels and mean score "
-        "of each label). If several pictures have the same stem, the second one's results are named STEM_2*, and so "
-        "on. Pictures that have results already, from the same file, model, labels and settings, are skipped: run "
-        "the same command again to resume after an interruption. Under torchrun or accelerate launch (-m zegclip "
-        "segment ...), the processes share the pictures, each on its own device.",
+        "of each label). If several pictures have the same stem, or the output folder has results of another one, the "
+        "second one's results are named STEM_2*, and so on. Pictures that have results already, from the same file, "
+        "model, labels and settings, are skipped: run the same command again to resume after an interruption. Under "
+        "torchrun or accelerate launch (-m zegclip segment ...), the processes share the pictures, each on its own "
+        "device.",
+        epilog='Example: zegclip segment street.jpg --labels "road, car, tree" --threshold 0.2. Without a threshold, '
+        "every pixel gets one of the labels, even if none of them is there; the command says so where the mean score "
+        "is low.",
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = parser.add_mutually_exclusive_group(required=True)
@@ -92,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     processes = Processes()
     pictures = find_pictures(arguments.pictures)
     total = len(pictures)
-    names = take_share(pictures, processes)
+    names = take_share(pictures, processes, output)
     del pictures  # There may be a million, most of them the other processes'.
     if processes.is_main and arguments.model is None:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
@@ -154,6 +158,8 @@ def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[st
         names: The main process's pictures, with the stems of their results' names.
         output: Folder of the results.
     """
+    from zegclip.segmenting.segmenter import LOW_SCORE
+
     segmented = sum(outcome.segmented for outcome in outcomes)
     done_before = sum(outcome.done_before for outcome in outcomes)
     failures = [failure for outcome in outcomes for failure in outcome.failures]
@@ -163,6 +169,12 @@ def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[st
         print(f"{path}: see {output / name}_overlay.png; mask and JSON file lie beside it.")
     elif segmented:
         print(f"{_count(segmented)} segmented: overlays, masks and JSON files are in {output}.")
+    if doubtful := [path for outcome in outcomes for path in outcome.doubtful]:
+        more = f" and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
+        print(
+            f"note: the mean score of {doubtful[0]}{more} is below {LOW_SCORE}, so perhaps none of the labels is "
+            f"there: with --threshold {LOW_SCORE}, for example, pixels with lower scores get no label."
+        )
     if done_before:
         were, them = ("was", "it") if total == 1 else ("were", "them")
         print(f"{done_before} of {_count(total)} {were} done before; --overwrite does {them} again.")

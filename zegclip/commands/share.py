@@ -3,9 +3,12 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zegclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 
 
 def add_parser(commands: Any) -> None:
@@ -60,10 +63,10 @@ def add_parser(commands: Any) -> None:
 def run_bundle(arguments: argparse.Namespace) -> int:
     """Run `zegclip bundle`."""
     from zegclip.files import check_new_folder, new_folder
-    from zegclip.loading import load_model, load_processor
+    from zegclip.loading import load_processor
 
     check_new_folder(arguments.output)
-    model = load_model(arguments.adapter)
+    model = _load_model(arguments.adapter)
     if not hasattr(model, "peft_config"):
         raise UsageError(f"{arguments.adapter}: there is no adapter to bundle; the model is complete as it is.")
     processor = load_processor(arguments.adapter)
@@ -77,11 +80,10 @@ def run_bundle(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """Run `zegclip export`."""
     from zegclip.files import check_new_folder
-    from zegclip.loading import load_model
     from zegclip.sharing.publishing import export
 
     check_new_folder(arguments.output)
-    model = load_model(arguments.model)
+    model = _load_model(arguments.model)
     export(model, arguments.output, whole=arguments.whole, run=_run_folder(arguments.model))
     print(f"{arguments.model}: exported to {arguments.output}.")
     return 0
@@ -89,11 +91,10 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_push(arguments: argparse.Namespace) -> int:
     """Run `zegclip push`."""
-    from zegclip.loading import load_model
     from zegclip.sharing.publishing import push
 
     address = push(
-        load_model(arguments.model),
+        _load_model(arguments.model),
         arguments.repo_id,
         whole=arguments.whole,
         run=_run_folder(arguments.model),
@@ -102,6 +103,17 @@ def run_push(arguments: argparse.Namespace) -> int:
     )
     print(f"{arguments.model}: pushed, see {address}")
     return 0
+
+
+def _load_model(model: str) -> "ZegClipForSemanticSegmentation":
+    """Load a model; a decode head that an adapter's base lacks is always initialised alike, as it is saved."""
+    import torch
+
+    from zegclip.loading import load_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_model(model)
 
 
 def _run_folder(model: str) -> Path | None:

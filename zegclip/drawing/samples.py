@@ -50,14 +50,12 @@ def sample_strip(
     counts = class_counts(*label_maps, len(split.names), split.ignore_index).numpy()
     accuracy = counts[0].sum() / counts[2].sum() if counts[2].sum() else math.nan
     shown = _order_classes(truth[truth != split.ignore_index], predicted, len(split.names))
-    # By rank and not by id, so that what is seen together is told apart; the first colours differ most.
-    colours = np.zeros((len(split.names), 3), dtype=np.uint8)
-    colours[shown] = make_colours(len(shown))
     maps = {
         "truth": np.where(truth == split.ignore_index, -1, truth),
         f"prediction (pAcc {_per_cent(accuracy)})": predicted,
     }
     ious = [_per_cent(iou) for iou in class_ious(counts)[shown]]
+    colours = make_colours(len(split.names))  # the same on every strip
     return class_panes(picture, maps, split, colours, shown, ious, heading="IoU %", alpha=alpha)
 
 

@@ -1,10 +1,13 @@
 """Which pictures a process segments, and what their results are called."""
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
+
+from tqdm import tqdm
 
 from zegclip.errors import UsageError
 from zegclip.processing.image_reading import PICTURE_SUFFIXES
@@ -46,41 +49,85 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
     return list(found.values())
 
 
-def name_results(pictures: Iterable[str]) -> Iterator[tuple[str, str]]:
+def name_results(
+    pictures: Sequence[str], output: Path | None = None, show_progress: bool = False
+) -> Iterator[tuple[str, str]]:
     """
     Choose the stem of each picture's results: its own, or `stem_2`, `stem_3`, ... if that is taken already.
 
-    Case is ignored, as some file systems do. Very long stems are truncated.
+    A picture that has results in `output` keeps their stem; those of other pictures are taken. Case is ignored, as
+    some file systems do. Very long stems are truncated.
+
+    Args:
+        pictures: Their paths.
+        output: Folder of the results, which need not exist.
+        show_progress: Whether to show a progress bar for reading earlier results, after some seconds.
 
     Yields:
         A picture and the stem of its results.
     """
-    taken: dict[str, int] = {}  # With the last number tried: many folders may have files of the same names.
+    earlier = {} if output is None else _find_owners(output, {_stem(path).lower() for path in pictures}, show_progress)
+    own = {image: name for name, image in earlier.items()}
+    # With the last number tried: many folders may have files of the same names.
+    taken = {name.lower(): 1 for name in earlier}
     for path in pictures:
-        stem = Path(path).stem
-        if len(os.fsencode(stem)) > _LONGEST_STEM:
-            stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
-        name, number = stem, taken.get(stem.lower(), 1)
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken[stem.lower()] = number
+        stem = _stem(path)
+        name = own.get(os.path.abspath(path)) if own else None
+        if name is None:
+            name, number = stem, taken.get(stem.lower(), 1)
+            while name.lower() in taken:
+                number += 1
+                name = f"{stem}_{number}"
+            taken[stem.lower()] = number
         taken.setdefault(name.lower(), 1)
         yield path, name
 
 
-def take_share(pictures: Sequence[str], processes: Processes) -> dict[str, str]:
+def _stem(path: str) -> str:
+    stem = Path(path).stem
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
+    return stem
+
+
+def _find_owners(output: Path, stems: set[str], show_progress: bool) -> dict[str, str]:
     """
-    Return this process's share of the pictures, every N-th, with the stems of their results.
+    Read which pictures the results in a folder are of, as far as they are called like one of `stems` (lower case).
+
+    A JSON file of something else is listed, too, with an owner that is no picture; a damaged one is not.
+    """
+    try:
+        with os.scandir(output) as entries:
+            names = sorted(entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json"))
+    except FileNotFoundError:
+        return {}
+    names = [name for name in names if not stems.isdisjoint((name.lower(), re.sub(r"_\d+$", "", name.lower())))]
+    owners: dict[str, str] = {}
+    disable = None if show_progress else True
+    for name in tqdm(names, desc="Reading earlier results", unit="picture", delay=3, leave=False, disable=disable):
+        try:
+            record = json.loads(Path(output, f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        owners[name] = str(record.get("image")) if isinstance(record, dict) else ""
+    return owners
+
+
+def take_share(pictures: Sequence[str], processes: Processes, output: Path) -> dict[str, str]:
+    """
+    Return this process's share of the pictures, every N-th, with the stems of their results in a folder.
 
     Raises:
-        UsageError: If the processes do not see the same pictures.
+        UsageError: If the processes do not see the same pictures and results.
         OSError: As [`Processes.gather`].
     """
-    if processes.count > 1:
-        digest = hashlib.blake2b()
-        for path in pictures:
-            digest.update(os.fsencode(path) + b"\0")
-        if len(set(processes.gather(digest.digest()))) > 1:
-            raise UsageError("The processes see different lists of pictures; did the folders change just now?")
-    return dict(islice(name_results(pictures), processes.rank, None, processes.count))
+    digest = hashlib.blake2b()
+    share = {}
+    for index, (path, name) in enumerate(name_results(pictures, output, show_progress=processes.is_main)):
+        digest.update(os.fsencode(f"{path}\0{name}\0"))
+        if index % processes.count == processes.rank:
+            share[path] = name
+    # None has written a result yet.
+    if len(set(processes.gather(digest.digest()))) > 1:
+        raise UsageError("The processes see different lists of pictures; did the folders change just now?")
+    return share

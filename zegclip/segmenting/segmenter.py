@@ -20,13 +20,47 @@ from zegclip.loading import load_model, load_processor
 from zegclip.processing.image_reading import load_rgb, on_one_line
 from zegclip.processing.input_error import InputError
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.windows import is_out_of_memory
+from zegclip.processing.windows import is_out_of_memory, window_boxes
+
+LOW_SCORE = 0.2
+"""
+Pictures whose pixels have a lower mean score are remarked on: probably none of the labels fits.
+
+Scores are sigmoids, 0.5 means as likely as not. With the embedded model, pictures whose classes are all among the
+labels have mean scores of 0.5 to 0.9, per class 0.15 to 0.9, and pictures without any of the labels less than 0.05.
+"""
+_DELAY = 3  # Seconds until a progress bar appears.
 
 ReadPicture = tuple[str, dict[str, int], Image.Image]  # Path, state of the file, RGB picture.
 
 
 class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
-    """The pipeline without one mask per label, which would need too much memory for large pictures and many labels."""
+    """
+    The pipeline without one mask per label, which would need too much memory for large pictures and many labels.
+
+    Attributes:
+        show_progress: Whether to show a progress bar for the windows of a picture, after some seconds, on a terminal.
+    """
+
+    show_progress = False
+
+    def _forward(self, model_inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        usual = self.processor.image_processor
+        size, stride = (kwargs.get(name, getattr(usual, name)) for name in ("window_size", "window_stride"))
+        height, width = model_inputs["pixel_values"].shape[-2:]
+        boxes = window_boxes(height, width, size, stride)
+        disable = None if self.show_progress and len(boxes) > 1 else True
+        bar = tqdm(total=len(boxes), unit="window", delay=_DELAY, leave=False, disable=disable)
+
+        def count(module: torch.nn.Module, given: tuple, named: dict[str, torch.Tensor], output: Any) -> None:
+            bar.update(len(named["pixel_values"]))
+
+        with bar:
+            hook = self.model.register_forward_hook(count, with_kwargs=True)
+            try:
+                return super()._forward(model_inputs, *args, **kwargs)
+            finally:
+                hook.remove()
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], threshold: float = 0.0
@@ -45,11 +79,13 @@ class Outcome:
         segmented: Number of pictures segmented.
         done_before: Number of pictures that had results already.
         failures: One sentence for each picture that could not be read, or was too large for the memory.
+        doubtful: Pictures segmented with a mean score below `LOW_SCORE`.
     """
 
     segmented: int = 0
     done_before: int = 0
     failures: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
 
 
 def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
@@ -129,7 +165,7 @@ def find_unfinished(
         pictures.items(),
         desc="Looking for earlier results",
         unit="picture",
-        delay=3,
+        delay=_DELAY,
         leave=False,
         disable=None if show_progress else True,
     )
@@ -211,7 +247,8 @@ def segment_pictures(
         output: Folder for the results, created with the first of them.
         model_name: For the JSON files.
         model_state: For the JSON files, see [`state_of_model`].
-        show_progress: Whether to show a progress bar for several pictures, on a terminal.
+        show_progress: Whether to show a progress bar for several pictures, and one for the windows of a picture that
+            takes some seconds, on a terminal.
         **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
 
     Raises:
@@ -221,6 +258,7 @@ def segment_pictures(
     outcome = Outcome()
     taken: list[ReadPicture] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
+    segmenter.show_progress = show_progress
 
     def fail(sentence: str) -> None:
         outcome.failures.append(sentence)
@@ -245,5 +283,7 @@ def segment_pictures(
                 fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
             else:
                 outcome.segmented += 1
+                if (ids >= 0).any() and scores[ids >= 0].mean(dtype=np.float64) < LOW_SCORE:
+                    outcome.doubtful.append(path)
                 progress.update()
             taken.clear()

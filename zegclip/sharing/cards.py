@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import zegclip
 from zegclip.errors import UsageError
@@ -53,7 +54,7 @@ _RUN_FIELDS = (
 )
 
 
-def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None) -> Path:
+def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None, tags: Sequence[str] = ()) -> Path:
     """
     Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part.
 
@@ -65,6 +66,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
             written to be shared and its weights are still the same, its card is copied with what its owner wrote into
             it.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
+        tags: Further tags.
 
     Returns:
         The file's path.
@@ -81,6 +83,10 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
     if run is not None:
         content = _copied_card(Path(run), folder, repo_id) or content
         write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder)})
+    if tags:
+        card = ModelCard(content)
+        card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
+        content = str(card)
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_FILE
@@ -88,9 +94,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
 
 def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
     """Return the card of a shared model, or of the embedded one, for `folder`; `None` if the weights differ."""
-    if run.resolve() == zegclip.DEFAULT_MODEL.resolve():
-        if digest_of_weights(run) != digest_of_weights(folder):
-            return None
+    if _identify(folder) == _identify(zegclip.DEFAULT_MODEL):  # wherever it was copied to
         card = (files("zegclip.model_cards") / "default_model.md").read_text(encoding="utf-8")
         card = card.replace("model=zegclip.DEFAULT_MODEL", f'model="{PLACEHOLDER_PATH}"')
         card = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", card)  # links into this repository
@@ -101,6 +105,11 @@ def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
     # As in the template.
     pipeline = r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"'
     return re.sub(pipeline, rf'\1"{repo_id or PLACEHOLDER_PATH}"', card)
+
+
+def _identify(folder: Path) -> tuple[str, str | None]:
+    """Return what tells a model from others: the weights, and those of an adapter's base in short."""
+    return digest_of_weights(folder), read_json(folder / ADAPTER_CONFIG_NAME).get("base_fingerprint")
 
 
 def _render(facts: ModelFacts, repo_id: str | None) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def export(
     whole: bool | None = None,
     run: str | os.PathLike | None = None,
     repo_id: str | None = None,
+    max_shard_size: int | str = "50GB",
+    tags: Sequence[str] = (),
 ) -> Path:
     """
     Write a model to share into a new folder. After an error the folder does not exist.
@@ -67,6 +70,8 @@ def export(
             By default alone if its base is on the Hub.
         run: Folder that the model was loaded from, whose training results appear on the card.
         repo_id: Where it will lie on the Hub, `owner/name`.
+        max_shard_size: Of a file of the base's weights, which are split into several if they are larger.
+        tags: Further tags of the card.
 
     Raises:
         UsageError: If the folder exists, or an adapter would be written alone whose base others do not have.
@@ -84,13 +89,13 @@ def export(
             model.save_pretrained(part)
             _update_json(part / ADAPTER_CONFIG_NAME, **base_fields)
         elif hasattr(model, "peft_config"):
-            model.save_with_base(part)
+            model.save_with_base(part, max_shard_size=max_shard_size)
             if repo_id is not None:
                 # Auto classes load the base from where it is named, and a folder's name is not valid on the Hub.
                 fields = {"base_model_name_or_path": repo_id, "clip_model_name_or_path": None}
                 _update_json(part / ADAPTER_CONFIG_NAME, **fields)
         else:
-            model.save_pretrained(part)
+            model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)
         _update_json(part / CONFIG_NAME, auto_map=MODEL_CLASSES, custom_pipelines=PIPELINES)
         # Each part of a processor is looked up beside its own fields.
@@ -103,7 +108,7 @@ def export(
         for name in card_files(source):
             (part / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, part / name)
-        write_card(part, run=source, repo_id=repo_id)
+        write_card(part, run=source, repo_id=repo_id, tags=tags)
     return folder
 
 
@@ -117,7 +122,11 @@ def push(
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
-    commit_message: str = "Upload model",
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = None,
+    tags: Sequence[str] | str | None = None,
 ) -> str:
     """
     Upload what [`export`] writes to the Hub, in one commit.
@@ -131,10 +140,14 @@ def push(
         private: Whether a new repository is private.
         token: By default the one of `hf auth login`.
         revision: Branch to commit to.
-        commit_message: Of the commit.
+        commit_message: Of the commit; by default "Upload model".
+        commit_description: Of the commit.
+        create_pr: Whether to open a pull request instead of committing to the branch.
+        max_shard_size: See [`export`]; by default 50 GB.
+        tags: Further tags of the card, beside those of `model.add_model_tags`.
 
     Returns:
-        The commit's URL.
+        The URL of the commit, or of the pull request.
 
     Raises:
         UsageError, ModelError: See [`export`].
@@ -144,6 +157,14 @@ def push(
     processor = processor or _load_processor(model)
     if whole is False:
         _describe_base(model, Path(repo_id), repo_id)
+    tags = [tags] if isinstance(tags, str) else tags
+    content: dict[str, Any] = {
+        "processor": processor,
+        "whole": whole,
+        "run": run,
+        "max_shard_size": max_shard_size or "50GB",
+        "tags": [*(model.model_tags or ()), *(tags or ())],
+    }
     api = HfApi(token=token)
     scratch = Path(tempfile.gettempdir())
     remove_leftovers(scratch)
@@ -152,20 +173,22 @@ def push(
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(full_id, branch=revision, exist_ok=True)
         with temporary_folder(scratch) as temporary:
-            folder = export(model, temporary / "model", processor=processor, whole=whole, run=run, repo_id=full_id)
+            folder = export(model, temporary / "model", repo_id=full_id, **content)
             with as_usage_errors():  # such as wrong metadata in a card that its owner has edited
                 commit = api.upload_folder(
                     repo_id=full_id,
                     folder_path=folder,
                     revision=revision,
-                    commit_message=commit_message,
+                    commit_message=commit_message or "Upload model",
+                    commit_description=commit_description,
+                    create_pr=create_pr,
                     delete_patterns=REPLACED,
                 )
     except HfHubHTTPError as error:
         raise OSError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
     except HTTPError as error:
         raise OSError(f"{repo_id}: the Hub cannot be reached: {error}") from error
-    return str(commit)
+    return str(commit.pr_url or commit)
 
 
 def code_files() -> list[Path]:

@@ -183,7 +183,10 @@ class DataArguments:
     results_dir: str | None = HfArg(
         default=None, help="Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."
     )
-    save_predictions: bool = HfArg(default=False, help="Evaluation: also save the predicted masks there.")
+    save_predictions: bool = HfArg(
+        default=False,
+        help="Evaluation: also save the predicted masks there, with the pictures' names and the masks' values.",
+    )
 
     def image_processor_fields(self) -> dict[str, Any]:
         """Return the given fields of the image processor."""

@@ -23,7 +23,7 @@ from zegclip.files import read_json, replacing, write_json
 from zegclip.processing.class_split import Setting
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
-from zegclip.training.pictures import EvaluationPictures, content_of_sample
+from zegclip.training.pictures import EvaluationPictures, content_of_sample, name_predictions
 
 INDUCTIVE_OFFSET = 0.1
 """Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
@@ -124,25 +124,35 @@ class CountStore:
             for entry in _read_lines(path)
         }
 
-    def forget_others(self, pictures: EvaluationPictures) -> None:
-        """Delete counts of other files or settings; the processes share the reading."""
+    def forget_others(self, pictures: EvaluationPictures, names: Sequence[str] | None = None) -> None:
+        """Delete counts and predictions of other files or settings; the processes share the reading."""
         state = PartialState()
         known = sorted({(entry["picture"], entry["of"]) for path in self._files() for entry in _read_lines(path)})
         mine = known[state.process_index :: state.num_processes]
-        others = set(gather_object([(index, of) for index, of in mine if of != self.key(pictures, index)]))
+        others = set(gather_object([(index, of) for index, of in mine if of != self.key(pictures, index, names)]))
         if others and state.is_main_process:
             for path in self._files():
                 kept = [entry for entry in _read_lines(path) if (entry["picture"], entry["of"]) not in others]
                 with replacing(path) as part:
                     part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            for index, _ in others:
-                for path in self.folder.glob(f"predictions/*/{index:06d}.png"):
-                    path.unlink()
+            self._delete_predictions(pictures)
         state.wait_for_everyone()
 
-    def key(self, pictures: EvaluationPictures, index: int) -> str:
-        """Return the key of a picture's present files and the record."""
-        return f"{self._digest} {content_of_sample(pictures.data[index])}"
+    def _delete_predictions(self, pictures: EvaluationPictures) -> None:
+        """Delete the saved predictions of pictures without counts."""
+        folders = list(self.folder.glob("predictions/*"))
+        if folders:
+            names = name_predictions(pictures.data)
+            kept = {f"{names[index]}.png" for index in self.read() if index < len(names)}
+            for folder in folders:
+                for path in folder.rglob("*.png"):
+                    if path.relative_to(folder).as_posix() not in kept:
+                        path.unlink()
+
+    def key(self, pictures: EvaluationPictures, index: int, names: Sequence[str] | None = None) -> str:
+        """Return the key of a picture's present files, the record and, if it is saved, the prediction's name."""
+        saved = f" {hash_of(names[index])}" if names is not None else ""
+        return f"{self._digest} {content_of_sample(pictures.data[index])}{saved}"
 
     def append(self, picture: int, of: str, counts: Mapping[str, np.ndarray]) -> None:
         """Store the `(3, classes)` counts of one picture under each protocol; `of` is its key."""
@@ -171,17 +181,20 @@ class CountStore:
 class _KeyedPictures(torch.utils.data.Dataset):
     """Some pictures with their indices and keys; a key is computed before its picture is read."""
 
-    def __init__(self, pictures: EvaluationPictures, indices: Sequence[int], store: CountStore) -> None:
+    def __init__(
+        self, pictures: EvaluationPictures, indices: Sequence[int], store: CountStore, names: Sequence[str] | None
+    ) -> None:
         self.pictures = pictures
         self.indices = indices
         self.store = store
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[int, str, dict[str, torch.Tensor]]:
         index = self.indices[position]
-        return index, self.store.key(self.pictures, index), self.pictures[index]
+        return index, self.store.key(self.pictures, index, self.names), self.pictures[index]
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -268,7 +281,8 @@ def evaluate_pictures(
         batch_size: Windows per forward pass.
         num_workers: Worker processes of the data loader.
         dtype: Of autocast; `None` disables it.
-        save_predictions: Whether to save each predicted map as a mask with the ids, in the store's folder.
+        save_predictions: Whether to save each predicted map in the store's folder, as a PNG with the picture's name
+            (see [`name_predictions`]) and the data set's mask values.
         title: For the progress bar.
 
     Returns:
@@ -276,7 +290,9 @@ def evaluate_pictures(
     """
     state = PartialState()
     split = pictures.split
-    store.forget_others(pictures)
+    values = np.arange(len(split.names)) if split.mask_values is None else np.array(split.mask_values)
+    names = name_predictions(pictures.data) if save_predictions else None
+    store.forget_others(pictures, names)
     done = store.read().keys()
     # Every process must have read before any writes.
     state.wait_for_everyone()
@@ -285,9 +301,10 @@ def evaluate_pictures(
     left = [index for index in range(len(pictures)) if index not in done]
     mine = left[state.process_index :: state.num_processes]
     device = class_embeds.device
-    keyed = _KeyedPictures(pictures, mine, store)
+    keyed = _KeyedPictures(pictures, mine, store, names)
     loader = DataLoader(keyed, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda")
-    colours = make_colours(len(split.names))
+    colours = np.zeros((values.max() + 1, 3), dtype=np.uint8)
+    colours[values] = make_colours(len(values))
     batch = BatchSize(batch_size)
     context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
     progress = tqdm(
@@ -314,10 +331,10 @@ def evaluate_pictures(
                     batch_size=batch,
                 )
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
-            if save_predictions:
+            if names is not None:
                 folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
-                with replacing(folder / f"{index:06d}.png") as part:
-                    index_mask(predicted.cpu().numpy(), colours).save(part, format="PNG")
+                with replacing(folder / f"{names[index]}.png") as part:
+                    index_mask(values[predicted.cpu().numpy()], colours).save(part, format="PNG")
         store.append(index, key, counts)
     state.wait_for_everyone()
     return store.total(len(split.names))

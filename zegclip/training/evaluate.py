@@ -128,7 +128,7 @@ def results_folder(data_args: DataArguments, training_args: ZegClipTrainingArgum
     folder = Path(data_args.results_dir or Path(training_args.output_dir) / name)
     if PartialState().is_main_process:
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # All pictures that were skipped are tried again.
-        for place in (folder, *folder.glob("*"), *folder.glob("*/predictions/*")):
+        for place in (folder, *folder.glob("*"), *folder.glob("*/predictions/**/")):
             remove_leftovers(place)
     PartialState().wait_for_everyone()
     return folder

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from zegclip import ZegClipForSemanticSegmentation, ZegClipProcessor
 from zegclip.commands.convert import CLIP_TOKENIZER
+from zegclip.commands.main import main
 from zegclip.modeling.convert_official_checkpoint import convert
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
@@ -86,6 +87,40 @@ def test_a_tokenizer_that_does_not_fit_is_refused(checkpoint, tokenizer, tmp_pat
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     fails(["convert", checkpoint, tmp_path / "out", "--tokenizer", tmp_path / name], tmp_path / name)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "mentioned"),
+    [
+        (b"", "template"),
+        (b"\n \n", "template"),
+        (b"a photo of a cat\n", "{}"),
+        (b"# of the paper\na photo of a {}\n", "# of the paper"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        ("a {}".encode("utf-16-le"), "UTF-8"),
+        (None, "directory"),
+    ],
+)
+def test_a_file_of_templates_that_is_none_is_named(checkpoint, tmp_path, capsys, fails, content, mentioned):
+    path = tmp_path / "templates.txt"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    words = ["convert", str(checkpoint), str(tmp_path / "out"), "--templates-file", str(path)]
+    fails(words, path, mentioned)
+    assert main(words) == 1
+    complaint = capsys.readouterr().err.lower()
+    assert "class name" not in complaint.replace("for the class name", "")
+    assert str(checkpoint) not in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_templates(checkpoint, tmp_path, succeeds):
+    (tmp_path / "templates.txt").write_bytes("\ufeffa {}\r\n\r\nthe {}\n".encode())
+    succeeds("convert", checkpoint, tmp_path / "out", "--templates-file", tmp_path / "templates.txt")
+    converted = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert converted.config.prompt_templates == ["a {}", "the {}"]
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_named(official, tmp_path, fails):

@@ -5,10 +5,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import zegclip
 from zegclip.commands.main import main
+from zegclip.picture_world.classes import CLASS_NAMES
+from zegclip.picture_world.drawing import draw_scene
 from zegclip.processing.image_reading import load_class_ids
 
 
@@ -71,6 +74,45 @@ def test_the_same_command_again(segment, noise, model_folder, tmp_path, succeeds
     monkeypatch.delattr("zegclip.segmenting.segmenter.load_segmenter")
     (model_folder / "README.md").write_text("no part of the model")
     assert done_again("--dtype", "bfloat16") == set()
+
+
+def test_a_label_that_is_not_there_is_remarked_on(tmp_path, succeeds):
+    scenes = [draw_scene(seed) for seed in range(3)]
+    for seed, scene in enumerate(scenes):
+        scene.image.save(tmp_path / f"{seed}.png")
+    words = ["segment", *(tmp_path / f"{seed}.png" for seed in range(3)), "--output", tmp_path / "results"]
+    assert "note:" not in succeeds(*words, "--labels", ", ".join(CLASS_NAMES))
+    shown = set(np.unique([np.asarray(scene.mask) for scene in scenes]))
+    absent = next(name for index, name in enumerate(CLASS_NAMES) if index not in shown)
+    for more, count in (([], 1), (["--threshold", "0.2"], 0)):
+        assert succeeds(*words, "--labels", absent, *more).count("note: ") == count
+
+
+def test_results_of_other_pictures_stay(segment, noise, tmp_path, succeeds):
+    """Pictures of the same name in several runs, whose results go to one folder; each run can be resumed."""
+    results = tmp_path / "results"
+    paths = {name: tmp_path / name / "x.png" for name in "abc"}
+    for seed, path in enumerate(paths.values(), start=1):
+        path.parent.mkdir()
+        noise.rotate(90 * seed).save(path)
+    results.mkdir()
+    (results / "x_2.json").write_text('{"imagePath": "x_2.png", "shapes": []}')  # of another program
+    owners = {}
+    for name in "aba":
+        succeeds(*segment(paths[name]))
+        now = {path.name: path.read_bytes() for path in results.iterdir()}
+        assert {file: content for file, content in now.items() if file in owners} == owners
+        owners = now
+    assert json.loads(owners["x.json"])["image"] == str(paths["a"])
+    assert json.loads(owners["x_3.json"])["image"] == str(paths["b"])
+    command, *words = segment(paths["c"])
+    assert "2 of 3" in succeeds(command, paths["b"], paths["a"], *words)
+    assert json.loads((results / "x_4.json").read_text())["image"] == str(paths["c"])
+    succeeds(*segment(paths["b"], "--overwrite"))
+    assert {path.name for path in results.glob("*.json")} == {"x.json", "x_2.json", "x_3.json", "x_4.json"}
+    (results / "x.json").write_bytes(b"")  # as after a power failure
+    succeeds(*segment(paths["a"]))
+    assert json.loads((results / "x.json").read_text())["image"] == str(paths["a"])
 
 
 @pytest.mark.parametrize("good", [["good.jpg", "good.png"], []])
@@ -137,6 +179,8 @@ def test_bad_arguments(model_folder, noise, picture, tmp_path, monkeypatch, fail
         (b"", "empty"),
         (b"cat\ncat", "'cat'"),
         (b"\xff\xfe\x00", "UTF-8"),
+        ("cat".encode("utf-16-le"), "UTF-8"),
+        (b"# animals\ncat\n", "# animals"),
         (None, "labels.txt"),
     ],
 )

@@ -1,5 +1,10 @@
 """`zegclip bundle`, and what all commands that write a model folder do not do: replace one, or leave a part of one."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -57,3 +62,22 @@ def test_an_interrupted_command_leaves_no_folder(checkpoint, adapter, tmp_path, 
     before = sorted(tmp_path.iterdir())
     assert main([command, str(checkpoint if command == "convert" else adapter), str(tmp_path / "out")]) == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", ["convert", "bundle", "export"])
+def test_a_command_writes_the_same_files_each_time(checkpoint, adapter, clip_folder, tmp_path, command):
+    """Its base has no decode head, and one that is initialised at random would be saved."""
+    if command != "convert":
+        described = json.loads((adapter / "adapter_config.json").read_text())
+        described |= {"base_model_name_or_path": str(clip_folder), "base_fingerprint": None}
+        (adapter / "adapter_config.json").write_text(json.dumps(described))
+    source = checkpoint if command == "convert" else adapter
+    for seed in ("1", "2"):  # sets are in another order
+        words = [sys.executable, "-m", "zegclip", command, str(source), str(tmp_path / seed)]
+        subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+    files = [path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert [
+        name for name in files if (tmp_path / "1" / name).read_bytes() != (tmp_path / "2" / name).read_bytes()
+    ] == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zegclip.drawing.overlay import FIRST_COLOURS
+from zegclip.drawing.overlay import FIRST_COLOURS, make_colours
 from zegclip.drawing.samples import sample_sheet, sample_strip
 from zegclip.processing.class_split import ClassSplit
 
@@ -54,8 +54,7 @@ def test_a_strip_shows_picture_truth_and_prediction():
         sample_strip(grey_picture(truth), truth, predicted, SPLIT, alpha=0.5)
     )
     assert (picture == GREY).all()
-    # Colours go by the size of the true classes, 96x32, 56x48 and 40x48 pixels, then by what is only predicted.
-    colours = dict(zip((0, 3, 1, 2), FIRST_COLOURS))
+    colours = FIRST_COLOURS  # By id, so that a class has one colour on all strips.
     for row, column in ((30, 30), (90, 20), (90, 60), (30, 90), (90, 90)):
         for shown, ids in ((shown_truth, truth), (shown_prediction, predicted)):
             found = shown[4 * row, 4 * column]
@@ -90,8 +89,8 @@ def test_ids_beyond_8_bits_and_another_ignore_index():
     truth = np.full((96, 96), 299, dtype=np.uint16)
     truth[:48], truth[:, :48] = 65535, 255
     _, shown_truth, _, legend = panes_of(sample_strip(grey_picture(truth), truth, truth * 0, split, alpha=0.5))
-    np.testing.assert_allclose(shown_truth[-10, -10], blend(FIRST_COLOURS[1]), atol=1)
-    assert has_colour(legend, FIRST_COLOURS[2])
+    np.testing.assert_allclose(shown_truth[-10, -10], blend(make_colours(300)[299]), atol=1)
+    assert has_colour(legend, FIRST_COLOURS[0])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (900, 3), (3, 900), (300, 200), (2000, 1500)])

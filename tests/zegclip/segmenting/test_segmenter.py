@@ -1,5 +1,6 @@
 """Segmentation of many pictures: what is found, written, known to be finished and shared by processes."""
 
+import io
 import json
 import operator
 import os
@@ -101,6 +102,25 @@ def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path,
     assert not list((tmp_path / "results").glob("one_more*"))
 
 
+def test_windows_of_one_picture_are_counted_on_a_terminal(model_folder, pictures, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(segment, "_DELAY", 0)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    segmenter = load_segmenter(model_folder, "cpu")
+    for show, window_size in ((True, 16), (True, None), (False, 16)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", Terminal())
+            paths = {str(pictures / "one.png"): "one"}
+            given = {"show_progress": show, "window_size": window_size}
+            segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", **given)
+            shown = sys.stderr.getvalue()
+        assert ("window" in shown) == (show and window_size is not None)
+    assert not segmenter.model._forward_hooks
+
+
 def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):
     segmenter = load_segmenter(model_folder, "cpu")
     paths = {str(pictures / "one.png"): "one"}
@@ -145,7 +165,7 @@ def test_equal_stems_get_numbers(tmp_path):
         zip(paths, ["cat", "cat_2", "cat_3", "cat_2_2", "Cat_4", "dog"], strict=True)
     )
     # In no time, too.
-    names = [name for _, name in name_results(f"video_{number}/frame.png" for number in range(100_000))]
+    names = [name for _, name in name_results([f"video_{number}/frame.png" for number in range(100_000)])]
     assert names == ["frame", *(f"frame_{number}" for number in range(2, 100_001))]
 
 
@@ -292,25 +312,6 @@ def rewrite_unnoticed(path):
 def test_a_changed_file_makes_a_picture_unfinished(finished, tmp_path, name, change):
     change(tmp_path / name)
     assert list(find_unfinished(**finished).values()) == ["one"]
-
-
-def test_the_json_file_vouches_for_the_others(tmp_path, monkeypatch):
-    write(tmp_path, "cat")
-    replace, moved = os.replace, []
-
-    def replace_some(source, target):
-        assert not (tmp_path / "x.json").exists()
-        moved.append(Path(target).name)
-        if len(moved) == 3:
-            raise OSError("killed")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_some)
-    with pytest.raises(OSError, match="killed"):
-        write(tmp_path, "tree")
-    assert sorted(moved[:2]) == ["x_mask.png", "x_overlay.png"]
-    assert moved[2] == "x.json"
-    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,8 +215,6 @@ def test_the_processor_is_that_of_the_active_adapter(models, artefacts, processo
 
 def test_what_saving_cannot_do_is_said(models, tmp_path):
     for source in models.values():
-        with pytest.raises(ValueError, match="push_to_hub"):
-            source.save_pretrained(tmp_path / "out", push_to_hub=True)
         source.save_pretrained(tmp_path / "out", is_main_process=False)
         assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UsageError, match="adapter"):
@@ -248,6 +247,26 @@ AutoTokenizer.from_pretrained(clip).push_to_hub("someone/clip")
 model = load_model(alone)
 model.name_or_path = model.peft_config["default"].base_model_name_or_path = "someone/clip"
 push(model, "someone/alone")
+"""
+
+
+PUSH_AS_IN_TRANSFORMERS = """
+import os, sys
+from transformers import pipeline
+os.chdir(os.environ["HF_HOME"])
+from zegclip.loading import load_model, load_processor
+
+model, processor, token = load_model(sys.argv[1]), load_processor(sys.argv[1]), os.environ.pop("HF_TOKEN")
+usual = {"token": token, "private": True, "commit_message": "a title", "commit_description": "a text"}
+more = {"max_shard_size": "100KB", "tags": ["farm"]}
+model.add_model_tags("animals")
+model.push_to_hub("someone/pushed", **usual, **more)
+print(model.push_to_hub("someone/pushed", create_pr=True, token=token))
+model.save_pretrained("saved/", push_to_hub=True, **usual, **more)
+model.save_pretrained("with-id", push_to_hub=True, repo_id="someone/named", token=token)
+pipeline("zero-shot-image-segmentation", model=sys.argv[1]).push_to_hub("someone/pipeline", **usual, **more)
+processor.push_to_hub("someone/processor", token=token)
+model.config.push_to_hub("someone/config", token=token)
 """
 
 
@@ -307,6 +326,38 @@ def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_fo
             values = torch.tensor(result["AutoModelForSemanticSegmentation"][1])
             assert (values - expected_results(models[kind], processor)).abs().max() < 1e-6
             assert result["pipeline"][1] == masks.setdefault(kind, result["pipeline"][1])
+
+
+def test_pushing_takes_the_arguments_of_transformers(hub, artefacts, processor, tmp_path):
+    (tmp_path / "home").mkdir()
+    source = artefacts["base + adapter"]
+    done = run_python(PUSH_AS_IN_TRANSFORMERS, source, HF_HOME=tmp_path / "home", **hub.environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("pushed", "saved", "pipeline"):
+        files = hub.repositories[f"someone/{name}"][-1]
+        assert {"pipeline.py", "processor_config.json", "model.safetensors.index.json"} <= files.keys()
+        tags = ModelCard(files["README.md"].decode()).data.tags
+        assert {"zegclip", "farm"} <= set(tags)
+        assert ("animals" in tags) == (name != "pipeline")
+        assert hub.headers[f"someone/{name}"][0] == {"summary": "a title", "description": "a text"}
+        assert (
+            hub.created[f"someone/{name}"].get("private") or hub.created[f"someone/{name}"]["visibility"] == "private"
+        )
+    assert len(hub.repositories["someone/pushed"]) == 2
+    assert "pipeline.py" in hub.pull_requests["someone/pushed"][0]
+    assert done.stdout.splitlines()[-1].endswith("someone/pushed/discussions/1")
+    assert "pipeline.py" in hub.repositories["someone/named"][-1]
+    assert "processor_config.json" in hub.repositories["someone/processor"][-1]
+    assert "config.json" in hub.repositories["someone/config"][-1]
+    folder = tmp_path / "sharded"
+    for name, content in hub.repositories["someone/pushed"][-1].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(folder).eval()
+    saved = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "home" / "saved").eval()
+    expected = expected_results(ZegClipForSemanticSegmentation.from_pretrained(source).eval(), processor)
+    for other in (loaded, saved):
+        assert (expected_results(other, processor) - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("wrong", [{"HF_TOKEN": "hf_wrong"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
@@ -376,10 +427,34 @@ def test_the_card_of_other_weights_is_not_taken_over(models, tmp_path):
         assert "hIoU 84.3" not in (tmp_path / name / "README.md").read_text()
 
 
-def test_the_embedded_model_is_shared_with_its_own_card(tmp_path, capsys):
-    assert main(["export", str(DEFAULT_MODEL), str(tmp_path / "out")]) == 0
+@pytest.mark.parametrize("place", ["embedded", "copied", "shared"])
+def test_the_embedded_model_is_shared_with_its_own_card(tmp_path, place):
+    source = DEFAULT_MODEL
+    if place == "copied":
+        source = shutil.copytree(DEFAULT_MODEL, tmp_path / "copy")
+    elif place == "shared":
+        source = export(ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL), tmp_path / "first")
+    assert main(["export", str(source), str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "apache-2.0"
     assert {result.metric_type for result in card.data.eval_results} >= {"hiou", "miou_unseen"}
     assert 'model="path/to/this/folder"' in card.text
     assert "](../" not in card.text
+
+
+def test_another_model_is_not_shared_with_the_embedded_ones_card(models, processor, tmp_path):
+    """Whatever its folder is called."""
+    folder = tmp_path / "zegclip" / "default_model"
+    models["full model"].save_pretrained(folder)
+    processor.save_pretrained(folder)
+    other_base = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL)
+    with torch.no_grad():
+        other_base.clip.logit_scale.add_(1)
+        for parameter in other_base.clip.text_model.parameters():
+            parameter.add_(1)
+    other_base.save_with_base(tmp_path / "base")
+    named = ZegClipForSemanticSegmentation.from_pretrained(DEFAULT_MODEL, base_model_name_or_path=tmp_path / "base")
+    named_folder = export(named, tmp_path / "named", whole=True)
+    for source in (folder, named_folder):
+        assert main(["export", str(source), str(tmp_path / f"{source.name} out")]) == 0
+        assert not ModelCard.load(tmp_path / f"{source.name} out" / "README.md").data.eval_results

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image as PILImage
 
 from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.metrics import class_counts
 from zegclip.training.counting import (
     CountStore,
@@ -21,7 +23,7 @@ from zegclip.training.counting import (
     fingerprint,
     predict_map,
 )
-from zegclip.training.pictures import EvaluationPictures
+from zegclip.training.pictures import EvaluationPictures, name_predictions
 
 SPLIT = ClassSplit(names=("a", "b", "c"), seen_ids=(0, 1), unseen_ids=(2,))
 PROTOCOLS = {"windows": Protocol(32, 20, 0.1), "whole": Protocol(None, None, 0.0)}
@@ -80,9 +82,51 @@ def test_it_counts_and_saves_each_picture_under_each_protocol(model, class_embed
                     seen_ids=SPLIT.seen_ids, batch_size=4,
                 )  # fmt: skip
             expected += class_counts(ids, sample["labels"], 3).numpy()
-            with PILImage.open(tmp_path / "e" / "predictions" / name / f"{index:06d}.png") as mask:
+            with PILImage.open(tmp_path / "e" / "predictions" / name / f"image_{index}.png") as mask:
                 assert np.array_equal(np.asarray(mask), ids)
         assert np.array_equal(found[name], expected)
+
+
+@pytest.mark.parametrize("values", [None, (7, 3, 255), (7, 300, 65535)])
+def test_predictions_can_be_read_as_the_data_sets_masks(model, class_embeds, run, pictures, tmp_path, values):
+    """Their names and folders are those of the pictures, their pixels the values of the masks."""
+    split = replace(SPLIT, mask_values=values, ignored_values=(254,))
+    rows = pictures.data.to_list()
+    for row, name in zip(rows, ("left/a.png", "left/b.c.png", "right/A.jpg", "right/a.png")):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"]["path"] = str(Path(row["image"]["path"]).rename(path))
+        ids = load_class_ids(row["mask"]["path"])
+        mask = np.where(ids == 255, 254, np.take(values or (0, 1, 2), ids % 3)).astype(np.uint16)
+        PILImage.fromarray(mask).save(row["mask"]["path"])
+    data = Dataset.from_list(rows, features=pictures.data.features)
+    valued = EvaluationPictures(data, split, pictures.image_processor)
+    run("valued", pictures=valued, save_predictions=True)
+    folder = tmp_path / "valued" / "predictions" / "whole"
+    names = ["left/a.png", "left/b.c.png", "right/A.png", "right/a_2.png"]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")) == sorted(names)
+    for index, name in enumerate(names):
+        sample = valued[index]
+        size = sample["labels"].shape
+        ids = predict_map(
+            model, sample["pixel_values"], class_embeds, PROTOCOLS["whole"], size, seen_ids=(0, 1), batch_size=4
+        )
+        assert np.array_equal(split.labels_of(load_class_ids(folder / name)), ids)
+    # Renamed, it would be taken for another picture's.
+    Path(rows[1]["image"]["path"]).rename(tmp_path / "images" / "left" / "c.png")
+    rows[1]["image"]["path"] = str(tmp_path / "images" / "left" / "c.png")
+    valued.data = Dataset.from_list(rows, features=pictures.data.features)
+    run("valued", pictures=valued, save_predictions=True)
+    assert {path.name for path in (folder / "left").iterdir()} == {"a.png", "c.png"}
+
+
+def test_pictures_without_paths_are_named_by_their_rows(pictures):
+    files = [(None, b"x"), ("a.png", b"x"), ("../a.png", b"x"), ("zip://b/a.jpg::/data.zip", None), (None, b"x")]
+    rows = [{"image": {"path": path, "bytes": content}, "mask": None} for path, content in files]
+    names = name_predictions(Dataset.from_list(rows, features=pictures.data.features))
+    assert [names[0], names[4]] == ["000000", "000004"]
+    assert len(set(names)) == 5
+    assert not any(".." in name or name.startswith("/") for name in names)
 
 
 def test_a_picture_that_was_skipped_is_tried_again(run, pictures, tmp_path):
@@ -126,7 +170,7 @@ def test_a_picture_that_has_changed_is_done_again(run, pictures, tmp_path, capsy
     for path in predictions.iterdir():
         fresh = tmp_path / "fresh" / "predictions" / "whole" / path.name
         assert path.read_bytes() == fresh.read_bytes()
-        assert path.name == "000001.png" or path.stat().st_ino == before[path.name]
+        assert path.name == "image_1.png" or path.stat().st_ino == before[path.name]
 
 
 def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(run, pictures, tmp_path):
@@ -136,7 +180,7 @@ def test_a_picture_that_has_changed_and_cannot_be_read_counts_no_more(run, pictu
         run()
     pictures.skipped_file = tmp_path / "skipped.txt"
     assert equal(run(), run("fresh"))
-    assert not list((tmp_path / "e" / "predictions").glob("*/000001.png"))
+    assert not list((tmp_path / "e" / "predictions").glob("*/image_1.png"))
 
 
 def test_the_same_pictures_are_not_done_again_wherever_they_lie(run, pictures, tmp_path):
@@ -163,7 +207,7 @@ def test_pictures_in_another_order_are_done_again(run, pictures, tmp_path):
     counts = run()
     pictures.data = pictures.data.select([1, 0, 2, 3])
     assert equal(run(save_predictions=True), counts)
-    assert len(list((tmp_path / "e" / "predictions" / "whole").iterdir())) == 2
+    assert len(list((tmp_path / "e" / "predictions" / "whole").iterdir())) == 4
 
 
 def test_counts_of_an_older_version_or_another_evaluation(run, tmp_path, capsys):

@@ -451,6 +451,39 @@ def test_a_save_that_fails_leaves_what_was_there(make_trainer, tmp_path, monkeyp
     assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
 
 
+def test_an_adapter_with_a_name_of_its_own_is_saved_again(make_trainer, tmp_path, monkeypatch):
+    """PEFT writes it into a folder of its name."""
+    trainer, run = make_trainer(), tmp_path / "run"
+    trainer.model.add_adapter("cats", DeepPromptConfig(num_tokens=2))
+    trainer.model.set_adapter("cats")
+
+    def contents():
+        return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    trainer.save_model()
+    weights = Path("cats", "adapter_model.safetensors")
+    before, usual = contents(), os.replace
+    assert weights in before
+
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1)
+
+    def fail(source, target):
+        if Path(source).name == weights.name and Path(target).parent == run / "cats":
+            monkeypatch.undo()
+            raise OSError(28, "No space left on device")
+        usual(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save_model()
+    assert contents() == before
+    trainer.save_model()
+    assert contents().keys() == before.keys()
+    assert contents()[weights] != before[weights]
+
+
 def test_leftovers_of_a_killed_run_go(make_trainer, tmp_path):
     folders = (tmp_path / "run", tmp_path / "run" / "samples")
     for folder in folders:
