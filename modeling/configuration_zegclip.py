@@ -84,6 +84,11 @@ class ZegClipConfig(PreTrainedConfig):
     """
 
     model_type = "zegclip"
+    # What a Trainer leaves out of the predictions, which are then the logits alone.
+    keys_to_ignore_at_inference = [
+        *("loss_dict", "loss_counts", "image_embeds", "patch_embeds", "class_embeds", "hidden_states", "attentions"),
+        "orientations",
+    ]
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
@@ -167,7 +172,9 @@ class ZegClipConfig(PreTrainedConfig):
         """Set what [`describe_head`] has returned, also read from JSON; fields that are left out stay as they are."""
         described = copy.deepcopy(described)
         if "id2label" in described:
-            described["id2label"] = {int(index): name for index, name in described["id2label"].items()}
+            # PEFT's file has them in the order of their digits.
+            pairs = sorted((int(index), name) for index, name in described["id2label"].items())
+            described["id2label"] = dict(pairs)
             described["label2id"] = {name: index for index, name in described["id2label"].items()}
         for name, value in described.items():
             setattr(self, name, value)

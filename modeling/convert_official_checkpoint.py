@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
+from .base_fingerprint import take_fingerprint
 from .configuration_zegclip import ZegClipConfig
 from .finite_weights import find_not_finite
 from .model_error import ModelError, sentence_of_config_error
@@ -312,6 +313,7 @@ def _build(
     # Into the adapter's head only: without the adapter, the model is a CLIP with an untrained one.
     untrained = model.decode_head.get_submodule("original_module").state_dict(prefix="decode_head.original_module.")
     model.load_state_dict(tensors | untrained)
+    model.peft_config["default"].base_fingerprint = take_fingerprint(model)  # of these weights
     return model.eval()
 
 

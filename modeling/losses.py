@@ -16,7 +16,7 @@ PIXELS_AT_ONCE = 2**22
 
 
 def compute_loss(
-    config: ZegClipConfig, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
+    config: ZegClipConfig, logits: torch.Tensor, labels: torch.Tensor, pseudo_class_ids: Sequence[int] | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
     Compute the weighted loss terms at the labels' resolution, at least in float32 (paper section 3.5).
@@ -24,9 +24,9 @@ def compute_loss(
     Args:
         config: Has the weights and the ignore rule.
         logits: `(batch, classes, height, width)` mask logits on the patch grid.
-        labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_label_ids`, -1 for
+        labels: `(batch, height, width)` ids into the classes, the ignore index or, with `pseudo_class_ids`, -1 for
             pixels to fill.
-        pseudo_label_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
+        pseudo_class_ids: Ids of the classes from which pixels labelled -1 get the best, by these very logits
             (transductive self-training).
 
     Returns:
@@ -43,8 +43,8 @@ def compute_loss(
     labels = labels.to(logits.device).long()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    if pseudo_label_ids is not None:
-        labels = fill_pseudo_labels(logits, labels, pseudo_label_ids)
+    if pseudo_class_ids is not None:
+        labels = fill_pseudo_labels(logits, labels, pseudo_class_ids)
     counts = count_labels(config, labels, num_classes)
     ignore_index, negatives = config.semantic_loss_ignore_index, config.ignored_pixels_as_negatives
     present, num_masks = count_present_masks(labels, num_classes, ignore_index)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,21 +188,32 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         Set the classes that the model segments if it is given no names, as other models for segmentation do.
 
-        They become `id2label`, and with their token ids, the processor's templates and the active adapter a part of
-        what `save_pretrained` saves.
+        They become `id2label`; `save_pretrained` saves them with their token ids in the configuration's templates, as
+        a part of the active adapter if there is one.
 
         Args:
-            names: Class names, in the order of their ids.
+            names: Class names in the order of their ids, as the processor takes them.
             processor: A [`ZegClipProcessor`].
+
+        Raises:
+            ModelError: If the tokenizer has more tokens than the text tower.
         """
-        inputs = processor(text=names)
-        names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in enumerate(names)}
-        self.config.prompt_templates = list(processor.prompt_templates)
-        rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-        ids = [[token for token, is_text in zip(*row, strict=True) if is_text] for row in rows]
-        self.config.prompt_input_ids = dict(zip(self.config.class_prompts(), ids, strict=True))
+        templates = self.config.prompt_templates
+        rows = processor.tokenize_names(names, templates, self.config.vocabulary)
+        largest, size = (
+            max(max(ids) for ids in itertools.chain(*rows.values())),
+            self.get_input_embeddings().num_embeddings,
+        )
+        if largest >= size:
+            raise ModelError(
+                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
+                f"{size} tokens."
+            )
+        self.config.id2label = dict(enumerate(rows))
+        self.config.label2id = {name: index for index, name in enumerate(rows)}
+        self.config.prompt_input_ids = dict(
+            zip(self.config.class_prompts(), itertools.chain(*rows.values()), strict=True)
+        )
 
     def _class_inputs(self, device: torch.device) -> dict[str, Any]:
         """Return the configuration's class names as inputs of [`get_class_embeds`]; `ModelError` if it has none."""
@@ -244,7 +256,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        num_templates: int | None = None,
+        num_templates: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Encode class names once, for any number of pictures.
@@ -260,7 +272,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         Returns:
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
         """
-        num_templates = num_templates or len(self.config.prompt_templates)
+        num_templates = len(self.config.prompt_templates) if num_templates is None else int(num_templates)
         num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
         if num_rows % num_templates:
             raise ModelError(
@@ -315,10 +327,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
 
     def compute_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, pseudo_label_ids: Sequence[int] | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, pseudo_class_ids: Sequence[int] | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Compute the weighted loss terms and what each of them is divided by, see `losses.compute_loss`."""
-        return compute_loss(self.config, logits, labels, pseudo_label_ids)
+        return compute_loss(self.config, logits, labels, pseudo_class_ids)
 
     def count_labels(self, labels: torch.Tensor, num_classes: int) -> dict[str, torch.Tensor]:
         """Count what each loss term is divided by, see `losses.count_labels`."""
@@ -339,8 +351,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         class_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        num_templates: int | None = None,
-        pseudo_label_ids: Sequence[int] | None = None,
+        num_templates: int | torch.Tensor | None = None,
+        pseudo_class_ids: Sequence[int] | None = None,
         orientations: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
@@ -354,8 +366,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds (`torch.Tensor` of shape `(names, dim)`, *optional*):
                 From [`~ZegClipForSemanticSegmentation.get_class_embeds`], instead of `input_ids`.
             labels (`torch.Tensor` of shape `(batch, height, width)`, *optional*): Ids into the names.
-            num_templates (`int`, *optional*): Rows of `input_ids` per name, which the processor returns.
-            pseudo_label_ids (`Sequence[int]`, *optional*):
+            num_templates (`int` or `torch.Tensor`, *optional*): Rows of `input_ids` per name, from the processor.
+            pseudo_class_ids (`Sequence[int]`, *optional*):
                 For transductive training: pixels labelled -1 get the best of these classes.
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
                 How the processor turned pictures upright; passed on to post-processing.
@@ -396,7 +408,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
 
         loss_dict, loss_counts = None, None
         if labels is not None:
-            loss_dict, loss_counts = self.compute_loss(logits, labels, pseudo_label_ids)
+            loss_dict, loss_counts = self.compute_loss(logits, labels, pseudo_class_ids)
         return ZegClipSemanticSegmenterOutput(
             loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
             logits=logits.to(patch_embeds.dtype),

@@ -19,6 +19,7 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     get_image_size,
+    infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
@@ -186,11 +187,14 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         self,
         do_center_crop: bool | None = None,
         do_pad: bool | None = None,
+        crop_size: Any = None,
+        pad_size: Any = None,
         data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> None:
         """Raise `InputError` for settings of other image processors, which would silently do nothing here."""
-        for name, value in (("do_center_crop", do_center_crop), ("do_pad", do_pad)):
+        settings = {"do_center_crop": do_center_crop, "do_pad": do_pad, "crop_size": crop_size, "pad_size": pad_size}
+        for name, value in settings.items():
             if value:
                 raise InputError(
                     f"{name} is not supported: the whole picture is segmented. Leave it out or set it to False."
@@ -360,7 +364,11 @@ _TURNS_BACK: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def array_size(picture: np.ndarray | torch.Tensor) -> tuple[int, int]:
     """Return height and width of an array or tensor, whose layout is found as in [`preprocess`]."""
-    return tuple(picture.shape) if picture.ndim == 2 else get_image_size(picture)
+    return (
+        tuple(picture.shape)
+        if picture.ndim == 2
+        else get_image_size(picture, infer_channel_dimension_format(picture, (1, 3, 4)))
+    )
 
 
 def _with_channels(images: Any, input_data_format: str | ChannelDimension | None) -> Any:

@@ -1,7 +1,8 @@
 """Class names and prompt templates: reading and checking them, and finding the words that a model cannot know."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from .input_error import InputError
 
@@ -13,24 +14,26 @@ class UnknownWordsWarning(UserWarning):
     """A class name or template has words that the model's text tower was never trained on."""
 
 
-def check_labels(labels: Sequence[str] | str) -> list[str]:
+def check_labels(labels: Iterable[str]) -> list[str]:
     """
     Check class names.
 
     Args:
-        labels: Class names, as a list or as one comma-separated string.
+        labels: Class names, in any ordered collection or as one comma-separated string.
 
     Returns:
         The names without surrounding white space, in the given order.
 
     Raises:
-        InputError: If `labels` is not a string, list or tuple, is empty, or contains a name that is not a string, not
-            valid Unicode, blank or a duplicate.
+        InputError: If `labels` is neither a string nor a list or the like, is empty, or contains a name that is not a
+            string, not valid Unicode, blank or a duplicate.
     """
     if isinstance(labels, str):
         labels = labels.split(",") if labels.strip() else []
-    if not isinstance(labels, (list, tuple)):
+    # Arrays, columns of data sets and others with an order, which a set does not have.
+    if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):
         raise InputError(f"Class names must be a list of strings, not {labels!r}.")
+    labels = list(labels)
     if not labels:
         raise InputError("The list of class names is empty; give at least one name.")
     names: list[str] = []
@@ -85,6 +88,15 @@ def find_unknown_words(
     )
 
 
+def warn_of_unknown_words(
+    labels: Sequence[str], vocabulary: Sequence[str] | None, prompt_templates: Sequence[str], stacklevel: int
+) -> None:
+    """Warn of what [`find_unknown_words`] finds."""
+    unknown = find_unknown_words(labels, vocabulary, prompt_templates, model="This model")
+    if unknown is not None:
+        warnings.warn(unknown, UnknownWordsWarning, stacklevel=stacklevel)
+
+
 def check_templates(prompt_templates: Sequence[str] | str) -> list[str]:
     """
     Check prompt templates, several or one.
@@ -132,5 +144,6 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
+    "warn_of_unknown_words",
     "words_before_name",
 ]

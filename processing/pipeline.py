@@ -1,9 +1,12 @@
 """The pipeline `zero-shot-image-segmentation`: pictures and class names in, one mask per name out."""
 
 import os
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from io import IOBase
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,16 @@ from transformers.pipelines.base import Pipeline
 from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
-from .names import UnknownWordsWarning, check_labels, check_templates, find_unknown_words
+from .names import check_labels, check_templates, warn_of_unknown_words
 from .processing_zegclip import ZegClipProcessor
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
 TASK = "zero-shot-image-segmentation"
 # Names per call of the text tower.
 NAMES_AT_ONCE = 64
+_LOCK = threading.Lock()
+# For each model: how many threads predict with it, and whether it was in training mode before.
+_PREDICTING: MutableMapping[Any, list[Any]] = weakref.WeakKeyDictionary()
 # One picture, not several, although some of them can be iterated over.
 SINGLE = (str, bytes, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
 
@@ -48,6 +54,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_tokenizer: Any = False
     model: Any
     processor: ZegClipProcessor  # Named here, the processor's code is published with the model's.
+
+    def __init__(self, *args: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.processor, "prompt_templates"):
+            raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
+        if image_processor is not None or tokenizer is not None:
+            self.processor = type(self.processor)(
+                image_processor or self.processor.image_processor,
+                tokenizer or self.processor.tokenizer,
+                self.processor.prompt_templates,
+            )
+            self.image_processor, self.tokenizer = self.processor.image_processor, self.processor.tokenizer
 
     def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """
@@ -107,7 +125,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             images = list(images)
         if isinstance(images, list) and not images:
             return []
-        if isinstance(images, Iterable) and not isinstance(images, (*SINGLE, list, Dataset)):
+        if isinstance(images, Iterable) and not isinstance(images, (*SINGLE, list, Dataset, IOBase)):
             images = (image for image in images)
         return super().__call__(
             images,
@@ -143,6 +161,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `labels`."""
         if isinstance(image, Mapping):
+            if "image" not in image:
+                raise InputError(f"A picture with labels of its own needs the key 'image', unlike {list(image)}.")
             own = image.get("candidate_labels")
             image, candidate_labels = image["image"], candidate_labels if own is None else own
         if candidate_labels is None:
@@ -242,15 +262,13 @@ class _NameEncoder:
                     f"processor's, {self.processor.prompt_templates}; give hypothesis_template to choose others.",
                     stacklevel=3,
                 )
-            unknown = find_unknown_words(labels, self.model.config.vocabulary, templates, model="This model")
-            if unknown is not None:
-                warnings.warn(unknown, UnknownWordsWarning, stacklevel=3)
+            warn_of_unknown_words(labels, self.model.config.vocabulary, templates, stacklevel=4)
             self.encoded[key] = self._encode(labels, templates)
         return self.encoded[key]
 
     def _encode(self, labels: list[str], templates: list[str]) -> torch.Tensor:
         tokens = self.processor(text=labels, prompt_templates=templates, return_tensors="pt")
-        num_templates = tokens.pop("num_templates")
+        num_templates = int(tokens.pop("num_templates"))
         largest, vocab_size = int(tokens["input_ids"].max()), self.model.clip.config.text_config.vocab_size
         if largest >= vocab_size:
             raise InputError(
@@ -275,13 +293,23 @@ class _NameEncoder:
 
 @contextmanager
 def _in_eval_mode(model: Any) -> Iterator[None]:
-    """Predict without dropout, then restore the mode: the pipeline may be called in the middle of a training."""
-    training = model.training
-    model.eval()
+    """
+    Predict without dropout, then restore the mode: the pipeline may be called in the middle of a training.
+
+    Where several threads predict, the last one restores it.
+    """
+    with _LOCK:
+        state = _PREDICTING.setdefault(model, [0, model.training])
+        state[0] += 1
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        with _LOCK:
+            state[0] -= 1
+            if state[0] == 0:
+                del _PREDICTING[model]
+                model.train(state[1])
 
 
 @contextmanager

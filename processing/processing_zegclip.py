@@ -15,8 +15,12 @@ from .names import (
     check_labels,
     check_templates,
     fill_templates,
+    warn_of_unknown_words,
     words_before_name,
 )
+
+# Arguments of a tokenizer that would make something else of a name than one row from start to end token.
+_NOT_FOR_NAMES = {"is_split_into_words", "text_pair", "text_target", "text_pair_target", "return_overflowing_tokens"}
 
 
 class ZegClipProcessor(ProcessorMixin):
@@ -69,8 +73,8 @@ class ZegClipProcessor(ProcessorMixin):
             With `images`: `pixel_values` `(batch, 3, height, width)` and, if PIL images were rotated by their EXIF
             orientation, `orientations` `(batch, 3)`, see the image processor. With `segmentation_maps`: `labels`
             `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`:
-            all templates of the first name, then all of the second; and `num_templates`, an `int`, by which the model
-            finds the rows of a name.
+            all templates of the first name, then all of the second; and `num_templates`, by which the model finds the
+            rows of a name.
 
         Raises:
             TypeError: For an argument that neither image processor nor tokenizer has.
@@ -87,27 +91,57 @@ class ZegClipProcessor(ProcessorMixin):
         if images is not None:
             data.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
         if text is not None:
-            templates = self.prompt_templates if prompt_templates is None else check_templates(prompt_templates)
+            templates = check_templates(self.prompt_templates if prompt_templates is None else prompt_templates)
             data.update(self._tokenize(check_labels(text), templates, **merged["text_kwargs"]))
-            data["num_templates"] = len(templates)
+            # A tensor among tensors: batches are often moved to a device value by value.
+            number = {"num_templates": len(templates)}
+            data.update(BatchFeature(number, tensor_type=merged["text_kwargs"].get("return_tensors")))
         return BatchFeature(data)
+
+    def tokenize_names(
+        self, names: Sequence[str] | str, prompt_templates: Sequence[str], vocabulary: Sequence[str] | None = None
+    ) -> dict[str, list[list[int]]]:
+        """
+        Tokenize class names without padding.
+
+        Args:
+            names: See [`check_labels`].
+            prompt_templates: Templates.
+            vocabulary: See [`find_unknown_words`].
+
+        Returns:
+            The token ids of each name in each template.
+
+        Warns:
+            UnknownWordsWarning: If a name has words outside of the vocabulary.
+        """
+        names = check_labels(names)
+        warn_of_unknown_words(names, vocabulary, prompt_templates, stacklevel=4)
+        prompts = fill_templates(names, prompt_templates)
+        rows = iter(self._check_tokens(names, prompts, self.tokenizer.model_max_length))
+        return {name: [next(rows) for _ in prompt_templates] for name in names}
 
     def _check_arguments(self, kwargs: dict[str, Any]) -> None:
         """Raise `TypeError` for an unknown argument, which transformers would only log."""
         groups = self.valid_processor_kwargs.__annotations__
         known = {name for group in groups.values() for name in getattr(group, "__annotations__", ())} | groups.keys()
         known |= self.image_processor.valid_kwargs.__annotations__.keys()
-        for name in kwargs.keys() - known:
+        given = {**kwargs, **{name: None for group in groups for name in kwargs.get(group) or {}}}
+        for name in given.keys() - known:
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}.")
 
     def _tokenize(self, names: list[str], templates: list[str], **kwargs: Any) -> dict[str, Any]:
+        refused = [name for name in _NOT_FOR_NAMES if kwargs.get(name)]
+        if refused or kwargs.get("add_special_tokens") is False:
+            name = (*refused, "add_special_tokens")[0]
+            raise InputError(f"{name}={kwargs[name]!r}: a name is one text, from start to end token.")
         prompts = fill_templates(names, templates)
         self._check_tokens(names, prompts, kwargs.get("max_length") or self.tokenizer.model_max_length)
         # Padding on the left would move the words to other positions.
         return self.tokenizer(prompts, **kwargs | {"split_special_tokens": True, "padding_side": "right"})
 
-    def _check_tokens(self, names: list[str], prompts: list[str], limit: int) -> None:
-        """Raise `InputError` for a name with more tokens than `limit`, and for two names with the same tokens."""
+    def _check_tokens(self, names: list[str], prompts: list[str], limit: int) -> list[list[int]]:
+        """Return the token ids; `InputError` for more tokens than `limit`, and for two names with the same tokens."""
         # Names are plain text: "<|endoftext|>" as a special token would hide the rest of the name from the text tower.
         rows = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
         num_templates = len(prompts) // len(names)
@@ -127,6 +161,7 @@ class ZegClipProcessor(ProcessorMixin):
                     f"Class names {other!r} and {name!r} have the same tokens (the tokenizer may ignore case, for "
                     "instance): remove one of them."
                 )
+        return rows
 
     def text_prompt_ids(self) -> list[int]:
         """

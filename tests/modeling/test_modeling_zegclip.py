@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import HEADS, gradients, labels, load, logits, move, names, pictures, random
-from transformers import CLIPModel
+from transformers import CLIPModel, Trainer, TrainingArguments
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.modeling.head_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
 from zegclip.modeling.losses import count_present_masks, dice_loss, focal_loss, ssim_loss
 from zegclip.modeling.model_error import ModelError
+from zegclip.processing.input_error import InputError
+from zegclip.processing.names import UnknownWordsWarning
 
 
 @pytest.fixture
@@ -329,7 +331,7 @@ def test_without_names_the_classes_are_those_of_the_configuration(model, process
     with pytest.raises(ModelError, match="set_class_names"):
         model(pictures())
     for templates in (["a photo of a {}"], ["the {}", "a photo of a {}", "one {}"]):
-        processor.prompt_templates = templates
+        processor.prompt_templates = model.config.prompt_templates = templates
         classes = ["cat", "a longer name", "dog"]
         model.set_class_names(classes, processor)
         assert model.config.id2label == dict(enumerate(classes))
@@ -351,6 +353,38 @@ def test_without_names_the_classes_are_those_of_the_configuration(model, process
     assert torch.equal(
         fewer(pictures()).logits, model(pictures(), **processor(text="dog, cat", return_tensors="pt")).logits
     )
+
+
+def test_class_names_that_cannot_be_used_change_nothing(model, processor):
+    model.set_class_names(["cat", "dog"], processor)
+    before = model.config.to_dict()
+    processor.tokenizer.add_tokens(["zebra"])
+    for names, other, error in (
+        (["zebra", "cat"], processor, ModelError),
+        (["cat", "cat"], processor, InputError),
+        (["cat"], processor.tokenizer, AttributeError),
+    ):
+        with pytest.raises(error):
+            model.set_class_names(names, other)
+        assert model.config.to_dict() == before
+    model.config.vocabulary = ["a", "photo", "of", "cat"]
+    with pytest.warns(UnknownWordsWarning, match="dog") as caught:
+        model.set_class_names(["cat", "dog"], processor)
+    assert caught[0].filename == __file__
+
+
+def test_a_plain_trainer_sees_labels_and_predicts_logits(model, processor, tmp_path):
+    model.set_class_names(["cat", "dog"], processor)
+    samples = [{"pixel_values": pictures(1, 32, 32)[0], "labels": torch.zeros(32, 32, dtype=torch.long)}] * 2
+    trainer = Trainer(
+        model,
+        TrainingArguments(tmp_path, report_to="none", use_cpu=True),
+        eval_dataset=samples,
+        compute_metrics=lambda prediction: {"shape": list(prediction.predictions.shape)},
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > 0
+    assert metrics["eval_shape"] == [2, 2, 4, 4]  # the logits alone
 
 
 def test_an_adapter_brings_its_class_names(model, processor, tmp_path):

@@ -1,13 +1,15 @@
 import base64
+import copy
 import itertools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import CLIPImageProcessorPil, CLIPProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from zegclip import DeepPromptConfig
@@ -248,6 +250,9 @@ def test_every_picture_may_have_labels_of_its_own(segment):
         segment(mixed, candidate_labels=None)
     with pytest.raises(InputError, match="'cat'"):
         segment({"image": noise(), "candidate_labels": "cat, cat"})
+    with pytest.raises(InputError, match="'image'"):
+        segment({"picture": noise()})
+    assert same(segment({"image": noise(), "candidate_labels": np.array(LABELS)}), segment())
 
 
 def test_arrays_and_tensors(segment):
@@ -258,6 +263,8 @@ def test_arrays_and_tensors(segment):
         assert same(segment(picture), expected)
     for batch in (array[None].repeat(2, axis=0), tensor[None].expand(2, -1, -1, -1), [array, tensor]):
         assert all(same(one, expected) for one in segment(batch))
+    transparent = np.asarray(noise().convert("RGBA"))
+    assert same(segment(transparent), expected)
     grey = np.asarray(noise().convert("L"))
     assert same(segment(grey), segment(Image.fromarray(grey)))
 
@@ -277,6 +284,26 @@ def test_pictures_as_base64(segment, tmp_path):
     with pytest.raises(InputError) as raised:
         segment(text[200:])
     assert len(str(raised.value)) < 200
+
+
+def test_parts_of_the_processor(model, processor, segment):
+    image_processor = copy.deepcopy(processor.image_processor)
+    image_processor.size = {"shortest_edge": 64}
+    own = make_pipeline(model, processor, image_processor=image_processor)
+    assert not same(own(noise(), candidate_labels=LABELS), segment())
+    processor.image_processor = image_processor
+    assert same(own(noise(), candidate_labels=LABELS), segment())
+    with pytest.raises(InputError, match="CLIPProcessor"):
+        make_pipeline(model, CLIPProcessor(CLIPImageProcessorPil(), processor.tokenizer))
+
+
+def test_threads_predict_without_dropout_while_the_model_trains(pipe, segment):
+    expected = segment()
+    pipe.model.train()
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: segment(), range(16)))
+    assert all(same(result, expected) for result in results)
+    assert pipe.model.training
 
 
 def test_the_batch_size_is_that_of_windows(model, processor, segment, monkeypatch):

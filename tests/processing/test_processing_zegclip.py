@@ -176,17 +176,31 @@ def test_names_as_a_string_and_templates_of_a_call(processor):
     processor.prompt_templates = templates
     assert dict(given) == dict(processor(text=["cat", "tree"]))
     assert given["num_templates"] == 2
+    processor.prompt_templates = "the {}"  # one, not its letters
+    assert processor(text=["cat"])["num_templates"] == 1
+    moved = {name: value.to("cpu") for name, value in processor(text=["cat"], return_tensors="pt").items()}
+    assert moved["num_templates"] == 1
 
 
 def test_misspelt_arguments_are_refused(processor):
     with pytest.raises(TypeError, match="do_resiz"):
         processor(images=Image.new("RGB", (8, 8)), do_resiz=False)
+    with pytest.raises(TypeError, match="paddin"):
+        processor(text=["cat"], text_kwargs={"paddin": True})
     processor(images=Image.new("RGB", (8, 8)), text=["cat"], images_kwargs={"do_resize": False}, padding=True)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"do_center_crop": True, "crop_size": 8}, {"do_pad": True}, {"data_format": "channels_last"}]
+    "arguments",
+    [
+        {"do_center_crop": True, "crop_size": 8},
+        {"do_pad": True},
+        {"crop_size": 8},
+        {"data_format": "channels_last"},
+        {"is_split_into_words": True},
+        {"add_special_tokens": False},
+    ],
 )
 def test_what_it_cannot_do_is_refused(processor, arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
-        processor(images=Image.new("RGB", (8, 8)), **arguments)
+        processor(images=Image.new("RGB", (8, 8)), text=["cat"], **arguments)

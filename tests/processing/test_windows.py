@@ -134,7 +134,7 @@ def test_other_errors_of_the_model_are_not_caught():
 def test_bad_arguments_of_prediction():
     with pytest.raises(ValueError, match="one picture"):
         predict_windows(lambda **_: None, torch.zeros(2, 3, 8, 8), torch.zeros(1, 3), 8, 8)
-    with pytest.raises(InputError, match="window_batch_size"):
+    with pytest.raises(InputError, match="batch_size"):
         predict_windows(lambda **_: None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3), 8, 8, batch_size=0)
 
 

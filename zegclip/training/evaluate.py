@@ -147,7 +147,7 @@ def count_classes(
     """Count classes in all pictures under both protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
     split, image_processor = pictures.split, processor.image_processor
     names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
-    num_templates = names.pop("num_templates")
+    num_templates = int(names.pop("num_templates"))
     protocols = {
         PAPERS: Protocol(image_processor.window_size, image_processor.window_stride, offset),
         FREE: Protocol(None, None, 0.0),

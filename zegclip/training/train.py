@@ -22,7 +22,7 @@ from zegclip.errors import UsageError, as_usage_errors
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
-from zegclip.processing.names import find_unknown_words
+from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import record_evaluation, record_training
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments
@@ -171,7 +171,10 @@ def build_model(
     overrides["seen_class_names"] = list(split.names) if setting == "fully_supervised" else split.seen_names
     overrides["semantic_loss_ignore_index"] = split.ignore_index
     model = load_base(model_args.model or DEFAULT_MODEL, overrides)
-    model.set_class_names(split.names, processor)
+    model.config.prompt_templates = list(processor.prompt_templates)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownWordsWarning)  # printed below, once for all processes
+        model.set_class_names(split.names, processor)
     unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")

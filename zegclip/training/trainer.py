@@ -59,17 +59,19 @@ class ZegClipTrainer(CheckpointTrainer):
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
         self.names = BatchFeature(names).to(self.args.device)
+        if "num_templates" in names:
+            self.names["num_templates"] = int(names["num_templates"])  # which would else be read from the device
         self.train_ids = split.training_ids(setting)
         self.train_names = _select_names(self.names, self.train_ids, len(split.names))
         self.class_embeds: Any = self.names.get("class_embeds")
-        self.pseudo_label_ids: list[int] | None = None
+        self.pseudo_class_ids: list[int] | None = None
         if setting == "transductive":
             if self.args.gradient_accumulation_steps > 1:
                 raise UsageError(
                     "gradient_accumulation_steps: in the transductive setting each pass fills its labels itself, so "
                     "that the masks of a whole step cannot be counted before: take more processes, or smaller batches."
                 )
-            self.pseudo_label_ids = [i for i in range(len(split.names)) if i not in split.seen_ids]
+            self.pseudo_class_ids = [i for i in range(len(split.names)) if i not in split.seen_ids]
         image_processor = self.processing_class.image_processor
         self.protocol = Protocol(
             image_processor.window_size,
@@ -187,7 +189,7 @@ class ZegClipTrainer(CheckpointTrainer):
                 checkpoint.
         """
         rows = inputs.pop("row", None)
-        outputs = model(**inputs, **self.train_names, pseudo_label_ids=self.pseudo_label_ids)
+        outputs = model(**inputs, **self.train_names, pseudo_class_ids=self.pseudo_class_ids)
         outputs.loss_dict = self._average_over_step(outputs.loss_dict, outputs.loss_counts)
         outputs.loss = torch.stack(list(outputs.loss_dict.values())).sum()
         if not outputs.loss.isfinite():
