@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import zegclip
 from zegclip.commands import check, convert, demo, evaluate, segment, share, train
-from zegclip.errors import report_error
+from zegclip.errors import TRACEBACK_VARIABLE, report_error
 from zegclip.files import exiting_on_sigterm
 
 COMMANDS = (segment, demo, train, evaluate, check, convert, share)
@@ -21,7 +21,12 @@ RESUMABLE = ("segment", "train", "eval")
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; `run` of its result is the function of the command."""
-    parser = argparse.ArgumentParser(prog="zegclip", description="Zero-shot semantic segmentation with CLIP.")
+    parser = argparse.ArgumentParser(
+        prog="zegclip",
+        description="Zero-shot semantic segmentation with CLIP.",
+        epilog=f"What you can fix is reported in one sentence. {TRACEBACK_VARIABLE}=1 in the environment also prints "
+        "its traceback.",
+    )
     parser.add_argument("--version", action="version", version=f"zegclip {zegclip.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for command in COMMANDS:
