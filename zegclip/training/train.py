@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError, as_usage_errors
-from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
+from zegclip.loading import check_adapter_path, load_adapter_into, load_base, load_processor, read_base_config
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
 from zegclip.processing.names import find_unknown_words
@@ -105,8 +105,10 @@ def run_stage(
     refuse_other_run(output_dir, record)
     with as_usage_errors():
         set_seed(training_args.seed)
-    check_model_path(model_args.model or DEFAULT_MODEL)
-    # Before the model: a missing folder is noticed at once, a missing model perhaps only after asking the Hub.
+    # What can be said about the models without their weights comes before the data, which may take minutes to draw.
+    read_base_config(model_args.model or DEFAULT_MODEL)
+    if model_args.init_adapter is not None:
+        check_adapter_path(model_args.init_adapter)
     data, split = load_data(data_args, training=True)
     record["contents"] = describe_contents(model_args, data_args, data["train"], split)
     claim_output_dir(output_dir, record)
