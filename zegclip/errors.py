@@ -39,12 +39,14 @@ class MachineError(OSError):
 
 
 @contextmanager
-def as_usage_errors() -> Iterator[None]:
-    """Raise errors of a library about the values that it was given as [`UsageError`]."""
+def as_usage_errors(fields: str = "") -> Iterator[None]:
+    """Raise errors of a library about the values that it was given as [`UsageError`], which begins with `fields`."""
     try:
         yield
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:  # transformers raises both
-        raise UsageError(sentence_of(error)) from error
+        raise UsageError(f"{fields}: {sentence_of(error)}" if fields else sentence_of(error)) from error
 
 
 def sentence_of(error: BaseException) -> str:

@@ -95,8 +95,8 @@ def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -
         if not isinstance(cached, str):
             return None
         path = os.path.dirname(cached)
-    elif not is_missing_folder(name) and not os.path.isdir(name):
-        check_hub_id(name)
+    elif not is_missing_folder(path) and not os.path.isdir(path):
+        check_hub_id(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -56,9 +56,13 @@ def main(argv: Sequence[str] | None = None, program: str = "zegclip") -> int:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
         with exiting_on_sigterm() if alone or arguments.command == "segment" else nullcontext():
+            from huggingface_hub import constants
+            from huggingface_hub.utils import enable_progress_bars
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
+            if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+                enable_progress_bars()  # for downloads, which may take minutes
             # Too many pixels are reported in our own words, and damaged EXIF data does not matter.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             return arguments.run(arguments)

@@ -66,6 +66,15 @@ def test_another_run_is_refused_where_there_is_a_checkpoint(record, tmp_path, ch
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == other
 
 
+def test_the_choice_of_the_best_model_is_named(record, tmp_path):
+    """With it, a record has more settings than before."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "hiou", "eval_strategy": "steps"}
+    steps = {"eval_steps": 2, "save_steps": 2, "save_strategy": "steps"}
+    other = describe_run(*arguments(tmp_path, data={"num_eval_pictures": 7}, max_steps=4, **best, **steps))
+    with pytest.raises(UsageError, match="load_best_model_at_end False"):
+        claim_output_dir(tmp_path / "run", other)
+
+
 def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "run" / "inductive").mkdir(parents=True)

@@ -78,6 +78,35 @@ def make_trainer(model, processor, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("metric", ["other", "eval_loss", "objects_hiou"])
+def test_a_metric_that_is_never_computed_is_refused_at_the_start(make_trainer, metric):
+    with pytest.raises(UsageError, match=r"metric_for_best_model must be one of pacc, .*hiou"):
+        make_trainer(metric_for_best_model=metric)
+    assert make_trainer(metric_for_best_model="eval_hiou").args.greater_is_better
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"lr_scheduler_kwargs": {"other": 1}}, "lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, "optim_args"),
+    ],
+)
+def test_values_that_a_library_refuses_are_named(make_trainer, fields, named):
+    with pytest.raises(UsageError, match=named):
+        make_trainer(**fields).train()
+
+
+def test_the_trainer_leaves_the_configuration_to_the_model(make_trainer, caplog):
+    """A tokenizer's ids say nothing to a model that generates no text."""
+    trainer = make_trainer()
+    assert trainer.processing_class is trainer.callback_handler.processing_class
+    assert trainer.processing_class is not None
+    assert getattr(trainer.model.config, "eos_token_id", None) is None
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("*_lr_schedule.json")), ids=lambda path: path.stem)
 def test_schedule_equals_the_official_one(path):
     for num_steps, rates in json.loads(path.read_text()).items():
