@@ -1,5 +1,6 @@
 """Finding and loading models and processors, with errors that name the model and the reason."""
 
+import json
 import os
 import pickle
 import warnings
@@ -44,6 +45,7 @@ from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.finite_weights import find_not_finite
 from zegclip.modeling.model_error import ModelError, sentence_of_config_error
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.modeling.prompt_tuner import head_fields
 from zegclip.modeling.stored_adapter import StoredAdapter, is_missing_folder, read_description, read_json_object
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
@@ -53,8 +55,6 @@ from zegclip.processing.windows import is_out_of_memory, window_boxes
 
 # A tokenizer has at least one of them.
 _TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, "vocab.json")
-# Fields of an adapter that decide what tensors of the same sizes mean.
-_PROMPT_FIELDS = ("num_deep_layers", "spectral_layers", "double_class_embedding", "text_prompts", "text_prompt_ids")
 _QUIETLY = {"_raise_exceptions_for_missing_entries": False}
 
 
@@ -279,21 +279,26 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         ModelError: If there is no adapter, it is damaged, or its prompts or its decode head are different.
     """
     check_adapter_path(adapter)
+    peft_config = model.active_peft_config
     with _loading(str(adapter), "adapter"):
         described_in = find_adapter_config_file(str(adapter))
         if described_in is None:
             raise ModelError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
         read_description(described_in)
         stored = PeftConfig.from_pretrained(str(adapter))
+        if not isinstance(stored, DeepPromptConfig):
+            raise ModelError("it has no deep prompts.")
+        num_layers = model.config.clip_config.vision_config.num_hidden_layers
+        there, here = _meaning_of(stored, num_layers), _meaning_of(peft_config, num_layers)
         weights = load_peft_weights(str(adapter), device="cpu")
-    peft_config, config = model.active_peft_config, model.config.describe_head()
+    config = json.loads(json.dumps(model.config.describe_head()))  # with lists for tuples, as in the stored one
     stored_config = getattr(stored, "model_config", None) or {}
     own = get_peft_model_state_dict(model)
     differences = [
-        (name, getattr(stored, name, None), getattr(peft_config, name))
-        for name in _PROMPT_FIELDS
-        if getattr(stored, name, None) != getattr(peft_config, name)
-    ]
+        (name, getattr(stored, name), getattr(peft_config, name))
+        for name in there
+        if there[name] != here[name] and getattr(stored, name) != getattr(peft_config, name)
+    ]  # Whether there are such prompts at all is told by the tensors below.
     differences += [
         (f"decode head's {name}", stored_config[name], config[name])
         for name in head_fields(config["decode_head_type"])
@@ -312,6 +317,18 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         warnings.warn(sentence, OtherBaseWarning, stacklevel=2)
     _check_finite(adapter, "adapter", weights)
     set_peft_model_state_dict(model, weights)
+
+
+def _meaning_of(config: DeepPromptConfig, num_layers: int) -> dict[str, Any]:
+    """Return what decides what an adapter's tensors mean in a vision tower of `num_layers`, however it is written."""
+    prompted = config.prompted_layers(num_layers)
+    return {
+        "num_deep_layers": (list(prompted), bool(prompted) and config.num_deep_layers == 0),
+        "spectral_layers": config.filtered_layers(num_layers),
+        "double_class_embedding": config.double_class_embedding,
+        "text_prompts": config.text_prompts,
+        "text_prompt_ids": None if config.text_prompts is None else list(config.text_prompt_ids or ()),
+    }
 
 
 def load_processor(

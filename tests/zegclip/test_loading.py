@@ -308,6 +308,23 @@ def test_adapters_that_do_not_fit(model, tmp_path, stored, other, head, mentione
         load_adapter_into(fresh, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(
+    ("stored", "other"),
+    [
+        ({"num_deep_layers": None}, {"num_deep_layers": 1}),
+        ({"num_deep_layers": 1}, {"num_deep_layers": -2}),
+        ({"spectral_layers": [0]}, {"spectral_layers": [0, 1]}),  # without a spectral prompt
+        ({"spectral_prompt": True, "spectral_layers": [1, 0]}, {"spectral_prompt": True, "spectral_grid_size": 4}),
+        (PROMPTS, PROMPTS | {"text_prompt_ids": (0, 5, 1), "num_deep_layers": 0}),
+    ],
+)
+def test_adapters_fit_whose_fields_mean_the_same(model, tmp_path, stored, other):
+    """The vision tower has two layers of 4x4 patches."""
+    get_peft_model(model, DeepPromptConfig(**{"num_tokens": 2} | stored)).save_pretrained(tmp_path / "adapter")
+    fresh = get_peft_model(ZegClipForSemanticSegmentation(model.config), DeepPromptConfig(**{"num_tokens": 2} | other))
+    load_adapter_into(fresh, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("place", ["empty", "nowhere", "empty/nowhere", "broken"])
 def test_places_without_an_adapter(model, tmp_path, monkeypatch, place):
     (tmp_path / "empty").mkdir()
