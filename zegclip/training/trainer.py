@@ -53,11 +53,12 @@ class ZegClipTrainer(CheckpointTrainer):
         setting: Setting = "inductive",
         **kwargs: Any,
     ):
-        # With it, the parent would write the tokenizer's ids into the model's configuration, and say so each time.
-        processor = kwargs.pop("processing_class", None)
         with as_usage_errors():
             super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
-        self.processing_class = self.callback_handler.processing_class = processor
+        # As the parent does when it starts to train; what has changed then, it would report in every run.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if (token := getattr(self.processing_class.tokenizer, name)) is not None:
+                setattr(self.model.config.get_text_config(), name, token)
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split

@@ -16,6 +16,7 @@ from zegclip.training.run_folder import (
     refuse_other_run,
     stages_of,
 )
+from zegclip.training.train import _print_next_commands
 from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
@@ -246,3 +247,13 @@ def test_stages_without_steps(tmp_path, steps, own):
     given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": own}, max_steps=steps)
     with pytest.raises(UsageError, match="max_steps"):
         stages_of(*given)
+
+
+def test_the_next_commands_work_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").touch()
+    for config, named in {"own.yaml": str(tmp_path / "own.yaml"), "zegclip_folder": "zegclip_folder"}.items():
+        _print_next_commands([config, "--use_cpu"], "run")
+        printed = capsys.readouterr().out
+        assert f" eval {named} --model {tmp_path / 'run'} " in printed
+        assert printed.count(str(tmp_path / "run")) == 3
