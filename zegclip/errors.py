@@ -1,9 +1,11 @@
 """Errors that the user, or whoever runs the machine, can fix: each is reported in one sentence."""
 
+import errno
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -12,11 +14,19 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
+TRACEBACK_VARIABLE = "ZEGCLIP_TRACEBACK"
+"""Environment variable: 1 to print the traceback of every error, also of those that are reported in one sentence."""
 _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited unexpectedly"
 )
 _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes files; its errors name no other reason.
+_ERRNO = re.compile(r"\[Errno (\d+)\] [^:]*(?:: '(.+)')?$")
+_OF_MACHINE = {
+    *(errno.EAGAIN, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EROFS, errno.ESTALE),
+}
+_OF_HUB = ("datasets", "huggingface_hub", "transformers")
 _NOT_INSTALLED = re.compile(r"to be installed|pip install|not found in your environment|No package metadata")
 
 
@@ -24,13 +34,19 @@ class UsageError(ValueError):
     """A command, setting, configuration file or folder that the user can fix."""
 
 
+class MachineError(OSError):
+    """A fault of the machine or the network, in our own words."""
+
+
 @contextmanager
-def as_usage_errors() -> Iterator[None]:
-    """Raise errors of a library about the values that it was given as [`UsageError`]."""
+def as_usage_errors(fields: str = "") -> Iterator[None]:
+    """Raise errors of a library about the values that it was given as [`UsageError`], which begins with `fields`."""
     try:
         yield
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:  # transformers raises both
-        raise UsageError(sentence_of(error)) from error
+        raise UsageError(f"{fields}: {sentence_of(error)}" if fields else sentence_of(error)) from error
 
 
 def sentence_of(error: BaseException) -> str:
@@ -46,7 +62,7 @@ def sentence_of(error: BaseException) -> str:
 
 def explain(error: BaseException) -> str | None:
     """Return the sentence to report for an error that can be fixed, `None` for an error of the program itself."""
-    from huggingface_hub.errors import HFValidationError, StrictDataclassError
+    from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
 
     from zegclip.modeling.model_error import ModelError, sentence_of_config_error
     from zegclip.processing.input_error import InputError
@@ -55,10 +71,31 @@ def explain(error: BaseException) -> str | None:
         return fault
     if isinstance(error, StrictDataclassError):
         return sentence_of_config_error(error)
-    ours = (ModelError, InputError, UsageError, FloatingPointError)
-    others = (OSError, HFValidationError)
+    ours = (ModelError, InputError, UsageError, MachineError, FloatingPointError)
+    others = (HTTPError, HFValidationError)  # the first is that of the Hub's HTTP client
+    fixable = isinstance(error, (*ours, *others)) or (isinstance(error, OSError) and _is_fixable(error))
     not_installed = isinstance(error, (ImportError, RuntimeError)) and _NOT_INSTALLED.search(str(error))
-    return sentence_of(error) if isinstance(error, (*ours, *others)) or not_installed else None
+    return sentence_of(error) if fixable or not_installed else None
+
+
+def _is_fixable(error: OSError) -> bool:
+    """
+    Return whether an `OSError` is about a file, the machine or the network, and not a mistake of the program.
+
+    The system names the file that it could not use: whoever reads the name can mend it. Without a name, an error is
+    about something that the program holds open, and wrong use of that (a closed file, a socket for a file) looks the
+    same to Python: there only what the program cannot cause counts, such as a full disk. Without a number, it comes
+    from a library; Hugging Face's raise `OSError` when a model or data set cannot be found or loaded.
+    """
+    number, name = error.errno, error.filename
+    if number is None and str(error).startswith("Caught ") and (found := _ERRNO.search(sentence_of(error))):
+        number, name = int(found[1]), found[2]  # of a data loader's worker: only the message has come through
+    if isinstance(name, (str, bytes, os.PathLike)) and name:
+        return True
+    if number in _OF_MACHINE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return number is None and bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in _OF_HUB
 
 
 def explain_fault(error: BaseException) -> str | None:
@@ -96,6 +133,8 @@ def report_error(error: BaseException, program: str, *, resumable: bool = False)
     """
     Print one sentence on stderr, on a line of its own below all progress bars.
 
+    With `ZEGCLIP_TRACEBACK=1` in the environment, the traceback stands above it.
+
     Args:
         error: Is raised again if it is one of the program itself.
         program: Prefix of the sentence.
@@ -115,6 +154,8 @@ def report_error(error: BaseException, program: str, *, resumable: bool = False)
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     for bar in list(bars):
         bar.close()
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
     print(f"{program}: {sentence}", file=sys.stderr)
     return 130 if interrupted else 1
 

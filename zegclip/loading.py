@@ -1,5 +1,6 @@
 """Finding and loading models and processors, with errors that name the model and the reason."""
 
+import json
 import os
 import pickle
 import warnings
@@ -9,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from PIL import Image
@@ -28,12 +38,14 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from zegclip.errors import sentence_of
 from zegclip.modeling.adapters import quiet
 from zegclip.modeling.base_fingerprint import OtherBaseWarning, are_same, warning_of_other_base
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.finite_weights import find_not_finite
 from zegclip.modeling.model_error import ModelError, sentence_of_config_error
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
+from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.modeling.prompt_tuner import head_fields
 from zegclip.modeling.stored_adapter import StoredAdapter, is_missing_folder, read_description, read_json_object
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
@@ -43,17 +55,16 @@ from zegclip.processing.windows import is_out_of_memory, window_boxes
 
 # A tokenizer has at least one of them.
 _TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, "vocab.json")
-# Fields of an adapter that decide what tensors of the same sizes mean.
-_PROMPT_FIELDS = ("num_deep_layers", "spectral_layers", "double_class_embedding", "text_prompts", "text_prompt_ids")
 _QUIETLY = {"_raise_exceptions_for_missing_entries": False}
 
 
 def check_model_path(model: str | os.PathLike) -> str:
     """
-    Return `model` as text if it is a model folder or a valid Hub id.
+    Return `model` as text if it is a model folder, or a Hub id that is in the cache or that the Hub knows.
 
     Raises:
-        ModelError: If the path does not exist, the folder contains no model, or a configuration is not a JSON object.
+        ModelError: If the path does not exist, the folder contains no model, a configuration is not a JSON object, or
+            the model is neither in the cache nor on the Hub, or the Hub cannot be reached.
     """
     path = Path(model)
     if path.is_dir():
@@ -67,13 +78,51 @@ def check_model_path(model: str | os.PathLike) -> str:
         raise ModelError(f"{path}: a model is a folder, not a file; see `zegclip convert` for official checkpoints.")
     elif is_missing_folder(model):
         raise ModelError(f"{path}: there is no such model folder.")
+    else:
+        check_hub_id(str(model))
     return str(model)
+
+
+def check_hub_id(model: str) -> None:
+    """
+    Raise a [`ModelError`] with the reason if a Hub id is not in the cache and cannot be downloaded.
+
+    It sends one request. Without it, the libraries would ask for each of several files in turn, each time waiting
+    and trying again for 20 seconds, and take the files for missing.
+    """
+    names = (CONFIG_NAME, ADAPTER_CONFIG_NAME, TOKENIZER_CONFIG_FILE)
+    try:
+        if any(isinstance(try_to_load_from_cache(model, name), str) for name in names):
+            return
+        get_hf_file_metadata(hf_hub_url(model, CONFIG_NAME))
+    except EntryNotFoundError:
+        return  # such as an adapter's repository
+    except GatedRepoError as error:
+        address = f"{constants.ENDPOINT}/{model}"
+        raise ModelError(f"{model}: ask for access to this model at {address}, and log in: hf auth login.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{model}: there is neither such a folder nor such a model on the Hub, or it is private: hf auth login."
+        ) from error
+    except HFValidationError as error:
+        raise ModelError(f"{model}: there is no such folder, and it is no Hub id: {sentence_of(error)}") from error
+    except (HTTPError, OSError) as error:
+        offline = isinstance(error, OfflineModeIsEnabled)
+        reason = "HF_HUB_OFFLINE is set" if offline else sentence_of(error).rstrip(".")
+        raise ModelError(
+            f"{model}: there is no such folder, the model is not in the Hub's cache, and the Hub cannot be reached "
+            f"({reason})."
+        ) from error
 
 
 def base_of(model: str) -> str:
     """Return where the base of a checked model is: in the same folder, or where its adapter says."""
     adapter = StoredAdapter.find(model)
-    return model if adapter is None else adapter.base
+    if adapter is None:
+        return model
+    if adapter.base != model and not os.path.isdir(adapter.base):
+        check_hub_id(adapter.base)
+    return adapter.base
 
 
 def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
@@ -86,6 +135,7 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
     """
     name = check_model_path(model)
     with _loading(name):
+        base_of(name)
         # What transformers would log about missing and mismatched weights becomes an error below.
         loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
     has_adapter = hasattr(loaded, "peft_config")  # which brings a decode head
@@ -113,8 +163,7 @@ def _loading(place: str, what: str = "model") -> Iterator[None]:
 def _reason(error: Exception, place: str, what: str) -> str:
     lines = str(error).strip().splitlines() or [""]
     if isinstance(error, OSError):
-        where = "" if os.path.isdir(place) else f" not a folder, and not a {what} that can be loaded from the Hub:"
-        return f"{where} {lines[0]}"
+        return f" this {what} cannot be loaded: {sentence_of(error)}"
     if isinstance(error, RuntimeError) and "mismatched" in str(error):
         return f" the weights of this {what} do not have the sizes that its configuration says."
     reason = f"{type(error).__name__}: {lines[0]}"
@@ -143,6 +192,18 @@ def _check_finite(place: str | os.PathLike, what: str, tensors: Mapping[str, tor
         raise ModelError(f"{place}: the weights of this {what} are damaged: {broken} has NaN or infinite values.")
 
 
+def read_base_config(model: str | os.PathLike) -> ZegClipConfig:
+    """
+    Read the configuration of a model's base, a plain CLIP's included.
+
+    Raises:
+        ModelError: As [`load_model`], without looking at the weights.
+    """
+    name = check_model_path(model)
+    with _loading(name):
+        return ZegClipConfig.from_pretrained(base_of(name))
+
+
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
     """
     Load a CLIP to train another decode head or adapter on: a plain CLIP, or the base of an adapter.
@@ -157,9 +218,8 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
         ModelError: As [`load_model`], or if weights of the CLIP are missing.
     """
     name = check_model_path(model)
-    with _loading(name):
-        base = base_of(name)
-        stored = ZegClipConfig.from_pretrained(base)
+    stored = read_base_config(name)
+    base = base_of(name)
     config = ZegClipConfig.from_dict(stored.to_dict() | overrides)
     kwargs: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     with _loading(name):  # a new decode head is expected here
@@ -192,6 +252,19 @@ def _load_weights(place: str) -> dict[str, torch.Tensor]:
     return {name: tensor for path in paths for name, tensor in load_file(path).items()}
 
 
+def check_adapter_path(adapter: str | os.PathLike) -> None:
+    """
+    Look for the folder of an adapter, or for its Hub id as [`check_model_path`] does.
+
+    Raises:
+        ModelError: If it is not there.
+    """
+    if is_missing_folder(adapter):
+        raise ModelError(f"{adapter}: there is no such adapter folder.")
+    if not os.path.isdir(adapter):
+        check_hub_id(str(adapter))
+
+
 def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     """
     Load the weights of a stored adapter into a new one of the same shape, which stays trainable.
@@ -205,23 +278,27 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     Raises:
         ModelError: If there is no adapter, it is damaged, or its prompts or its decode head are different.
     """
-    if is_missing_folder(adapter):
-        raise ModelError(f"{adapter}: there is no such adapter folder.")
+    check_adapter_path(adapter)
+    peft_config = model.active_peft_config
     with _loading(str(adapter), "adapter"):
         described_in = find_adapter_config_file(str(adapter))
         if described_in is None:
             raise ModelError(f"{adapter}: there is no adapter (no {ADAPTER_CONFIG_NAME}).")
         read_description(described_in)
         stored = PeftConfig.from_pretrained(str(adapter))
+        if not isinstance(stored, DeepPromptConfig):
+            raise ModelError("it has no deep prompts.")
+        num_layers = model.config.clip_config.vision_config.num_hidden_layers
+        there, here = _meaning_of(stored, num_layers), _meaning_of(peft_config, num_layers)
         weights = load_peft_weights(str(adapter), device="cpu")
-    peft_config, config = model.active_peft_config, model.config.describe_head()
+    config = json.loads(json.dumps(model.config.describe_head()))  # with lists for tuples, as in the stored one
     stored_config = getattr(stored, "model_config", None) or {}
     own = get_peft_model_state_dict(model)
     differences = [
-        (name, getattr(stored, name, None), getattr(peft_config, name))
-        for name in _PROMPT_FIELDS
-        if getattr(stored, name, None) != getattr(peft_config, name)
-    ]
+        (name, getattr(stored, name), getattr(peft_config, name))
+        for name in there
+        if there[name] != here[name] and getattr(stored, name) != getattr(peft_config, name)
+    ]  # Whether there are such prompts at all is told by the tensors below.
     differences += [
         (f"decode head's {name}", stored_config[name], config[name])
         for name in head_fields(config["decode_head_type"])
@@ -242,6 +319,18 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     set_peft_model_state_dict(model, weights)
 
 
+def _meaning_of(config: DeepPromptConfig, num_layers: int) -> dict[str, Any]:
+    """Return what decides what an adapter's tensors mean in a vision tower of `num_layers`, however it is written."""
+    prompted = config.prompted_layers(num_layers)
+    return {
+        "num_deep_layers": (list(prompted), bool(prompted) and config.num_deep_layers == 0),
+        "spectral_layers": config.filtered_layers(num_layers),
+        "double_class_embedding": config.double_class_embedding,
+        "text_prompts": config.text_prompts,
+        "text_prompt_ids": None if config.text_prompts is None else list(config.text_prompt_ids or ()),
+    }
+
+
 def load_processor(
     model: str | os.PathLike, prompt_templates: list[str] | None = None, **image_processor_kwargs: Any
 ) -> ZegClipProcessor:
@@ -260,10 +349,12 @@ def load_processor(
     base = base_of(name)
     processor = _stored_processor(name) or _stored_processor(base)
     if processor is None:
-        try:
+        with _loading(base, "tokenizer of a model without a processor"):
+            if not _has_tokenizer(base):  # Without files, transformers would create a CLIP tokenizer of two tokens.
+                if not os.path.isdir(base):
+                    cached_file(base, TOKENIZER_CONFIG_FILE)  # says that the Hub cannot be reached
+                raise ModelError(f"{base}: the model has no processor, and no tokenizer to create one with.")
             tokenizer = AutoTokenizer.from_pretrained(base)
-        except Exception as error:  # Of any class: tokenizers raises plain ones.
-            raise ModelError(f"{name}: the model has no processor, and no tokenizer to create one with.") from error
         # A plain CLIP's own image settings (CLIP's statistics, a square crop) are not ZegCLIP's.
         processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
     image_processor = processor.image_processor
@@ -285,7 +376,11 @@ def _stored_processor(place: str) -> ZegClipProcessor | None:
     # A plain CLIP's is of another class, and an adapter folder may have no tokenizer.
     if stored is None or "ZegClip" not in str(read_json_object(stored)):
         return None
-    if all(cached_file(place, file, **_QUIETLY) is None for file in _TOKENIZER_FILES):
+    if not _has_tokenizer(place):
         return None
     with _loading(place, "processor"):
         return ZegClipProcessor.from_pretrained(place)
+
+
+def _has_tokenizer(place: str) -> bool:
+    return any(cached_file(place, file, **_QUIETLY) is not None for file in _TOKENIZER_FILES)

@@ -359,13 +359,13 @@ def test_class_names_that_cannot_be_used_change_nothing(model, processor):
     model.set_class_names(["cat", "dog"], processor)
     before = model.config.to_dict()
     processor.tokenizer.add_tokens(["zebra"])
-    for names, other, error in (
+    for classes, other, error in (
         (["zebra", "cat"], processor, ModelError),
         (["cat", "cat"], processor, InputError),
         (["cat"], processor.tokenizer, AttributeError),
     ):
         with pytest.raises(error):
-            model.set_class_names(names, other)
+            model.set_class_names(classes, other)
         assert model.config.to_dict() == before
     model.config.vocabulary = ["a", "photo", "of", "cat"]
     with pytest.warns(UnknownWordsWarning, match="dog") as caught:

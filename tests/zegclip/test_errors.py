@@ -1,8 +1,11 @@
 """What the user or the machine gets wrong becomes one sentence; an error of the program keeps its traceback."""
 
+import errno
+import io
 import multiprocessing
 import os
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,17 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from zegclip import ZegClipConfig
-from zegclip.errors import UsageError, explain, explain_fault, is_worker_death, report_error, reporting_errors
+from zegclip.commands.main import build_parser, main
+from zegclip.errors import (
+    TRACEBACK_VARIABLE,
+    MachineError,
+    UsageError,
+    explain,
+    explain_fault,
+    is_worker_death,
+    report_error,
+    reporting_errors,
+)
 from zegclip.modeling.model_error import ModelError
 from zegclip.processing.input_error import InputError
 from zegclip.training.arguments import parse_arguments
@@ -86,12 +99,67 @@ def test_a_package_that_is_not_installed():
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("wrong shapes"), KeyError("x"), TypeError(), ValueError(), ImportError("no x")],
+    [RuntimeError("wrong shapes"), KeyError("x"), TypeError(), ValueError(), ImportError("no x"), OSError("x")],
 )
 def test_errors_of_the_program(error):
     assert explain(error) is None
     with pytest.raises(type(error)):
         report_error(error, "program")
+
+
+def closed_file():
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    os.read(descriptor, 1)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        closed_file,
+        lambda: io.BytesIO(b"x").fileno(),
+        lambda: os.lseek(os.pipe()[0], 0, 0),
+        lambda: np.zeros((2, 3)) + np.zeros((4, 5)),
+        lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
+    ],
+)
+def test_wrong_use_of_a_library_or_the_system_keeps_its_traceback(mistake):
+    with pytest.raises((OSError, ValueError, RuntimeError)) as caught:
+        mistake()
+    assert explain(caught.value) is None
+
+
+NO_NETWORK = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+IN_WORKER_OF_SYSTEM = "[Errno 13] Permission denied: '/x.png'"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many"),
+        (PermissionError(errno.EACCES, "Permission denied", "here/x.png"), "here/x.png"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken"),
+        (NO_NETWORK, "not known"),
+        (MachineError("it could not be written"), "written"),
+        (PermissionError(IN_WORKER.format("PermissionError", IN_WORKER_OF_SYSTEM)), "/x.png"),
+        (OSError(IN_WORKER.format("OSError", "[Errno 28] No space left on device")), "No space"),
+    ],
+)
+def test_errors_of_the_system(error, reason):
+    assert reason in explain(error)
+
+
+def test_the_traceback_of_a_reported_error(monkeypatch, capsys):
+    assert main(["segment", "x.png", "--labels", "a", "--model", "nowhere"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    assert main(["segment", "x.png", "--labels", "a", "--model", "nowhere"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert "in check_model_path" in printed
+    assert printed.splitlines()[-1].startswith("zegclip: nowhere: ")
+    assert TRACEBACK_VARIABLE in build_parser().format_help()
 
 
 def test_ctrl_c(capsys):

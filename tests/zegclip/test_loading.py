@@ -1,6 +1,9 @@
 """Finding models and processors: every kind of folder, and what is wrong with a wrong one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +26,62 @@ def test_paths_that_are_no_model(tmp_path, monkeypatch, name):
     (tmp_path / "here").mkdir()
     (tmp_path / "file.pth").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=Path(name).name):
+    with pytest.raises(ModelError, match=Path(name).name):
         check_model_path(name)
-    assert check_model_path("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("load", [check_model_path, load_model, load_processor, lambda name: load_base(name, {})])
+@pytest.mark.parametrize(("name", "reason"), [("owner/name", "cache.*OFFLINE"), ("owner/my name", "no Hub id")])
+def test_hub_ids_that_cannot_be_loaded(load, name, reason):
+    with pytest.raises(ModelError, match=f"{name}: .*{reason}"):
+        load(name)
+
+
+# What commands print about Hub ids when nobody answers at the Hub's address.
+UNREACHABLE = """
+import sys, zegclip
+from zegclip.commands.main import main
+folder, adapter = sys.argv[1:]
+for words in [
+    ["segment", folder + "/x.png", "--labels", "a", "--model", "owner/name", "--output", folder + "/out"],
+    ["train", "--model", "owner/name", "--output_dir", folder + "/run", "--use_cpu"],
+    ["train", "--init_adapter", "owner/name", "--output_dir", folder + "/run", "--use_cpu"],
+    ["eval", "--model", "owner/name", "--use_cpu"],
+    ["eval", "--model", adapter, "--use_cpu"],
+    ["export", "owner/name", folder + "/out"],
+]:
+    assert main(words) == 1, words
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(model, tmp_path):
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    model.peft_config["default"].base_model_name_or_path = "owner/name"
+    model.save_pretrained(tmp_path / "adapter")
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "0",
+        "TRANSFORMERS_OFFLINE": "0",
+    }
+    words = [sys.executable, "-c", UNREACHABLE, tmp_path, tmp_path / "adapter"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 6, done.stderr  # The client has not tried again.
+    for line in lines:
+        assert "owner/name: " in line
+        assert "the Hub cannot be reached" in line
+
+
+def test_a_clip_without_a_tokenizer(model, tmp_path):
+    """Without files, transformers would create one to which all words are the same."""
+    model.clip.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        load_processor(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_processor(tmp_path)
 
 
 def test_the_base_of_every_kind_of_folder(model, processor, tmp_path):
@@ -250,6 +306,23 @@ def test_adapters_that_do_not_fit(model, tmp_path, stored, other, head, mentione
     fresh = get_peft_model(ZegClipForSemanticSegmentation(config), DeepPromptConfig(**other))
     with pytest.raises(ValueError, match=mentioned):
         load_adapter_into(fresh, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("stored", "other"),
+    [
+        ({"num_deep_layers": None}, {"num_deep_layers": 1}),
+        ({"num_deep_layers": 1}, {"num_deep_layers": -2}),
+        ({"spectral_layers": [0]}, {"spectral_layers": [0, 1]}),  # without a spectral prompt
+        ({"spectral_prompt": True, "spectral_layers": [1, 0]}, {"spectral_prompt": True, "spectral_grid_size": 4}),
+        (PROMPTS, PROMPTS | {"text_prompt_ids": (0, 5, 1), "num_deep_layers": 0}),
+    ],
+)
+def test_adapters_fit_whose_fields_mean_the_same(model, tmp_path, stored, other):
+    """The vision tower has two layers of 4x4 patches."""
+    get_peft_model(model, DeepPromptConfig(**{"num_tokens": 2} | stored)).save_pretrained(tmp_path / "adapter")
+    fresh = get_peft_model(ZegClipForSemanticSegmentation(model.config), DeepPromptConfig(**{"num_tokens": 2} | other))
+    load_adapter_into(fresh, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("place", ["empty", "nowhere", "empty/nowhere", "broken"])

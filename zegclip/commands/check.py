@@ -28,10 +28,10 @@ def add_parser(commands: Any) -> None:
         "JSON from mask values to names (default: its own classes.txt or id2label.json)",
     )
     parser.add_argument(
-        "--unseen-classes", nargs="+", metavar="NAME", help="classes held out from training (default: the papers')"
+        "--unseen-classes", nargs="*", metavar="NAME", help="classes held out from training (default: the papers')"
     )
     parser.add_argument(
-        "--ignored-classes", nargs="+", metavar="NAME", default=(), help="classes whose pixels are ignored"
+        "--ignored-classes", nargs="*", metavar="NAME", default=(), help="classes whose pixels are ignored"
     )
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures, if it is ambiguous")
     parser.add_argument("--mask-column", metavar="NAME", help="column of the masks, if it is ambiguous")

@@ -88,6 +88,9 @@ def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 
+    from zegclip.loading import check_hub_id
+    from zegclip.modeling.stored_adapter import is_missing_folder
+
     path = name
     if path is None:
         # Even with `local_files_only`, a Hub id would send a request; a folder does not.
@@ -95,6 +98,8 @@ def _load_tokenizer(name: str | None, model: "ZegClipForSemanticSegmentation") -
         if not isinstance(cached, str):
             return None
         path = os.path.dirname(cached)
+    elif not is_missing_folder(path) and not os.path.isdir(path):
+        check_hub_id(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

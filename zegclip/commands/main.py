@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import zegclip
 from zegclip.commands import check, convert, demo, evaluate, segment, share, train
-from zegclip.errors import report_error
+from zegclip.errors import TRACEBACK_VARIABLE, report_error
 from zegclip.files import exiting_on_sigterm
 
 COMMANDS = (segment, demo, train, evaluate, check, convert, share)
@@ -21,7 +21,12 @@ RESUMABLE = ("segment", "train", "eval")
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; `run` of its result is the function of the command."""
-    parser = argparse.ArgumentParser(prog="zegclip", description="Zero-shot semantic segmentation with CLIP.")
+    parser = argparse.ArgumentParser(
+        prog="zegclip",
+        description="Zero-shot semantic segmentation with CLIP.",
+        epilog=f"What you can fix is reported in one sentence. {TRACEBACK_VARIABLE}=1 in the environment also prints "
+        "its traceback.",
+    )
     parser.add_argument("--version", action="version", version=f"zegclip {zegclip.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for command in COMMANDS:
@@ -51,9 +56,13 @@ def main(argv: Sequence[str] | None = None, program: str = "zegclip") -> int:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
         with exiting_on_sigterm() if alone or arguments.command == "segment" else nullcontext():
+            from huggingface_hub import constants
+            from huggingface_hub.utils import enable_progress_bars
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # for the weights of a model; the commands have bars of their own
+            if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+                enable_progress_bars()  # for downloads, which may take minutes
             # Too many pixels are reported in our own words, and damaged EXIF data does not matter.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             return arguments.run(arguments)

@@ -8,6 +8,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, get_cpu_distributed_information
 
+from zegclip.errors import MachineError
+
 
 class Processes:
     """
@@ -34,7 +36,7 @@ class Processes:
                 # process to finish waits for the last, however long that takes.
                 state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
             except (RuntimeError, ValueError) as error:  # or the launcher's environment variables are incomplete
-                raise OSError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
+                raise MachineError(f"The processes cannot reach each other: {str(error).splitlines()[0]}") from error
             self.rank, self.local_rank = state.process_index, state.local_process_index
 
     @property
@@ -73,4 +75,6 @@ class Processes:
             barrier.wait()
             return gather_object([item])
         except RuntimeError as error:
-            raise OSError("Another process has ended early; run the same command again to do what is left.") from error
+            raise MachineError(
+                "Another process has ended early; run the same command again to do what is left."
+            ) from error

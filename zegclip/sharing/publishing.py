@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second is th
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
-from zegclip.errors import UsageError, as_usage_errors
+from zegclip.errors import MachineError, UsageError, as_usage_errors
 from zegclip.files import check_new_folder, new_folder, remove_leftovers, temporary_folder
 from zegclip.loading import load_processor
 from zegclip.modeling import modeling_zegclip
@@ -185,9 +185,9 @@ def push(
                     delete_patterns=REPLACED,
                 )
     except HfHubHTTPError as error:
-        raise OSError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
+        raise MachineError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
     except HTTPError as error:
-        raise OSError(f"{repo_id}: the Hub cannot be reached: {error}") from error
+        raise MachineError(f"{repo_id}: the Hub cannot be reached: {error}") from error
     return str(commit.pr_url or commit)
 
 

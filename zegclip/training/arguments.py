@@ -1,5 +1,6 @@
 """The fields of a training or evaluation, from a YAML configuration and the command line."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ class ModelArguments:
     text_prompt_init: str = HfArg(default="template", help="template or random: initialization of text prompts.")
 
     def __post_init__(self) -> None:
+        if self.text_prompts not in (None, "whole", "words", "none"):
+            raise UsageError(f"text_prompts must be whole, words or none, not {self.text_prompts!r}.")
         if self.text_prompts == "none":  # the only way to override a file on the command line
             self.text_prompts = None
 
@@ -212,8 +215,26 @@ class DataArguments:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where the text has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default is None or "default:" in str(action.help).lower()
+        return action.help if said else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
-    """Raises errors instead of exiting, so that they are reported like all others."""
+    """
+    Raises errors instead of exiting, so that they are reported like all others.
+
+    A list may be empty, which overrides the one of a file.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_Formatter, **kwargs)
+        for action in self._actions:
+            if action.nargs == "+":
+                action.nargs = "*"
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -234,7 +255,8 @@ def parse_arguments(
         UsageError: For a missing file, YAML that is not a mapping, an unknown field, a value of a wrong type, or
             values that contradict each other; it names the file or field.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    words = list(given)
     parser = _Parser(
         [ModelArguments, DataArguments, ZegClipTrainingArguments],
         usage=f"{program} [NAME_OR_YAML] [--field value ...]",
@@ -244,16 +266,26 @@ def parse_arguments(
     config = default_config
     if words and not words[0].startswith("-"):
         config = words.pop(0)
-    elif config is not None and not {"-h", "--help"} & set(words):
-        print(f"No configuration given: using {config} (the generated picture world, offline).")
     if config is not None:
         parser.set_defaults(**read_config(find_config(config), actions))
     for word in words:
         known = word.split("=")[0] in parser._option_string_actions
         if word.startswith("--") and not known and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
             raise UsageError(f"The command line names the unknown field {name!r}.{suggest(name, actions)}")
+    if config is not None and config not in given:
+        dataset = parser.parse_known_args(words)[0].dataset
+        if dataset != "picture_world":
+            suitable = f"{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "folder"
+            raise UsageError(
+                f"dataset {dataset}: give a configuration first, such as zegclip_{suitable}. Without one it is the "
+                "picture world's, whose eval_split, sizes and schedule do not fit other data."
+            )
+        print(f"No configuration given: using {config} (the generated picture world, offline).")
     with as_usage_errors():
         parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    for name, folder in {"output_dir": parsed[2].output_dir, "results_dir": parsed[1].results_dir}.items():
+        if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+            raise UsageError(f"{name} must be a folder, but {folder} is a file.")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if parsed[-1].world_size != launched:
         # Without this, each would train on its own, into the same folder.

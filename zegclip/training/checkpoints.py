@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-from zegclip.errors import UsageError, is_worker_death
+from zegclip.errors import MachineError, UsageError, explain, is_worker_death
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.windows import is_out_of_memory
 
@@ -117,10 +117,10 @@ class CheckpointTrainer(Trainer):
                 self._unfinished.rmdir()
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
-            if is_worker_death(error):
+            if is_worker_death(error) or explain(error) is None:
                 raise
             last = get_last_checkpoint(str(output_dir))
-            raise OSError(
+            raise MachineError(
                 f"{output_dir / name} could not be written ({str(error).splitlines()[0]}): "
                 + (f"{last} is intact, and the same command goes on from there." if last else "there is none yet.")
             ) from error

@@ -135,7 +135,9 @@ def refuse_other_run(output_dir: str | os.PathLike, record: dict[str, Any]) -> N
     # A field that did not exist yet had no effect, like its default.
     before = asdict(ModelArguments()) | asdict(DataArguments()) | {"load_best_model_at_end": False} | stored
     contents = stored.get("contents", {})
-    for name, value in record.items():
+    # First what decides which other settings are in a record.
+    for name in sorted(record, key=lambda name: name != "load_best_model_at_end"):
+        value = record[name]
         # If the content is known, it decides, and the path may differ.
         if name != "contents" and _CONTENTS.get(name) not in contents and before.get(name) != value:
             raise UsageError(

@@ -1,6 +1,7 @@
 """Training: from the arguments to the adapter, its figures and its model card in the output folder."""
 
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -19,7 +20,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError, as_usage_errors
-from zegclip.loading import check_model_path, load_adapter_into, load_base, load_processor
+from zegclip.loading import check_adapter_path, load_adapter_into, load_base, load_processor, read_base_config
+from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
 from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
@@ -84,8 +86,10 @@ def train(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def _print_next_commands(words: Sequence[str], folder: str) -> None:
-    """Print how to evaluate and use what has been trained, with commands that work also without an installation."""
+    """Print how to evaluate and use what has been trained, with commands that work in any folder."""
     config = words[:1] if words and not words[0].startswith("-") else []
+    config = [os.path.abspath(name) if os.path.isfile(name) else name for name in config]
+    folder = os.path.abspath(folder)
     zegclip = ["zegclip"] if shutil.which("zegclip") else [sys.executable, "-m", "zegclip"]
     evaluate = shlex.join([*zegclip, "eval", *config, "--model", folder, "--output_dir", folder])
     segment = shlex.join([*zegclip, "segment", "PICTURE", "--labels", "cat, tree", "--model", folder])
@@ -105,8 +109,11 @@ def run_stage(
     refuse_other_run(output_dir, record)
     with as_usage_errors():
         set_seed(training_args.seed)
-    check_model_path(model_args.model or DEFAULT_MODEL)
-    # Before the model: a missing folder is noticed at once, a missing model perhaps only after asking the Hub.
+    # What can be said about the models without their weights comes before the data, which may take minutes to draw.
+    base = read_base_config(model_args.model or DEFAULT_MODEL)
+    ZegClipConfig.from_dict(base.to_dict() | model_args.config_overrides())
+    if model_args.init_adapter is not None:
+        check_adapter_path(model_args.init_adapter)
     data, split = load_data(data_args, training=True)
     record["contents"] = describe_contents(model_args, data_args, data["train"], split)
     claim_output_dir(output_dir, record)

@@ -55,6 +55,10 @@ class ZegClipTrainer(CheckpointTrainer):
     ):
         with as_usage_errors():
             super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
+        # As the parent does when it starts to train; what has changed then, it would report in every run.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if (token := getattr(self.processing_class.tokenizer, name)) is not None:
+                setattr(self.model.config.get_text_config(), name, token)
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.split = split
@@ -79,6 +83,7 @@ class ZegClipTrainer(CheckpointTrainer):
             default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
         )
         self._window_batch = BatchSize(self.args.window_batch_size)
+        self._check_metric()
         self.class_counts: np.ndarray | None = None
         self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
@@ -90,6 +95,15 @@ class ZegClipTrainer(CheckpointTrainer):
                 parameter.data = parameter.data.float()  # Updates are too small for half precision.
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir, SAMPLES_FOLDER))
+
+    def _check_metric(self) -> None:
+        """Refuse a metric that no evaluation computes, before the first one would."""
+        wanted = self.args.metric_for_best_model
+        names = list(summarise(np.zeros((3, len(self.split.names)), dtype=np.int64), self.split))
+        if isinstance(self.eval_dataset, dict):
+            names = [f"{title}_{name}" for title in self.eval_dataset for name in names]
+        if wanted is not None and wanted.removeprefix("eval_") not in names:
+            raise UsageError(f"metric_for_best_model must be one of {', '.join(names)}, not {wanted!r}.")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent, also after an evaluation, after which processes would not exchange gradients."""
@@ -118,7 +132,7 @@ class ZegClipTrainer(CheckpointTrainer):
         self.add_callback(_SetEpoch(sampler))
         return sampler
 
-    @as_usage_errors()
+    @as_usage_errors("optim, optim_args")
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with prompts and decode head in groups of their own."""
         if self.optimizer is None:
@@ -128,7 +142,7 @@ class ZegClipTrainer(CheckpointTrainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
-    @as_usage_errors()
+    @as_usage_errors("lr_scheduler_type, lr_scheduler_kwargs")
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Build the official polynomial schedule; any other kind is transformers' own."""
         num_training_steps = self.args.schedule_steps or num_training_steps

@@ -1,14 +1,18 @@
 """transformers' `TrainingArguments` with the papers' defaults, and what the method adds."""
 
+import json
 import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 
-from zegclip.errors import UsageError
+from zegclip.errors import UsageError, as_usage_errors, sentence_of
 
 _REFUSED = {
     "auto_find_batch_size": "total_train_batch_size would not be the pictures per step",
@@ -103,6 +107,7 @@ class ZegClipTrainingArguments(TrainingArguments):
             name = "load_best_model_at_end" if self.load_best_model_at_end else "lr_scheduler_type"
             raise UsageError(f"{name}={getattr(self, name)} needs a metric_for_best_model, such as hiou or miou.")
         super().__post_init__()
+        self._try_values()
         if plateau:  # which by default takes a rising metric for no improvement
             mode = {"mode": "max" if self.greater_is_better else "min"}
             given: Any = self.lr_scheduler_kwargs or {}
@@ -137,8 +142,29 @@ class ZegClipTrainingArguments(TrainingArguments):
             raise UsageError(f"seen_offset must be a finite number, not {self.seen_offset}.")
         if self.max_steps != -1 and self.max_steps < 1:
             raise UsageError(f"max_steps must be at least 1, or -1 to train num_train_epochs, not {self.max_steps}.")
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name, None)
+            with as_usage_errors(name):
+                if isinstance(value, str) and value.startswith("{"):
+                    value = json.loads(value)
+                if name == "accelerator_config" and isinstance(value, dict):
+                    AcceleratorConfig(**value)
         if self.optim_args and str(self.optim).startswith("adamw_torch"):
             raise UsageError("optim_args has no effect with this optim: weight_decay, adam_beta1 and so on have.")
+
+    def _try_values(self) -> None:
+        """Try on a number what PyTorch would refuse in the first step."""
+        given: dict[str, Any] = self.activation_checkpointing_kwargs or {}
+        options = {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")}
+        if options:
+            number = torch.ones(1, requires_grad=True)
+            with as_usage_errors("activation_checkpointing_kwargs (gradient_checkpointing_kwargs)"):
+                checkpoint(torch.square, number, **{"use_reentrant": False} | options).backward()
+        if self.torch_compile:
+            try:
+                torch.compile(torch.square, backend=self.torch_compile_backend, mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise UsageError(f"torch_compile_mode, torch_compile_backend: {sentence_of(error)}") from error
 
     def _check_accelerator_config(self) -> None:
         config: Any = self.accelerator_config

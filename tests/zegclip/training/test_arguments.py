@@ -1,12 +1,14 @@
 """Configurations: files, command-line overrides, and what is wrong with a wrong one."""
 
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+import zegclip
 from zegclip.commands.main import main
 from zegclip.errors import UsageError
-from zegclip.training.arguments import parse_arguments
+from zegclip.training.arguments import DataArguments, ModelArguments, parse_arguments
 from zegclip.training.config_file import find_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -140,19 +142,61 @@ def test_wrong_files(tmp_path, content, mentioned):
         (["--decode_head_type", "other"], "decode_head_type"),
         (["--prompt_templates", "a photo"], "a photo"),
         (["--model", "outputs/none"], "outputs/none"),
-        (["--dataset", "nowhere"], "nowhere"),
-        (["--dataset", "coco_stuff", "--data_dir", "nowhere"], "nowhere"),
+        (["--dataset", "voc"], "zegclip_voc_inductive"),
+        (["--dataset", "own"], "eval_split"),
+        (["zegclip_folder", "--dataset", "nowhere"], "nowhere"),
+        (["zegclip_coco_stuff_inductive", "--model", str(zegclip.DEFAULT_MODEL), "--data_dir", "nowhere"], "nowhere"),
+        (["--text_prompts", "other"], "text_prompts must be"),
+        (["--results_dir", "file"], "results_dir must be a folder"),
+        (["--accelerator_config", '{"other": 1}'], "accelerator_config: "),
+        (["--lr_scheduler_kwargs", "{power}"], "lr_scheduler_kwargs: "),
+        (["--activation_checkpointing_kwargs", '{"other": 1}'], "activation_checkpointing_kwargs"),
+        (["--torch_compile_mode", "other"], "torch_compile_mode"),
+        (["--torch_compile_backend", "other"], "torch_compile_backend"),
         (["--setting", "transductive", "--init_adapter", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_command_lines(tmp_path, monkeypatch, capsys, words, mentioned):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
+    (tmp_path / "file").touch()
     usual = ["--use_cpu", "--output_dir", "run", "--num_train_pictures", "2"]
     assert main(["train", *words, *usual], program="train.py") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("train.py: ")
     assert mentioned in last
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="output_dir must be a folder"):
+        parse_arguments(["--use_cpu", "--output_dir", str(tmp_path / "file")])
+
+
+def test_every_list_can_be_emptied(tmp_path):
+    lists = {
+        name: (kind, index)
+        for index, kind in enumerate((ModelArguments, DataArguments))
+        for name, hint in get_type_hints(kind).items()
+        if "list[" in str(hint)
+    }
+    assert {"unseen_classes", "out_indices", "scale_range"} <= lists.keys()
+    for name, (_, index) in lists.items():
+        path = tmp_path / "own.yaml"
+        path.write_text(f"{name}: ['1', '2']\nuse_cpu: true")
+        assert len(getattr(parse_arguments([str(path)])[index], name)) == 2
+        assert getattr(parse_arguments([str(path), f"--{name}"])[index], name) == []
+        path.write_text(f"{name}: []\nuse_cpu: true")
+        assert getattr(parse_arguments([str(path)])[index], name) == []
+
+
+def test_help_gives_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Default: the embedded one." in text
+    assert "(default: 0.1)" in text
+    assert "default: None" not in text
 
 
 def test_text_prompts_of_a_file_can_be_left_out():

@@ -16,6 +16,7 @@ from zegclip.training.run_folder import (
     refuse_other_run,
     stages_of,
 )
+from zegclip.training.train import _print_next_commands
 from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
@@ -64,6 +65,15 @@ def test_another_run_is_refused_where_there_is_a_checkpoint(record, tmp_path, ch
     (tmp_path / "run" / "checkpoint-2").rmdir()
     claim_output_dir(tmp_path / "run", other)
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == other
+
+
+def test_the_choice_of_the_best_model_is_named(record, tmp_path):
+    """With it, a record has more settings than before."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "hiou", "eval_strategy": "steps"}
+    steps = {"eval_steps": 2, "save_steps": 2, "save_strategy": "steps"}
+    other = describe_run(*arguments(tmp_path, data={"num_eval_pictures": 7}, max_steps=4, **best, **steps))
+    with pytest.raises(UsageError, match="load_best_model_at_end False"):
+        claim_output_dir(tmp_path / "run", other)
 
 
 def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
@@ -237,3 +247,13 @@ def test_stages_without_steps(tmp_path, steps, own):
     given = arguments(tmp_path, data={"setting": "transductive", "self_training_steps": own}, max_steps=steps)
     with pytest.raises(UsageError, match="max_steps"):
         stages_of(*given)
+
+
+def test_the_next_commands_work_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").touch()
+    for config, named in {"own.yaml": str(tmp_path / "own.yaml"), "zegclip_folder": "zegclip_folder"}.items():
+        _print_next_commands([config, "--use_cpu"], "run")
+        printed = capsys.readouterr().out
+        assert f" eval {named} --model {tmp_path / 'run'} " in printed
+        assert printed.count(str(tmp_path / "run")) == 3

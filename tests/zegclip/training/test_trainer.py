@@ -1,6 +1,7 @@
 """What the Trainer adds: schedule, parameter groups, loss terms, metrics from counts."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -76,6 +77,32 @@ def make_trainer(model, processor, tmp_path):
         )
 
     return make
+
+
+@pytest.mark.parametrize("metric", ["other", "eval_loss", "objects_hiou"])
+def test_a_metric_that_is_never_computed_is_refused_at_the_start(make_trainer, metric):
+    with pytest.raises(UsageError, match=r"metric_for_best_model must be one of pacc, .*hiou"):
+        make_trainer(metric_for_best_model=metric)
+    assert make_trainer(metric_for_best_model="eval_hiou").args.greater_is_better
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"lr_scheduler_kwargs": {"other": 1}}, "lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, "optim_args"),
+    ],
+)
+def test_values_that_a_library_refuses_are_named(make_trainer, fields, named):
+    with pytest.raises(UsageError, match=named):
+        make_trainer(**fields).train()
+
+
+def test_a_training_says_nothing_about_tokens(make_trainer, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    make_trainer().train()
+    assert "token" not in caplog.text
 
 
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("*_lr_schedule.json")), ids=lambda path: path.stem)
