@@ -339,7 +339,8 @@ def load_processor(
 
     Args:
         model: Folder or Hub id with a tokenizer.
-        prompt_templates: Instead of the stored ones.
+        prompt_templates: Instead of those of the model's configuration, an adapter's if it has one. A plain CLIP's
+            has none, and leaves those of its processor.
         **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
 
     Raises:
@@ -363,8 +364,9 @@ def load_processor(
         image_processor(Image.new("RGB", (1, 1)))
         window_boxes(1, 1, image_processor.window_size, image_processor.window_stride)
         processor.tokenizer(["a"], padding=True)
-    if prompt_templates:
-        processor.prompt_templates = check_templates(prompt_templates)
+    stated = prompt_templates or ZegClipConfig.get_config_dict(name)[0].get("prompt_templates")
+    if stated:
+        processor.prompt_templates = check_templates(stated)
     for attribute, value in image_processor_kwargs.items():
         setattr(image_processor, attribute, value)
     return processor

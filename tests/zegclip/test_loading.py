@@ -13,7 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import (
+    DeepPromptConfig,
+    ZegClipConfig,
+    ZegClipForSemanticSegmentation,
+    ZegClipImageProcessor,
+    ZegClipProcessor,
+)
 from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
 from zegclip.modeling.model_error import ModelError
 from zegclip.segmenting.segmenter import load_segmenter
@@ -112,6 +118,23 @@ def test_a_plain_clip_gets_the_papers_picture_settings(model, tokenizer, tmp_pat
     assert not processor.image_processor.do_center_crop
     assert processor.image_processor.window_size == 40
     assert processor.prompt_templates == ["the {}"]
+    ZegClipProcessor(ZegClipImageProcessor(), tokenizer, ["one {}"]).save_pretrained(tmp_path)
+    assert load_processor(tmp_path).prompt_templates == ["one {}"]
+
+
+def test_the_templates_are_those_of_the_configuration(model, processor, tmp_path):
+    """As in the pipeline: the processor's file, and that of an adapter's base, may have others."""
+    model.config.prompt_templates = ["the {}", "one {}"]
+    processor.prompt_templates = ["a {}"]
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "full")
+    assert load_processor(tmp_path / "full").prompt_templates == ["the {}", "one {}"]
+    assert load_processor(tmp_path / "full", ["a cat and a {}"]).prompt_templates == ["a cat and a {}"]
+    trained = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "full")
+    trained.add_adapter(DeepPromptConfig(num_tokens=2))
+    trained.config.prompt_templates = ["b {}"]
+    trained.save_pretrained(tmp_path / "adapter")
+    assert load_processor(tmp_path / "adapter").prompt_templates == ["b {}"]
 
 
 def edit_json(file, *path, **fields):
