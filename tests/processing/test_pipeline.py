@@ -13,8 +13,10 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from zegclip import DeepPromptConfig
+from zegclip.processing import name_encoder
 from zegclip.processing import pipeline as pipeline_module
 from zegclip.processing.input_error import InputError
+from zegclip.processing.name_encoder import NameEncoder
 from zegclip.processing.names import UnknownWordsWarning
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import merge_masks, predict_windows
@@ -40,7 +42,7 @@ def segment(pipe):
 
 
 def embed(pipe, labels=LABELS):
-    return pipeline_module._NameEncoder(pipe.model, pipe.processor, None).encode(labels)
+    return NameEncoder(pipe.model, pipe.processor, None).encode(labels)
 
 
 def noise(height=40, width=90, seed=0):
@@ -140,7 +142,7 @@ def test_a_converted_model_gives_results_in_its_new_precision(pipe, segment, mod
 
 
 def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 2)
+    monkeypatch.setattr(name_encoder, "NAMES_AT_ONCE", 2)
     labels = ["cat", "a b c d e f g h", "dog", "a b c d e f g h i", "tree"]
     expected = model.get_class_embeds(**processor(text=labels, return_tensors="pt")).detach()
     widths, encode = [], model.get_class_embeds
@@ -173,7 +175,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
     ],
 )
 def test_bad_arguments_are_named(segment, monkeypatch, arguments, named):
-    monkeypatch.setattr(pipeline_module, "NAMES_AT_ONCE", 1)
+    monkeypatch.setattr(name_encoder, "NAMES_AT_ONCE", 1)
     with pytest.raises(InputError, match=named):
         segment(**arguments)
 
