@@ -224,8 +224,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Unlike the base class, this writes no code: transformers would then ask for `trust_remote_code` even if this
         package is installed.
         """
-        self.model.save_pretrained(save_directory, **kwargs)
+        own = {"processor": self.processor} if kwargs.get("push_to_hub") else {}
+        self.model.save_pretrained(save_directory, **own | kwargs)
         self.processor.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload model and processor as the model's `push_to_hub`, which takes the same arguments."""
+        return self.model.push_to_hub(repo_id, **{"processor": self.processor} | kwargs)
 
 
 @contextmanager

@@ -28,14 +28,7 @@ def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: A
     return push(model, repo_id, **kwargs)
 
 
-def push_pipeline_to_hub(self: ZeroShotImageSegmentationPipeline, repo_id: str, **kwargs: Any) -> str:
-    """Upload model and processor as `self.model.push_to_hub`, which takes the same arguments."""
-    return self.model.push_to_hub(repo_id, **{"processor": self.processor} | kwargs)
-
-
 ZegClipForSemanticSegmentation._publish = push_to_hub
-# The parent's would leave out code and card.
-ZeroShotImageSegmentationPipeline.push_to_hub = push_pipeline_to_hub
 # Again where an earlier attempt was interrupted.
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)
