@@ -87,7 +87,7 @@ class ZegClipConfig(PreTrainedConfig):
     # What a Trainer leaves out of the predictions, which are then the logits alone.
     keys_to_ignore_at_inference = [
         *("loss_dict", "loss_counts", "image_embeds", "patch_embeds", "class_embeds", "hidden_states", "attentions"),
-        "orientations",
+        *("orientations", "class_of_name"),
     ]
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 

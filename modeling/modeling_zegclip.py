@@ -55,6 +55,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
         hidden_states (`tuple[torch.Tensor]`, *optional*): Of the vision tower, prompt tokens included.
         attentions (`tuple[torch.Tensor]`, *optional*): Of the vision tower.
         orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*): As given, for post-processing.
+        class_of_name (`torch.Tensor` of shape `(names,)`, *optional*): As given, for post-processing.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +68,7 @@ class ZegClipSemanticSegmenterOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     orientations: torch.Tensor | None = None
+    class_of_name: torch.Tensor | None = None
 
 
 class ZegClipPreTrainedModel(AdapterModel):
@@ -246,6 +248,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         num_templates: int | torch.Tensor | None = None,
+        class_of_name: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Encode class names once, for any number of pictures.
@@ -257,6 +260,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             attention_mask: Same shape, 1 for tokens and 0 for padding. With it, names are encoded at their end token
                 whatever `eos_token_id` the configuration gives; without it, as the CLIP's text tower does.
             num_templates: Rows per name, which the processor returns; defaults to the configuration's templates.
+            class_of_name: Not used, as the embeddings are those of names; the processor returns it with the others.
 
         Returns:
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
@@ -348,6 +352,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         num_templates: int | torch.Tensor | None = None,
         pseudo_class_ids: Sequence[int] | None = None,
         orientations: torch.Tensor | None = None,
+        class_of_name: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ZegClipSemanticSegmenterOutput:
         r"""
@@ -365,6 +370,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 For transductive training: pixels labelled -1 get the best of these classes.
             orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*):
                 How the processor turned pictures upright; passed on to post-processing.
+            class_of_name (`torch.Tensor` of shape `(names,)`, *optional*):
+                The class of each name, from the processor, where classes have several. Logits are those of names;
+                `labels` are ids of classes, and the loss is that of each class's best name.
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
         self._check_arguments(kwargs)
@@ -404,7 +412,11 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
 
         loss_dict, loss_counts = None, None
         if labels is not None:
-            loss_dict, loss_counts = self.compute_loss(logits, labels, pseudo_class_ids)
+            of_classes = logits
+            if class_of_name is not None:
+                names_of_class = [class_of_name == index for index in range(int(class_of_name.max()) + 1)]
+                of_classes = torch.stack([logits[:, names].amax(dim=1) for names in names_of_class], dim=1)
+            loss_dict, loss_counts = self.compute_loss(of_classes, labels, pseudo_class_ids)
         return ZegClipSemanticSegmenterOutput(
             loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
             logits=logits.to(patch_embeds.dtype),
@@ -416,6 +428,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             hidden_states=vision_outputs.hidden_states if asked_for_states or not out_indices else None,
             attentions=vision_outputs.attentions,
             orientations=orientations,
+            class_of_name=class_of_name,
         )
 
 

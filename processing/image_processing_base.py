@@ -27,7 +27,7 @@ from transformers.utils import TensorType
 from .image_reading import EXIF_WARNING, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
 from .input_error import InputError
 from .resizing import resize_bilinear, resize_nearest, resized_shape
-from .windows import class_chunks, resize_maps, running_max
+from .windows import best_of_names, class_chunks, resize_maps, running_max
 
 
 class ZegClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -235,7 +235,9 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         Turn a model's mask logits into maps of class ids.
 
         Args:
-            outputs: Has `.logits (batch, names, h, w)` and, if [`preprocess`] returned them, `.orientations`.
+            outputs: Has `.logits (batch, names, h, w)` and, if [`preprocess`] returned them, `.orientations`; with
+                `.class_of_name (names,)`, ids and scores are those of classes, and the score of a class is the best of
+                its names'.
             target_sizes: `(height, width)` of each picture's map; `None` for the size of the logits. A map belongs to
                 the upright picture, with the EXIF orientation applied. There is one exception: if a PIL image was
                 rotated by 90 degrees and the target size is in portrait format although the upright picture is in
@@ -259,6 +261,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
             raise InputError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
 
         orientations = getattr(outputs, "orientations", None)
+        class_of_name = getattr(outputs, "class_of_name", None)
         results: list[Any] = []
         for index, (picture_logits, target_size) in enumerate(zip(logits, target_sizes)):
             height, width = (int(side) for side in target_size)
@@ -271,11 +274,14 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                 resized = resize_maps(picture_logits, height, width)
                 if turn_back is not None:
                     resized = turn_back(resized)
+                if class_of_name is not None:
+                    resized = best_of_names(resized, class_of_name)
                 data = {"segmentation": resized.argmax(dim=0), "segmentation_scores": resized.sigmoid()}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
                 chunks = class_chunks(len(picture_logits), height, width)
                 ids, _ = running_max(resize_maps(picture_logits[chunk], height, width) for chunk in chunks)
+                ids = ids if class_of_name is None else class_of_name[ids]
                 results.append(ids if turn_back is None else turn_back(ids))
         return results
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 from .input_error import InputError
 
@@ -27,12 +28,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
         InputError: If `labels` is neither a string nor a list or the like, is empty, or contains a name that is not a
             string, not valid Unicode, blank or a duplicate.
     """
-    if isinstance(labels, str):
-        labels = labels.split(",") if labels.strip() else []
-    # Arrays, columns of data sets and others with an order, which a set does not have.
-    if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):
-        raise InputError(f"Class names must be a list of strings, not {labels!r}.")
-    labels = list(labels)
+    labels = _list_of(labels)
     if not labels:
         raise InputError("The list of class names is empty; give at least one name.")
     names: list[str] = []
@@ -48,6 +44,39 @@ def check_labels(labels: Iterable[str]) -> list[str]:
             raise InputError(f"Class name {name!r} comes twice.")
         names.append(name)
     return names
+
+
+def read_classes(labels: Iterable[str | Sequence[str]]) -> tuple[list[str], list[int]]:
+    """
+    Read class names of which some may have synonyms.
+
+    Args:
+        labels: As for [`check_labels`]; a list in place of a name holds the names of one class. A name that comes
+            twice in a class counts once.
+
+    Returns:
+        All names, checked, and the class of each, counted from 0.
+
+    Raises:
+        InputError: As [`check_labels`], or if a class has no name.
+    """
+    classes = [
+        list(dict.fromkeys(label)) if isinstance(label, (list, tuple)) else [label] for label in _list_of(labels)
+    ]
+    for index, names in enumerate(classes, start=1):
+        if not names:
+            raise InputError(f"Class {index} has no name.")
+    class_of_name = [index for index, names in enumerate(classes) for _ in names]
+    return check_labels([name for names in classes for name in names]), class_of_name
+
+
+def _list_of(labels: Any) -> list[Any]:
+    if isinstance(labels, str):
+        return labels.split(",") if labels.strip() else []
+    # Arrays, columns of data sets and others with an order, which a set does not have.
+    if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):
+        raise InputError(f"Class names must be a list of strings, not {labels!r}.")
+    return list(labels)
 
 
 def find_unknown_words(
@@ -134,5 +163,6 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
+    "read_classes",
     "words_before_name",
 ]

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import IOBase
 from typing import Any
@@ -17,7 +17,7 @@ from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
 from .name_encoder import NameEncoder, in_eval_mode
-from .names import check_labels
+from .names import read_classes
 from .processing_zegclip import ZegClipProcessor
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
@@ -61,7 +61,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             )
             self.image_processor, self.tokenizer = self.processor.image_processor, self.processor.tokenizer
 
-    def __call__(self, images: Any, candidate_labels: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
+    def __call__(self, images: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """
         Segment one picture or several.
 
@@ -71,7 +71,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 dictionary of such an `image` and its own `candidate_labels`; or a list, generator or data set of any
                 of them, or an array with a batch axis. The EXIF orientation is applied, with a warning for a PIL
                 image.
-            candidate_labels: Class names, as a list or as one comma-separated string.
+            candidate_labels: Class names, as a list or as one comma-separated string. A list in place of a name holds
+                synonyms: the first is the label, and the score of the class is the best of its names'.
             hypothesis_template (`str` or `list[str]`, *optional*):
                 Template or templates with one `{}` for the name. Defaults to those of the model's configuration, which
                 are the active adapter's; it warns if the processor has others.
@@ -108,9 +109,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if candidate_labels is None:
             candidate_labels = self._preprocess_params.get("candidate_labels")
         if candidate_labels is not None:
-            candidate_labels = check_labels(candidate_labels)
+            if isinstance(candidate_labels, Iterator):
+                candidate_labels = list(candidate_labels)
             with self.device_placement():
-                names.encode(candidate_labels)  # so that a name that is not valid is an error of this call
+                names.encode(read_classes(candidate_labels)[0])  # an invalid name is an error of this call
         # Shared by all pictures of the call: a batch size that ran out of memory is not tried again.
         batch_size = kwargs.pop("batch_size", None)
         if batch_size is None:
@@ -150,10 +152,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             return window_size
         return max(window_size * usual_stride // usual_size, 1)
 
-    def preprocess(
-        self, image: Any, timeout: float | None = None, candidate_labels: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `labels`."""
+    def preprocess(self, image: Any, timeout: float | None = None, candidate_labels: Any = None) -> dict[str, Any]:
+        """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `classes`."""
         if isinstance(image, Mapping):
             if "image" not in image:
                 raise InputError(f"A picture with labels of its own needs the key 'image', unlike {list(image)}.")
@@ -174,7 +174,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return {
             "pixel_values": inputs["pixel_values"],
             "original_size": size,
-            "labels": check_labels(candidate_labels),
+            "classes": read_classes(candidate_labels),
         }
 
     def _forward(
@@ -185,7 +185,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         **settings: Any,
     ) -> dict[str, Any]:
         """The best label's index and score at every pixel of the original picture."""
-        class_embeds = names.encode(model_inputs["labels"])
+        name_list, class_of_name = model_inputs["classes"]
+        class_embeds = names.encode(name_list)
         with in_eval_mode(self.model):
             logits = predict_windows(
                 self.model,
@@ -199,7 +200,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             ids, scores = merge_masks(logits, target_size=model_inputs["original_size"])
         if scores.isnan().any():  # Comparisons with NaN are false, so the first label would win.
             raise InputError("The model's scores are NaN: its weights are damaged or overflow in this precision.")
-        return {"ids": ids, "scores": scores, "labels": model_inputs["labels"]}
+        labels = [name_list[class_of_name.index(index)] for index in range(class_of_name[-1] + 1)]
+        return {"ids": torch.tensor(class_of_name, device=ids.device)[ids], "scores": scores, "labels": labels}
 
     def postprocess(self, model_outputs: dict[str, Any], threshold: float = 0.0) -> list[dict[str, Any]]:
         """One dictionary per label."""

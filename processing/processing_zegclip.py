@@ -18,6 +18,7 @@ from .names import (
     check_templates,
     fill_templates,
     find_unknown_words,
+    read_classes,
     words_before_name,
 )
 
@@ -56,7 +57,7 @@ class ZegClipProcessor(ProcessorMixin):
     def __call__(
         self,
         images: ImageInput | None = None,
-        text: Sequence[str] | str | None = None,
+        text: Sequence[str | Sequence[str]] | str | None = None,
         segmentation_maps: ImageInput | None = None,
         prompt_templates: Sequence[str] | str | None = None,
         **kwargs: Unpack[ProcessingKwargs],
@@ -66,7 +67,8 @@ class ZegClipProcessor(ProcessorMixin):
 
         Args:
             images: One picture or several, in any form that the image processor accepts.
-            text: Class names, as a list or as one comma-separated string. They apply to all pictures.
+            text: Class names, as a list or as one comma-separated string. They apply to all pictures. A list in place
+                of a name holds the names of one class.
             segmentation_maps: A label map for each picture.
             prompt_templates: Templates for this call, instead of the processor's.
             kwargs: Arguments of the image processor or the tokenizer, and `return_tensors="pt"` for tensors.
@@ -76,7 +78,7 @@ class ZegClipProcessor(ProcessorMixin):
             orientation, `orientations` `(batch, 3)`, see the image processor. With `segmentation_maps`: `labels`
             `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`:
             all templates of the first name, then all of the second; and `num_templates`, by which the model finds the
-            rows of a name.
+            rows of a name. With classes of several names, also `class_of_name` `(names,)`.
 
         Raises:
             TypeError: For an argument that neither image processor nor tokenizer has.
@@ -94,10 +96,13 @@ class ZegClipProcessor(ProcessorMixin):
             data.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
         if text is not None:
             templates = check_templates(self.prompt_templates if prompt_templates is None else prompt_templates)
-            data.update(self._tokenize(check_labels(text), templates, **merged["text_kwargs"]))
+            names, class_of_name = read_classes(text)
+            data.update(self._tokenize(names, templates, **merged["text_kwargs"]))
             # A tensor among tensors: batches are often moved to a device value by value.
-            number = {"num_templates": len(templates)}
-            data.update(BatchFeature(number, tensor_type=merged["text_kwargs"].get("return_tensors")))
+            numbers: dict[str, Any] = {"num_templates": len(templates)}
+            if len(set(class_of_name)) < len(names):
+                numbers["class_of_name"] = class_of_name
+            data.update(BatchFeature(numbers, tensor_type=merged["text_kwargs"].get("return_tensors")))
         return BatchFeature(data)
 
     def tokenize_names(

@@ -280,6 +280,21 @@ def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     return ids.view(size).long(), best.view(size)
 
 
+def best_of_names(scores: torch.Tensor, class_of_name: torch.Tensor) -> torch.Tensor:
+    """
+    Maximum over the names of each class.
+
+    Args:
+        scores: `(names, height, width)`.
+        class_of_name: `(names,)` class of each name; every class from 0 on has one.
+
+    Returns:
+        `(classes, height, width)`.
+    """
+    best = scores.new_full((int(class_of_name.max()) + 1, *scores.shape[1:]), -torch.inf)
+    return best.index_reduce_(0, class_of_name, scores, "amax")
+
+
 def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Bilinear resize (half-pixel centres, no antialiasing) of `(classes, h, w)` to the given size, in float32."""
     return nn.functional.interpolate(maps[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
@@ -290,6 +305,7 @@ __all__ = [
     "SCORES_PER_CHUNK",
     "BatchSize",
     "WindowLogits",
+    "best_of_names",
     "class_chunks",
     "extract_windows",
     "is_out_of_memory",

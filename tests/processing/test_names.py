@@ -3,7 +3,7 @@
 import pytest
 
 from zegclip.processing.input_error import InputError
-from zegclip.processing.names import check_labels, find_unknown_words
+from zegclip.processing.names import check_labels, find_unknown_words, read_classes
 
 
 def test_labels_are_stripped_and_keep_their_order():
@@ -55,3 +55,24 @@ def test_unknown_words_of_templates_and_of_many_names():
     message = find_unknown_words([f"name{index}" for index in range(171)], ["tree"])
     assert "'name19' and 151 more" in message
     assert "name20" not in message
+
+
+def test_a_list_in_place_of_a_name_holds_synonyms():
+    assert read_classes("cat, tree") == (["cat", "tree"], [0, 1])
+    nested = [["cat", " kitten", "cat"], "tree", ("sky",)]
+    assert read_classes(nested) == (["cat", "kitten", "tree", "sky"], [0, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ([["cat"], []], "2"),
+        ([["cat", "dog"], "dog"], "'dog'"),
+        ([["cat", 3]], "2 .*3"),
+        ([], "empty"),
+        ({"cat"}, "list"),
+    ],
+)
+def test_bad_synonyms_are_named(labels, named):
+    with pytest.raises(InputError, match=named):
+        read_classes(labels)

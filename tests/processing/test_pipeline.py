@@ -263,6 +263,36 @@ def test_every_picture_may_have_labels_of_its_own(segment, model, processor):
     assert same(segment({"image": noise(), "candidate_labels": np.array(LABELS)}), segment())
 
 
+def test_synonyms_make_one_class(segment, model, processor):
+    flat = segment(candidate_labels=["cat", "tree", "b", "dog"])
+    nested = segment(candidate_labels=[["cat", "b"], ["tree", "dog"]])
+    assert [result["label"] for result in nested] == ["cat", "tree"]
+    masks = {result["label"]: np.asarray(result["mask"]) for result in flat}
+    np.testing.assert_array_equal(np.asarray(nested[0]["mask"]), masks["cat"] | masks["b"])
+    # The order of synonyms, a name twice and lists of one name change nothing but the label.
+    reordered = segment(candidate_labels=[["b", "cat", "b"], ["dog", "tree"]])
+    assert [np.array_equal(a["mask"], b["mask"]) for a, b in zip(nested, reordered, strict=True)] == [True, True]
+    assert same(segment(candidate_labels=[[label] for label in LABELS]), segment())
+    own = {"image": noise(), "candidate_labels": [["cat", "b"], ["tree", "dog"]]}
+    assert same(segment(own), nested)
+
+    inputs = processor(images=noise(), text=[["cat", "b"], ["tree", "dog"]], return_tensors="pt")
+    assert inputs["class_of_name"].tolist() == [0, 0, 1, 1]
+    outputs = model(**inputs)
+    assert outputs.logits.shape[1] == 4
+    (ids,) = processor.post_process_semantic_segmentation(outputs, [(40, 90)])
+    (scored,) = processor.post_process_semantic_segmentation(outputs, [(40, 90)], return_segmentation_scores=True)
+    assert torch.equal(scored["segmentation"], ids)
+    assert scored["segmentation_scores"].shape == (2, 40, 90)
+    outputs.class_of_name = None
+    (names,) = processor.post_process_semantic_segmentation(outputs, [(40, 90)])
+    assert torch.equal(names // 2, ids)
+    labels = torch.randint(0, 2, (1, *inputs["pixel_values"].shape[-2:]), generator=torch.Generator().manual_seed(0))
+    loss = model(**inputs, labels=labels).loss
+    best = torch.stack([outputs.logits[:, :2].amax(dim=1), outputs.logits[:, 2:].amax(dim=1)], dim=1)
+    torch.testing.assert_close(loss, sum(model.compute_loss(best, labels)[0].values()))
+
+
 def test_arrays_and_tensors(segment):
     expected = segment()
     array = np.asarray(noise())
