@@ -56,8 +56,9 @@ class ZegClipTrainer(CheckpointTrainer):
         with as_usage_errors():
             super().__init__(*args, compute_metrics=self._summarise_counts, data_collator=collate, **kwargs)
         # As the parent does when it starts to train; what has changed then, it would report in every run.
+        tokenizer = getattr(self.processing_class, "tokenizer", None)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if (token := getattr(self.processing_class.tokenizer, name)) is not None:
+            if (token := getattr(tokenizer, name, None)) is not None:
                 setattr(self.model.config.get_text_config(), name, token)
         # Several devices in one process would be DataParallel, which splits the class embeddings like pictures.
         self.args._n_gpu = min(self.args.n_gpu, 1)
