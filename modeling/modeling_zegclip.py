@@ -273,7 +273,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         Returns:
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
         """
-        num_templates = len(self.config.prompt_templates) if num_templates is None else int(num_templates)
+        if num_templates is None:
+            num_templates = len(self.config.prompt_templates)
+        elif isinstance(num_templates, torch.Tensor):  # `int` would also fix it where a graph is exported
+            num_templates = int(num_templates)
         num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
         if num_rows % num_templates:
             raise ModelError(
