@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import CLIPVisionConfig, PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import (
@@ -85,11 +86,7 @@ class DenseAttention(CLIPAttention):
 
 
 class DenseEncoderLayer(CLIPEncoderLayer):
-    """The last layer of CLIP's vision tower; its parameters have the names of CLIP's."""
-
-    def __init__(self, config: CLIPVisionConfig):
-        super().__init__(config)
-        self.self_attn = DenseAttention(config)
+    """The last layer of CLIP's vision tower, with [`DenseAttention`]."""
 
     def forward(  # type: ignore[override]
         self,
@@ -117,12 +114,19 @@ class DenseEncoder(CLIPEncoder):
     Prompts take its layers one by one, and the last one then as CLIP has it.
 
     Args:
+        encoder: The tower's own, whose layers it takes over.
         config: The model's [`ZegClipConfig`].
     """
 
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__(config.clip_config.vision_config)
-        self.layers[-1] = DenseEncoderLayer(self.config)
+    def __init__(self, encoder: CLIPEncoder, config: PreTrainedConfig):
+        nn.Module.__init__(self)  # the parent's would draw new layers
+        self.config = encoder.config
+        self.layers = encoder.layers
+        # Nothing but the methods differ: names, initialisation and random numbers stay CLIP's.
+        last: Any = self.layers[-1]
+        last.__class__ = DenseEncoderLayer
+        last.self_attn.__class__ = DenseAttention
+        self.gradient_checkpointing = False
         self.model_config = config
 
     def forward(  # type: ignore[override]

@@ -180,8 +180,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     def __init__(self, config: ZegClipConfig):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
-        self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(self.clip.vision_model)
-        self.clip.vision_model.encoder = DenseEncoder(config)
+        vision = self.clip.vision_model
+        vision.embeddings = ZegClipVisionEmbeddings(vision)
+        vision.encoder = DenseEncoder(vision.encoder, config)
         self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
