@@ -1,6 +1,7 @@
 """Adapters of a model: load, add, switch, disable, delete and save them, each with its part of the configuration."""
 
 import copy
+import inspect
 import os
 import re
 import warnings
@@ -26,12 +27,6 @@ from .stored_adapter import DOWNLOAD_ARGUMENTS, StoredAdapter, is_missing_folder
 TAKEN_NAMES = {"base_layer", "original_module", "modules_to_save", *DeepPromptLayer.adapter_layer_names}
 # Arguments of `from_pretrained` that a configuration, which may have attributes of these names, must not take.
 MODEL_ARGUMENTS = {"dtype", "torch_dtype", "quantization_config", "fusion_config"}
-
-# Of `push_to_hub`, which `save_pretrained` does not have.
-_PUSH_ARGUMENTS = {
-    *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
-    *("processor", "whole"),
-}
 
 
 class AdapterModel(PreTrainedModel):
@@ -92,14 +87,12 @@ class AdapterModel(PreTrainedModel):
             if config is not None:
                 described = cls.config_class.from_pretrained(config, **download).to_dict()
             config, kwargs = cls.config_class.from_dict(described, return_unused_kwargs=True, **kwargs)
-        elif str(path) != str(pretrained_model_name_or_path):
+        elif str(path) != str(pretrained_model_name_or_path) == str(config.name_or_path):
             # Auto classes have read the configuration of the base, and changed what they were asked to.
-            read = cls.config_class.from_pretrained(pretrained_model_name_or_path, **download)
-            stored = cls.config_class.from_dict(read.to_dict() | {"label2id": None} | adapter.model_config)
+            stored = cls.config_class.from_dict(config.to_dict() | {"label2id": None} | adapter.model_config)
             config = copy.deepcopy(config)
-            for name in (*stored.describe_head(), "label2id"):
-                if getattr(config, name) == getattr(read, name):
-                    setattr(config, name, getattr(stored, name))
+            for name in {*stored.describe_head(), "label2id"} - config.given:
+                setattr(config, name, getattr(stored, name))
         plain_clip = PreTrainedConfig.get_config_dict(adapter.base, **download)[0].get("model_type") == "clip"
         other_head = not plain_clip and any(
             getattr(config, name) != getattr(base_config, name) for name in head_fields(config.decode_head_type)
@@ -134,11 +127,17 @@ class AdapterModel(PreTrainedModel):
         An adapter whose base is not stored elsewhere (both came from one folder, or were converted) is saved with it.
         With `push_to_hub=True`, what `push_to_hub` sends is then uploaded, beside the model the processor, code and
         card; its arguments are given here, too, and `repo_id` is by default the folder's name.
+
+        Raises:
+            ValueError: For a `state_dict` or `variant` with `push_to_hub=True`, which sends the model's own weights.
         """
         if kwargs.pop("push_to_hub", False):
-            push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS & kwargs.keys()}
-            if "max_shard_size" in kwargs:
-                push["max_shard_size"] = kwargs["max_shard_size"]
+            for name in ("state_dict", "variant"):
+                if kwargs.get(name) is not None:
+                    raise ValueError(f"{name} cannot be pushed: save it, and upload the folder.")
+            own = inspect.signature(self.push_to_hub).parameters.keys() & kwargs.keys()
+            push = {name: kwargs[name] for name in own}
+            kwargs = {name: value for name, value in kwargs.items() if name not in own - {"max_shard_size"}}
             self.save_pretrained(save_directory, **kwargs)
             if kwargs.get("is_main_process", True):
                 name = os.path.basename(os.path.abspath(save_directory))

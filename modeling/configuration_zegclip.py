@@ -144,6 +144,20 @@ class ZegClipConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in (self.id2label or {}).items()}
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the parent's; `given` are the names of the arguments that replace what was read."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        labels = {"id2label", "label2id"} if "num_labels" in kwargs else set()
+        (loaded[0] if isinstance(loaded, tuple) else loaded).given = {*kwargs, *labels}
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the parent's."""
+        described = super().to_dict()
+        described.pop("given", None)
+        return described
+
+    @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the parent's; wraps a plain CLIP's configuration, and that of an adapter alone updates its base's."""
         given = dict(kwargs)

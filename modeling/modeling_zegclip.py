@@ -198,24 +198,13 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             processor: A [`ZegClipProcessor`].
 
         Raises:
-            ModelError: If the tokenizer has more tokens than the text tower.
+            InputError: If a name is not valid, or the tokenizer does not match the model.
         """
-        templates = self.config.prompt_templates
-        rows = processor.tokenize_names(names, templates, self.config.vocabulary)
-        largest, size = (
-            max(max(ids) for ids in itertools.chain(*rows.values())),
-            self.get_input_embeddings().num_embeddings,
-        )
-        if largest >= size:
-            raise ModelError(
-                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
-                f"{size} tokens."
-            )
-        self.config.id2label = dict(enumerate(rows))
-        self.config.label2id = {name: index for index, name in enumerate(rows)}
-        self.config.prompt_input_ids = dict(
-            zip(self.config.class_prompts(), itertools.chain(*rows.values()), strict=True)
-        )
+        rows_of_name = processor.tokenize_names(names, self.config.prompt_templates, self.config)
+        self.config.id2label = dict(enumerate(rows_of_name))
+        self.config.label2id = {name: index for index, name in enumerate(rows_of_name)}
+        rows = itertools.chain(*rows_of_name.values())
+        self.config.prompt_input_ids = dict(zip(self.config.class_prompts(), rows, strict=True))
 
     def _class_inputs(self, device: torch.device) -> dict[str, Any]:
         """Return the configuration's class names as inputs of [`get_class_embeds`]; `ModelError` if it has none."""
@@ -278,6 +267,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             num_templates = len(self.config.prompt_templates)
         elif isinstance(num_templates, torch.Tensor):  # `int` would also fix it where a graph is exported
             num_templates = int(num_templates)
+        if input_ids.ndim != 2:  # (pictures, names, length) would be read as more names
+            raise ModelError(f"input_ids must be (names * templates, length), not {tuple(input_ids.shape)}.")
         num_rows = input_ids.shape[0]  # `len` would fix it where a graph is exported
         if num_rows % num_templates:
             raise ModelError(
@@ -377,6 +368,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
         self._check_arguments(kwargs)
+        if input_ids is None and not (attention_mask is None and num_templates is None):
+            raise ModelError("attention_mask and num_templates are of input_ids, which are missing.")
         if class_embeds is None:
             names = {"input_ids": input_ids, "attention_mask": attention_mask, "num_templates": num_templates}
             class_embeds = self.get_class_embeds(

@@ -1,5 +1,6 @@
 """Class embeddings of class names, each list encoded once, and prediction in evaluation mode."""
 
+import itertools
 import threading
 import warnings
 import weakref
@@ -9,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from .input_error import InputError
-from .names import check_templates, warn_of_unknown_words
+from .names import check_templates
 from .processing_zegclip import ZegClipProcessor
 
 # Names per call of the text tower.
 NAMES_AT_ONCE = 64
+# Lists whose embeddings are kept: each picture may have one of its own.
+LISTS_KEPT = 8
 _LOCK = threading.Lock()
 # For each model: how many threads predict with it, and whether it was in training mode before.
 _PREDICTING: MutableMapping[Any, list[Any]] = weakref.WeakKeyDictionary()
@@ -23,10 +26,12 @@ _PREDICTING: MutableMapping[Any, list[Any]] = weakref.WeakKeyDictionary()
 
 class NameEncoder:
     """
-    Encodes the names of one call, each list of them once.
+    Encodes the names of one call of the pipeline, each list of them once.
+
+    The model may switch its adapter in between; its weights are taken not to change.
 
     Args:
-        model: In whatever state it is when a picture is processed.
+        model: Model.
         processor: For the tokens.
         hypothesis_template: Template or templates; `None` for those of the model's configuration.
     """
@@ -38,10 +43,10 @@ class NameEncoder:
         self.encoded: dict[Any, torch.Tensor] = {}
 
     def encode(self, labels: list[str]) -> torch.Tensor:
-        """Class embeddings of the model in its current state, `(names, dim)`, L2-normalised, on its device."""
+        """Class embeddings `(names, dim)`, L2-normalised, on the model's device."""
         templates = self.templates or list(self.model.config.prompt_templates)
         adapter = getattr(self.model.clip.text_model.encoder, "active_name", lambda: None)()  # with text prompts
-        key = (*labels, *templates, adapter)
+        key = (tuple(labels), tuple(templates), adapter)
         if key not in self.encoded:
             if self.templates is None and templates != self.processor.prompt_templates:
                 warnings.warn(
@@ -49,32 +54,23 @@ class NameEncoder:
                     f"processor's, {self.processor.prompt_templates}; give hypothesis_template to choose others.",
                     stacklevel=3,
                 )
-            warn_of_unknown_words(labels, self.model.config.vocabulary, templates, stacklevel=4)
-            self.encoded[key] = self._encode(labels, templates)
+            rows = self.processor.tokenize_names(labels, templates, self.model.config, stacklevel=4)
+            if len(self.encoded) == LISTS_KEPT:
+                del self.encoded[next(iter(self.encoded))]
+            self.encoded[key] = self._encode(list(rows.values()))
         return self.encoded[key]
 
-    def _encode(self, labels: list[str], templates: list[str]) -> torch.Tensor:
-        tokens = self.processor(text=labels, prompt_templates=templates, return_tensors="pt")
-        num_templates = int(tokens.pop("num_templates"))
-        largest, vocab_size = int(tokens["input_ids"].max()), self.model.clip.config.text_config.vocab_size
-        if largest >= vocab_size:
-            raise InputError(
-                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
-                f"{vocab_size} tokens."
-            )
-        by_name = {key: rows.view(len(labels), num_templates, -1) for key, rows in tokens.items()}
-        # Names of similar length are encoded together, cut to their longest: padding all to a single long name would
-        # slow every other down.
-        order = sorted(range(len(labels)), key=lambda index: len(labels[index]))
+    def _encode(self, rows_of_name: list[list[list[int]]]) -> torch.Tensor:
+        # Names of similar length are encoded together: padding all to a single long name would slow every other down.
+        order = sorted(range(len(rows_of_name)), key=lambda index: max(map(len, rows_of_name[index])))
         encoded = []
         with torch.no_grad(), in_eval_mode(self.model):
             for start in range(0, len(order), NAMES_AT_ONCE):
-                some = order[start : start + NAMES_AT_ONCE]
-                longest = int(by_name["attention_mask"][some].sum(dim=-1).max())
-                batch = {
-                    key: rows[some, :, :longest].flatten(0, 1).to(self.model.device) for key, rows in by_name.items()
-                }
-                encoded.append(self.model.get_class_embeds(**batch, num_templates=num_templates))
+                some = [rows_of_name[index] for index in order[start : start + NAMES_AT_ONCE]]
+                rows = [torch.tensor(row) for row in itertools.chain(*some)]
+                batch = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
+                inputs = {key: pad_sequence(ids, batch_first=True).to(self.model.device) for key, ids in batch.items()}
+                encoded.append(self.model.get_class_embeds(**inputs, num_templates=len(some[0])))
         return torch.cat(encoded)[np.argsort(order).tolist()]
 
 

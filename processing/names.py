@@ -1,7 +1,6 @@
 """Class names and prompt templates: reading and checking them, and finding the words that a model cannot know."""
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from .input_error import InputError
@@ -88,15 +87,6 @@ def find_unknown_words(
     )
 
 
-def warn_of_unknown_words(
-    labels: Sequence[str], vocabulary: Sequence[str] | None, prompt_templates: Sequence[str], stacklevel: int
-) -> None:
-    """Warn of what [`find_unknown_words`] finds."""
-    unknown = find_unknown_words(labels, vocabulary, prompt_templates, model="This model")
-    if unknown is not None:
-        warnings.warn(unknown, UnknownWordsWarning, stacklevel=stacklevel)
-
-
 def check_templates(prompt_templates: Sequence[str] | str) -> list[str]:
     """
     Check prompt templates, several or one.
@@ -144,6 +134,5 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
-    "warn_of_unknown_words",
     "words_before_name",
 ]

@@ -1,5 +1,6 @@
 """Processor of ZegCLIP: pictures and class names in, class maps out."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .input_error import InputError
 from .names import (
     DEFAULT_PROMPT_TEMPLATES,
+    UnknownWordsWarning,
     check_labels,
     check_templates,
     fill_templates,
-    warn_of_unknown_words,
+    find_unknown_words,
     words_before_name,
 )
 
@@ -99,27 +101,40 @@ class ZegClipProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def tokenize_names(
-        self, names: Sequence[str] | str, prompt_templates: Sequence[str], vocabulary: Sequence[str] | None = None
+        self, names: Sequence[str] | str, prompt_templates: Sequence[str], config: Any, stacklevel: int = 3
     ) -> dict[str, list[list[int]]]:
         """
-        Tokenize class names without padding.
+        Tokenize class names for a model, without padding.
 
         Args:
             names: See [`check_labels`].
             prompt_templates: Templates.
-            vocabulary: See [`find_unknown_words`].
+            config: The model's [`ZegClipConfig`].
+            stacklevel: Of the warning.
 
         Returns:
             The token ids of each name in each template.
 
         Warns:
-            UnknownWordsWarning: If a name has words outside of the vocabulary.
+            UnknownWordsWarning: If a name or template has words outside of the model's vocabulary.
+
+        Raises:
+            InputError: If a name is not valid, see [`~ZegClipProcessor.__call__`], or the tokenizer does not match the
+                model.
         """
         names = check_labels(names)
-        warn_of_unknown_words(names, vocabulary, prompt_templates, stacklevel=4)
-        prompts = fill_templates(names, prompt_templates)
-        rows = iter(self._check_tokens(names, prompts, self.tokenizer.model_max_length))
-        return {name: [next(rows) for _ in prompt_templates] for name in names}
+        unknown = find_unknown_words(names, config.vocabulary, prompt_templates, model="This model")
+        if unknown is not None:
+            warnings.warn(unknown, UnknownWordsWarning, stacklevel=stacklevel)
+        rows = self._check_tokens(names, fill_templates(names, prompt_templates), self.tokenizer.model_max_length)
+        largest, vocab_size = max(map(max, rows)), config.clip_config.text_config.vocab_size
+        if largest >= vocab_size:
+            raise InputError(
+                f"The tokenizer does not match the model: it returns the token id {largest}, but the text tower has "
+                f"{vocab_size} tokens."
+            )
+        remaining = iter(rows)
+        return {name: [next(remaining) for _ in prompt_templates] for name in names}
 
     def _check_arguments(self, kwargs: dict[str, Any]) -> None:
         """Raise `TypeError` for an unknown argument, which transformers would only log."""

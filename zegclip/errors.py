@@ -23,10 +23,11 @@ _MULTIPROCESSING = os.path.dirname(multiprocessing.__file__)
 _NOT_WRITTEN = "inline_container"  # The part of PyTorch that writes files; its errors name no other reason.
 _ERRNO = re.compile(r"\[Errno (\d+)\] [^:]*(?:: '(.+)')?$")
 _OF_MACHINE = {
-    *(errno.EAGAIN, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOMEM),
-    *(errno.ENOSPC, errno.EROFS, errno.ESTALE),
+    *(errno.EAGAIN, errno.EDQUOT, errno.EFBIG, errno.EHOSTUNREACH, errno.EIO, errno.EMFILE, errno.ENETUNREACH),
+    *(errno.ENFILE, errno.ENOLCK, errno.ENOMEM, errno.ENOSPC, errno.EOPNOTSUPP, errno.EROFS, errno.ESTALE),
+    errno.ENOENT,  # without a file name: of the working directory, which was deleted
 }
-_OF_HUB = ("datasets", "huggingface_hub", "transformers")
+_OF_LIBRARY = ("datasets", "fsspec", "huggingface_hub", "pyarrow", "transformers")
 _NOT_INSTALLED = re.compile(r"to be installed|pip install|not found in your environment|No package metadata")
 
 
@@ -95,7 +96,7 @@ def _is_fixable(error: OSError) -> bool:
     if number in _OF_MACHINE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return number is None and bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in _OF_HUB
+    return number is None and bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in _OF_LIBRARY
 
 
 def explain_fault(error: BaseException) -> str | None:

@@ -104,16 +104,22 @@ def writing_to(output: Path) -> Iterator[Path]:
 
 
 def _move_all(folder: Path, output: Path, earlier: Path) -> None:
-    """Move all files of a folder into another; after an error, put back those that were there, from `earlier`."""
+    """
+    Move all files of a folder into another; after an error, put back those that were there, from `earlier`.
+
+    If one of them cannot be put back, JSON files are missing, as after a kill.
+    """
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
     names.sort(key=lambda name: name.suffix == ".json")
     records = [name for name in names if name.suffix == ".json"]
     for name in names:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(output / name):
-            (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+        (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # There is none, or another process has just moved it.
             try:
                 os.link(output / name, earlier / name)
+            except FileNotFoundError:
+                raise
             except OSError:  # Not every file system has links.
                 shutil.copy2(output / name, earlier / name)
     try:
@@ -122,12 +128,14 @@ def _move_all(folder: Path, output: Path, earlier: Path) -> None:
         for name in names:
             os.replace(folder / name, output / name)
     except OSError:
-        for name in (*records, *(name for name in names if not os.path.lexists(earlier / name))):
-            with suppress(OSError):  # What cannot be removed is there from before.
-                (output / name).unlink()
-        for name in names:
-            with suppress(OSError):
-                os.replace(earlier / name, output / name)
+        with suppress(OSError):
+            for name in records:
+                (output / name).unlink(missing_ok=True)
+            for name in names:
+                if os.path.lexists(earlier / name):
+                    os.replace(earlier / name, output / name)
+                else:
+                    (output / name).unlink(missing_ok=True)
         raise
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     OfflineModeIsEnabled,
@@ -106,6 +107,8 @@ def check_hub_id(model: str) -> None:
         ) from error
     except HFValidationError as error:
         raise ModelError(f"{model}: there is no such folder, and it is no Hub id: {sentence_of(error)}") from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"{model}: the Hub refuses it: {error.server_message or sentence_of(error)}") from error
     except (HTTPError, OSError) as error:
         offline = isinstance(error, OfflineModeIsEnabled)
         reason = "HF_HUB_OFFLINE is set" if offline else sentence_of(error).rstrip(".")

@@ -331,11 +331,13 @@ def test_peft_does_not_save_an_adapter_of_a_resized_base_as_one_of_the_stored_ba
 ARGUMENTS = {
     "id2label": {"id2label": {0: "x"}},
     "both": {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}},
+    "as the base has it": {"id2label": {0: "LABEL_0", 1: "LABEL_1"}},
     "num_labels": {"num_labels": 5},
     "output_hidden_states": {"output_hidden_states": True},
     "output_attentions": {"output_attentions": True},
     "return_dict": {"return_dict": False},
     "config": {"config": "base"},
+    "config as object": {"config": "object"},
     "config and field": {"config": "base", "focal_weight": 3.0, "id2label": {0: "x"}},
     "attention": {"attn_implementation": {"clip_config": "eager"}},
     "dtype": {"dtype": "bfloat16"},
@@ -387,14 +389,21 @@ def alike(model, workshop):
 def test_an_adapter_takes_the_arguments_of_a_whole_model(alike, workshop, kind, auto):
     load_from = (AutoModelForSemanticSegmentation if auto else ZegClipForSemanticSegmentation).from_pretrained
     arguments = dict(ARGUMENTS[kind])
-    if "config" in arguments:
+    if arguments.get("config") == "object":
+        arguments["config"] = ZegClipConfig(**ZegClipConfig.from_pretrained(workshop / "base").to_dict())
+        arguments["config"].focal_weight = 7.0
+    elif "config" in arguments:
         arguments["config"] = str(workshop / "base")
-    if auto and "config" in arguments:
-        pytest.skip("Auto classes take no path as configuration")
+        if auto:
+            pytest.skip("Auto classes take no path as configuration")
     expected = described(load_from, alike["whole"], arguments)
     for form, place in alike.items():
         assert described(load_from, place, arguments) == expected, form
-    if isinstance(expected[0], dict) and "id2label" not in arguments and kind not in ("config", "num_labels"):
+    if (
+        isinstance(expected[0], dict)
+        and "id2label" not in arguments
+        and kind not in ("config", "config as object", "num_labels")
+    ):
         assert list(expected[0]["id2label"].values()) == ["cat", "tree", "sky"]
 
 

@@ -330,6 +330,10 @@ def test_similarity_head_has_no_parameters(model):
 def test_without_names_the_classes_are_those_of_the_configuration(model, processor, tmp_path):
     with pytest.raises(ModelError, match="set_class_names"):
         model(pictures())
+    with pytest.raises(ModelError, match="input_ids"):
+        model(pictures(), attention_mask=torch.ones(1, 3))
+    with pytest.raises(ModelError, match="input_ids"):
+        model(pictures(), input_ids=torch.ones(2, 4, 7, dtype=torch.long))
     for templates in (["a photo of a {}"], ["the {}", "a photo of a {}", "one {}"]):
         processor.prompt_templates = model.config.prompt_templates = templates
         classes = ["cat", "a longer name", "dog"]
@@ -360,7 +364,7 @@ def test_class_names_that_cannot_be_used_change_nothing(model, processor):
     before = model.config.to_dict()
     processor.tokenizer.add_tokens(["zebra"])
     for classes, other, error in (
-        (["zebra", "cat"], processor, ModelError),
+        (["zebra", "cat"], processor, InputError),
         (["cat", "cat"], processor, InputError),
         (["cat"], processor.tokenizer, AttributeError),
     ):

@@ -241,13 +241,19 @@ def test_an_adapter_that_is_switched_between_two_pictures_takes_its_names_along(
     assert same(found[1], tuned)
 
 
-def test_every_picture_may_have_labels_of_its_own(segment):
+def test_every_picture_may_have_labels_of_its_own(segment, model, processor):
     own = {"image": noise(seed=1), "candidate_labels": ["dog", "cat"]}
     expected = [segment(noise(seed=1), candidate_labels=["dog", "cat"]), segment(noise(seed=2))]
     assert same(segment(own, candidate_labels=None), expected[0])
     mixed = [own, {"image": noise(seed=2)}]
     for images in (mixed, iter(mixed), datasets.Dataset.from_list(mixed)):
         assert all(same(one, other) for one, other in zip(segment(images), expected, strict=True))
+    many = [{"image": noise(), "candidate_labels": [f"cat {number}"]} for number in range(20)]
+    embedded = NameEncoder(model, processor, None)
+    for number in range(20):
+        embedded.encode([f"cat {number}"])
+    assert len(segment(many)) == 20
+    assert len(embedded.encoded) == name_encoder.LISTS_KEPT  # not all, which could fill the memory
     with pytest.raises(InputError, match="candidate_labels"):
         segment(mixed, candidate_labels=None)
     with pytest.raises(InputError, match="'cat'"):

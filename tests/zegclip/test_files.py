@@ -201,3 +201,35 @@ def test_leftovers_of_another_user_are_left_to_him(tmp_path, monkeypatch):
     monkeypatch.undo()
     remove_leftovers(tmp_path)
     assert not path.exists()
+
+
+def test_a_file_that_cannot_be_put_back_leaves_no_json_file(tmp_path, monkeypatch):
+    """Beside files of two states it would vouch for both."""
+    write_files(tmp_path, "before")
+    usual, calls = os.replace, []
+
+    def fail_from_the_second_on(source, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise PermissionError(13, "Permission denied", str(target))
+        usual(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_from_the_second_on)
+    with pytest.raises(PermissionError):
+        write_files(tmp_path, "after")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_several_processes_write_the_same_files(tmp_path):
+    children = []
+    for name in ("one", "two"):
+        if (process := os.fork()) == 0:
+            try:
+                for _ in range(300):
+                    write_files(tmp_path, name)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(process)
+    assert [os.waitpid(process, 0)[1] for process in children] == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.bin", "inside", "z.txt"}

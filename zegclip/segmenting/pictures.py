@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from zegclip.errors import UsageError
+from zegclip.identity import file_state
 from zegclip.processing.image_reading import PICTURE_SUFFIXES
 from zegclip.segmenting.processes import Processes
 
@@ -55,8 +57,8 @@ def name_results(
     """
     Choose the stem of each picture's results: its own, or `stem_2`, `stem_3`, ... if that is taken already.
 
-    A picture that has results in `output` keeps their stem; those of other pictures are taken. Case is ignored, as
-    some file systems do. Very long stems are truncated.
+    A picture that has results in `output` keeps their stem, also if it was moved; those of other pictures are taken.
+    Case is ignored, as some file systems do. Very long stems are truncated.
 
     Args:
         pictures: Their paths.
@@ -67,12 +69,21 @@ def name_results(
         A picture and the stem of its results.
     """
     earlier = {} if output is None else _find_owners(output, {_stem(path).lower() for path in pictures}, show_progress)
-    own = {image: name for name, image in earlier.items()}
+    own = {record["image"]: name for name, record in earlier.items()}
+    # Of pictures that were moved: the same file under another path.
+    here = {os.path.abspath(path) for path in pictures} if own else set()
+    moved = {
+        (_without_number(name), str(record["image_file"])): name
+        for name, record in earlier.items()
+        if record["image"] not in here and not os.path.exists(record["image"])
+    }
     # With the last number tried: many folders may have files of the same names.
     taken = {name.lower(): 1 for name in earlier}
     for path in pictures:
         stem = _stem(path)
         name = own.get(os.path.abspath(path)) if own else None
+        if name is None and moved and os.path.exists(path):
+            name = moved.pop((stem.lower(), str(file_state(path))), None)
         if name is None:
             name, number = stem, taken.get(stem.lower(), 1)
             while name.lower() in taken:
@@ -83,6 +94,10 @@ def name_results(
         yield path, name
 
 
+def _without_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name.lower())
+
+
 def _stem(path: str) -> str:
     stem = Path(path).stem
     if len(os.fsencode(stem)) > _LONGEST_STEM:
@@ -90,26 +105,29 @@ def _stem(path: str) -> str:
     return stem
 
 
-def _find_owners(output: Path, stems: set[str], show_progress: bool) -> dict[str, str]:
+def _find_owners(output: Path, stems: set[str], show_progress: bool) -> dict[str, dict[str, Any]]:
     """
-    Read which pictures the results in a folder are of, as far as they are called like one of `stems` (lower case).
+    Read of which pictures the results in a folder are, as far as they are called like one of `stems` (lower case).
 
-    A JSON file of something else is listed, too, with an owner that is no picture; a damaged one is not.
+    Returns:
+        By the stem of the results, the picture's path, `image`, and the state of its file, `image_file`; the path is
+        empty for a JSON file of something else. A damaged file is left out.
     """
     try:
         with os.scandir(output) as entries:
             names = sorted(entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json"))
     except FileNotFoundError:
         return {}
-    names = [name for name in names if not stems.isdisjoint((name.lower(), re.sub(r"_\d+$", "", name.lower())))]
-    owners: dict[str, str] = {}
+    names = [name for name in names if not stems.isdisjoint((name.lower(), _without_number(name)))]
+    owners: dict[str, dict[str, Any]] = {}
     disable = None if show_progress else True
     for name in tqdm(names, desc="Reading earlier results", unit="picture", delay=3, leave=False, disable=disable):
         try:
             record = json.loads(Path(output, f"{name}.json").read_bytes())
         except (OSError, ValueError):
             continue
-        owners[name] = str(record.get("image")) if isinstance(record, dict) else ""
+        record = record if isinstance(record, dict) else {}
+        owners[name] = {"image": str(record.get("image", "")), "image_file": record.get("image_file")}
     return owners
 
 

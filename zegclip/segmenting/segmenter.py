@@ -103,7 +103,7 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     """
     if device is not None:
         try:
-            torch.zeros(1, device=device).item()  # "meta" has no values
+            torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UsageError(f"There is no device {device!r} that PyTorch could use here.") from error
     loaded = load_model(model).to(getattr(torch, dtype))

@@ -170,7 +170,7 @@ def push(
     remove_leftovers(scratch)
     try:
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
+        if revision is not None and not revision.startswith("refs/") and not create_pr:
             api.create_branch(full_id, branch=revision, exist_ok=True)
         with temporary_folder(scratch) as temporary:
             folder = export(model, temporary / "model", repo_id=full_id, **content)

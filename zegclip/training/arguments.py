@@ -255,24 +255,22 @@ def parse_arguments(
         UsageError: For a missing file, YAML that is not a mapping, an unknown field, a value of a wrong type, or
             values that contradict each other; it names the file or field.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    words = list(given)
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(
         [ModelArguments, DataArguments, ZegClipTrainingArguments],
         usage=f"{program} [NAME_OR_YAML] [--field value ...]",
         description="The configuration is a YAML file, or the name of one that comes with the package.",
     )
     actions = {action.dest: action for action in parser._actions}
-    config = default_config
-    if words and not words[0].startswith("-"):
-        config = words.pop(0)
+    named = bool(words) and not words[0].startswith("-")
+    config = words.pop(0) if named else default_config
     if config is not None:
         parser.set_defaults(**read_config(find_config(config), actions))
     for word in words:
         known = word.split("=")[0] in parser._option_string_actions
         if word.startswith("--") and not known and (name := word[2:].split("=")[0].replace("-", "_")) not in actions:
             raise UsageError(f"The command line names the unknown field {name!r}.{suggest(name, actions)}")
-    if config is not None and config not in given:
+    if config is not None and not named:
         dataset = parser.parse_known_args(words)[0].dataset
         if dataset != "picture_world":
             suitable = f"{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "folder"

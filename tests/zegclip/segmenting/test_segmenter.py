@@ -169,6 +169,26 @@ def test_equal_stems_get_numbers(tmp_path):
     assert names == ["frame", *(f"frame_{number}" for number in range(2, 100_001))]
 
 
+def test_pictures_that_were_moved_keep_their_results(model_folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    noise().save(first / "a.png")
+    segmenter, results = load_segmenter(model_folder, "cpu"), tmp_path / "results"
+
+    def segment(folder):
+        paths = dict(name_results(find_pictures([folder]), results))
+        segment_pictures(segmenter, paths, LABELS, results, "name")
+        return list(paths.values())
+
+    assert segment(first) == ["a"]
+    first.rename(second)
+    assert segment(second) == ["a"]
+    first.mkdir()
+    noise(seed=1).save(first / "a.png")  # another picture
+    assert segment(first) == ["a_2"]
+    assert sorted(path.name for path in results.glob("*.json")) == ["a.json", "a_2.json"]
+
+
 def test_any_file_name_gets_results(model_folder, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
