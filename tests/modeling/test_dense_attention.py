@@ -18,7 +18,8 @@ METHODS = ["plain", "maskclip", "sclip", "clearclip", "naclip"]
 @pytest.fixture(scope="module", params=["dense_a", "dense_b"])
 def golden(request):
     with safe_open(GOLDENS / f"{request.param}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["meta"]), {name: file.get_tensor(name) for name in file.keys()}
+        names = list(file.keys())
+        return json.loads(file.metadata()["meta"]), {name: file.get_tensor(name) for name in names}
 
 
 @pytest.fixture(params=["eager", "sdpa"])
