@@ -60,7 +60,7 @@ def test_one_picture_gives_the_same_bits_again(maps, picture):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 100])
 def test_how_many_windows_go_through_the_model_together(maps, picture, batch):
-    assert_close(maps(picture, window_batch_size=batch), maps(picture))
+    assert_close(maps(picture, batch_size=batch), maps(picture))
 
 
 def test_what_was_segmented_before_does_not_matter(maps, picture):

@@ -59,7 +59,9 @@ def run_installed(wheel, tmp_path, *words):
 
 def test_training_works_from_the_wheel(wheel, tmp_path):
     """The configuration is found by its name, from any folder; the missing data set shows that it has been read."""
-    run = run_installed(wheel, tmp_path, "train", "zegclip_voc_inductive", "--data_dir", "nowhere", "--use_cpu")
+    model = tmp_path / "installed" / "zegclip" / "default_model"
+    words = ("train", "zegclip_voc_inductive", "--data_dir", "nowhere", "--model", model, "--use_cpu")
+    run = run_installed(wheel, tmp_path, *words)
     assert run.returncode == 1
     assert "nowhere" in run.stderr.splitlines()[-1]
 
