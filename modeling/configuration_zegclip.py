@@ -31,6 +31,11 @@ class ZegClipConfig(PreTrainedConfig):
         clip_config (`dict` or `CLIPConfig`, *optional*):
             The wrapped CLIP. Defaults to ViT-B/16 at 512x512. A plain CLIP `config.json` is accepted wherever this
             configuration is read from, and becomes this field.
+        dense_attention (`str`, defaults to `"plain"`):
+            How the last layer of the vision tower attends where no prompts are active: `"plain"` is CLIP's own
+            attention; `"maskclip"`, `"sclip"`, `"clearclip"` and `"naclip"` are training-free ways to patches that
+            match class names, for the `"similarity"` head or, as an ablation, any other.
+        naclip_sigma (`float`, defaults to 5.0): Standard deviation of NACLIP's neighbourhood, in patches.
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
             `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
@@ -92,6 +97,8 @@ class ZegClipConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | CLIPConfig | None = None
+    dense_attention: Literal["plain", "maskclip", "sclip", "clearclip", "naclip"] = "plain"
+    naclip_sigma: float | int = interval(min=0, max=math.inf, exclude_min=True, exclude_max=True)(default=5.0)
     decode_head_type: Literal[tuple(DECODE_HEADS)] = "zegclip"  # type: ignore[valid-type]
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = at_least_1(default=3)

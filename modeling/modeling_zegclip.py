@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters import AdapterModel
 from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
+from .dense_attention import DenseEncoder
 from .head_base import DecodeHead
 from .heads import DECODE_HEADS
 from .losses import compute_loss, count_labels
@@ -79,7 +79,7 @@ class ZegClipPreTrainedModel(AdapterModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "ZegClipVisionEmbeddings"]
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "DenseEncoderLayer", "ZegClipVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -182,7 +182,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
     def __init__(self, config: ZegClipConfig):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
-        self.clip.vision_model.embeddings = ZegClipVisionEmbeddings(self.clip.vision_model)
+        vision = self.clip.vision_model
+        vision.embeddings = ZegClipVisionEmbeddings(vision)
+        vision.encoder = DenseEncoder(vision.encoder, config)
         self.decode_head: DecodeHead = DECODE_HEADS[config.decode_head_type](config)
         self.post_init()
 
@@ -318,9 +320,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """As [`get_image_embeds`], before normalisation."""
         vision = self.clip.vision_model
         grid = vision.embeddings.patch_grid(pixel_values)
-        if not isinstance(vision.encoder, CLIPEncoder):  # but an adapter's layer, whatever may wrap it
-            kwargs["patch_grid"] = grid
-        outputs = vision(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        outputs = vision(pixel_values, interpolate_pos_encoding=True, patch_grid=grid, **kwargs)
         embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))
         return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
 

@@ -121,6 +121,8 @@ class DeepPromptLayer(PromptLayer):
         """
         name = self.active_name()
         if name is None:
+            if patch_grid is not None:  # none comes from a plain CLIP, whose encoder takes none
+                kwargs["patch_grid"] = patch_grid
             return self.base_layer(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         config = self.prompt_configs[name]
         layers = self.base_layer.layers

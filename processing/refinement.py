@@ -1,0 +1,104 @@
+"""
+Pixel-adaptive mask refinement (PAMR): scores move along pixels of the same colour, so that masks follow outlines.
+
+Source: Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels" (CVPR 2020), with the numbers of
+NACLIP.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+STEPS = 10
+DILATIONS = (8, 16)
+# How far a score can move.
+REACH = STEPS * max(DILATIONS)
+# Side of the tiles, in pixels, whose affinities are in memory at a time.
+TILE_SIDE = 1024
+
+
+@torch.no_grad()
+def refine(scores: torch.Tensor, picture: torch.Tensor, tile_side: int = TILE_SIDE) -> torch.Tensor:
+    """
+    Refine the scores of one picture, tile by tile, each with a border that makes the result that of the whole picture.
+
+    Args:
+        scores: `(classes, height, width)`, of any meaning; NACLIP refines logits.
+        picture: `(3, height, width)`, the processed picture at the size of the scores.
+        tile_side: Side of the tiles in pixels.
+
+    Returns:
+        Refined scores, a new tensor of the same shape, float32.
+    """
+    height, width = scores.shape[-2:]
+    refined = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    for top in range(0, height, tile_side):
+        for left in range(0, width, tile_side):
+            rows = slice(max(top - REACH, 0), min(top + tile_side + REACH, height))
+            columns = slice(max(left - REACH, 0), min(left + tile_side + REACH, width))
+            weights = affinity(picture[:, rows, columns].float())
+            inner = (slice(top, top + tile_side), slice(left, left + tile_side))
+            cut = (
+                slice(top - rows.start, top - rows.start + tile_side),
+                slice(left - columns.start, left - columns.start + tile_side),
+            )
+            for index, values in enumerate(scores[:, rows, columns]):
+                refined[(index, *inner)] = _spread(values.float(), weights)[cut]
+    return refined
+
+
+def affinity(picture: torch.Tensor) -> torch.Tensor:
+    """
+    Return how much each pixel takes from its neighbours, eight at each dilation.
+
+    It is the softmax of `-mean |I - I_j| / (1e-8 + 0.1 std)` over the neighbours `j`, the mean over colours; `std` is
+    the standard deviation of a colour in the neighbourhoods, the pixel itself counted once for each.
+
+    Args:
+        picture: `(3, height, width)` float32.
+
+    Returns:
+        `(16, height, width)` float32, whose sum over the neighbours is 1.
+    """
+    similarity = picture.new_zeros(8 * len(DILATIONS), *picture.shape[-2:])
+    count = 9 * len(DILATIONS)
+    for colour in picture:  # one at a time, for the memory
+        own = len(DILATIONS) * colour
+        mean = (own + sum(_neighbours(colour))) / count
+        variance = len(DILATIONS) * (colour - mean) ** 2
+        for neighbour in _neighbours(colour):
+            variance += (neighbour - mean) ** 2
+        scale = 1e-8 + 0.1 * (variance / (count - 1)).sqrt_()
+        for row, neighbour in zip(similarity, _neighbours(colour), strict=True):
+            row -= (colour - neighbour).abs_() / scale
+    similarity /= len(picture)
+    similarity -= similarity.amax(dim=0)
+    similarity.exp_()
+    similarity /= similarity.sum(dim=0)
+    return similarity
+
+
+def _spread(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    for _ in range(STEPS):
+        spread = torch.zeros_like(values)
+        for weight, neighbour in zip(weights, _neighbours(values), strict=True):
+            spread.addcmul_(weight, neighbour)
+        values = spread
+    return values
+
+
+def _neighbours(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of `(height, width)` shifted to each neighbour; the border is replicated."""
+    height, width = values.shape
+    border = max(DILATIONS)
+    padded = F.pad(values[None, None], [border] * 4, mode="replicate")[0, 0]
+    for dilation in DILATIONS:
+        for down in (-dilation, 0, dilation):
+            for right in (-dilation, 0, dilation):
+                if down or right:
+                    top, left = border + down, border + right
+                    yield padded[top : top + height, left : left + width]
+
+
+__all__ = ["REACH", "affinity", "refine"]
