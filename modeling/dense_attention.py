@@ -41,7 +41,7 @@ def neighbourhood(grid: tuple[int, int], sigma: float, like: torch.Tensor) -> to
 class DenseAttention(CLIPAttention):
     """CLIP's attention, also in the ways of MaskCLIP, SCLIP, ClearCLIP and NACLIP."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -88,7 +88,7 @@ class DenseAttention(CLIPAttention):
 class DenseEncoderLayer(CLIPEncoderLayer):
     """The last layer of CLIP's vision tower, with [`DenseAttention`]."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -129,21 +129,25 @@ class DenseEncoder(CLIPEncoder):
         self.gradient_checkpointing = False
         self.model_config = config
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         patch_grid: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """As the parent's; NACLIP needs `patch_grid`, the rows and columns of patches."""
+        """
+        As the parent's; without `patch_grid`, the rows and columns of patches, the last layer attends as CLIP's.
+
+        So CLIP's own methods, which do not give it, stay CLIP's.
+        """
         states = inputs_embeds
         for layer in self.layers[:-1]:
             states = layer(states, attention_mask, **kwargs)
-        if (method := self.model_config.dense_attention) != "plain":
-            kwargs["method"] = method
-        if method == "naclip":
-            kwargs["neighbours"] = neighbourhood(patch_grid, self.model_config.naclip_sigma, states)
+        if patch_grid is not None:
+            kwargs["method"] = self.model_config.dense_attention
+            if kwargs["method"] == "naclip":
+                kwargs["neighbours"] = neighbourhood(patch_grid, self.model_config.naclip_sigma, states)
         return BaseModelOutput(last_hidden_state=self.layers[-1](states, attention_mask, **kwargs))
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 
 GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).resolve().parent.parent / "goldens"))
 METHODS = ["plain", "maskclip", "sclip", "clearclip", "naclip"]
@@ -76,3 +76,48 @@ def test_plain_is_clip_bit_for_bit(model, golden):
         states = clip.vision_model(pixel_values).last_hidden_state
         expected = clip.visual_projection(clip.vision_model.post_layernorm(states))[:, 1:]
     assert torch.equal(features(model, pixel_values, "plain"), torch.nn.functional.normalize(expected, dim=-1))
+    model.config.dense_attention = "naclip"
+    with torch.no_grad():
+        assert torch.equal(model.clip.vision_model(pixel_values).last_hidden_state, states)  # CLIP's own methods
+
+
+@pytest.mark.parametrize("golden", ["dense_a"], indirect=True)
+@pytest.mark.parametrize("method", METHODS)
+def test_precisions_states_and_graphs(model, golden, method):
+    _, tensors = golden
+    pixel_values = tensors["0.pixel_values"]
+    expected = features(model, pixel_values, method)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda values: model.get_image_embeds(values)[1], backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixel_values).flatten(1, 2), expected, atol=1e-6, rtol=0)
+        outputs = model(pixel_values, class_embeds=torch.eye(expected.shape[-1])[:3], output_hidden_states=True)
+    assert len(outputs.hidden_states) == model.config.clip_config.vision_config.num_hidden_layers + 1
+    for dtype in (torch.bfloat16, torch.float16):
+        found = features(model.to(dtype), pixel_values.to(dtype), method).float()
+        assert (found * expected).sum(dim=-1).min() > 0.98
+
+
+def test_an_adapters_prompts_take_clips_own_last_layer(model, golden):
+    _, tensors = golden
+    pixel_values = tensors["0.pixel_values"]
+    plain, dense = (features(model, pixel_values, method) for method in ("plain", "naclip"))
+    assert not torch.allclose(plain, dense, atol=1e-2)
+    model.add_adapter(DeepPromptConfig(num_tokens=0))
+    model.eval()
+    assert torch.equal(features(model, pixel_values, "naclip"), features(model, pixel_values, "plain"))
+    model.disable_adapters()
+    assert torch.equal(features(model, pixel_values, "naclip"), dense)
+
+
+def test_it_is_saved_and_can_be_asked_for(model, golden, tmp_path):
+    model.clip.save_pretrained(tmp_path)  # a plain CLIP
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(
+        tmp_path, decode_head_type="similarity", dense_attention="naclip", naclip_sigma=model.config.naclip_sigma
+    ).eval()
+    pixel_values = golden[1]["0.pixel_values"]
+    expected = features(model, pixel_values, "naclip")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.get_image_embeds(pixel_values)[1].flatten(1, 2), expected, atol=1e-6, rtol=0)
+    loaded.save_pretrained(tmp_path / "again")
+    assert ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "again").config.dense_attention == "naclip"
