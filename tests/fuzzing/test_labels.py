@@ -11,7 +11,7 @@ from PIL import Image
 
 from zegclip.commands.options import read_labels
 from zegclip.processing.image_reading import load_class_ids
-from zegclip.processing.names import check_labels
+from zegclip.processing.names import check_labels, read_classes
 
 pytestmark = pytest.mark.thorough
 
@@ -52,7 +52,9 @@ def test_masks_belong_to_names_in_any_order(fuzz, segment, processor, noise):
         result = fuzz.attempt(lambda: segment(picture, labels))
         if result is None:
             return False
-        names = check_labels(labels.split(",") if isinstance(labels, str) else labels)
+        names, class_of_name = read_classes(labels)
+        if len(set(class_of_name)) < len(names):
+            return True  # Synonyms have tests of their own.
         ids, scores = result
         assert ids.shape == scores.shape == (20, 30)
         assert set(np.unique(ids)) <= set(range(len(names)))

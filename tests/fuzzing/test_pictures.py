@@ -53,11 +53,10 @@ def draw(mode, size, seed):
     if mode == "I;16":
         return Image.fromarray(generator.integers(0, 65536, shape).astype(np.uint16))
     if mode == "I":
-        return Image.fromarray(generator.integers(-9, int(generator.choice([256, 70000])), shape).astype(np.int32))
-    if mode == "F":
-        values = generator.normal(0.5, generator.choice([0.5, 200]), shape).astype(np.float32)
-        values.flat[: generator.integers(0, 3)] = generator.choice([np.nan, np.inf, -np.inf])
-        return Image.fromarray(values)
+        return Image.fromarray(generator.integers(0, int(generator.choice([256, 65536])), shape).astype(np.int32))
+    if mode == "F":  # others than grey values are refused
+        values = generator.choice([generator.uniform(0, 1, shape), generator.integers(0, 256, shape)])
+        return Image.fromarray(values.astype(np.float32))
     bands = Image.getmodebands(mode)
     content = generator.integers(0, 256, (*shape, bands), dtype=np.uint8)
     return Image.frombytes(mode, size, content.tobytes())
