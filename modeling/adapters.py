@@ -229,7 +229,8 @@ class AdapterModel(PreTrainedModel):
             except ModelError:
                 raise
             except ValueError as error:  # of PEFT and transformers, which may not name the folder
-                raise ModelError(f"{path or name}: {error}") from error
+                reason = re.sub(r"\(\n.*\n\)", "", str(error), flags=re.DOTALL)  # without modules as they are printed
+                raise ModelError(f"{path or name}: {reason}") from error
             # Those of the adapter, which `save_pretrained` would apply to the base's tensors.
             self._weight_conversions = conversions
             own = re.compile(rf"\.(deep_prompt_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")

@@ -232,6 +232,7 @@ def spoil_adapter(folder):
         (edit_json("adapter_config.json", model_config=[1]), "model_config"),
         (edit_json("adapter_config.json", base_model_name_or_path=3), "base_model_name_or_path"),
         (edit_json("adapter_config.json", peft_type="OTHER"), "adapter"),
+        (edit_json("adapter_config.json", peft_type="LORA"), "adapter"),  # PEFT would print the module
         (edit_json("adapter_config.json", num_tokens="many"), "adapter"),
         (spoil_adapter, "deep_prompt_tokens"),
     ],
@@ -244,6 +245,7 @@ def test_broken_adapters(model, model_folder, edit, mentioned):
         with pytest.raises(ValueError, match=mentioned) as error:
             load(model_folder)
         assert str(model_folder) in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_plain_clip_is_refused(model, processor, tmp_path):
