@@ -51,6 +51,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.model.config.model_type != "zegclip":
+            raise InputError(
+                f"This pipeline needs a ZegClipForSemanticSegmentation, not a {type(self.model).__name__}; load a plain "
+                "CLIP with ZegClipForSemanticSegmentation.from_pretrained, and give the pipeline that model."
+            )
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
         if image_processor is not None or tokenizer is not None:

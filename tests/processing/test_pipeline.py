@@ -333,6 +333,8 @@ def test_parts_of_the_processor(model, processor, segment):
     assert same(own(noise(), candidate_labels=LABELS), segment())
     with pytest.raises(InputError, match="CLIPProcessor"):
         make_pipeline(model, CLIPProcessor(CLIPImageProcessorPil(), processor.tokenizer))
+    with pytest.raises(InputError, match="not a CLIPModel"):
+        make_pipeline(model.clip, processor)
 
 
 def test_threads_predict_without_dropout_while_the_model_trains(pipe, segment):
