@@ -53,8 +53,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.model.config.model_type != "zegclip":
             raise InputError(
-                f"This pipeline needs a ZegClipForSemanticSegmentation, not a {type(self.model).__name__}; load a plain "
-                "CLIP with ZegClipForSemanticSegmentation.from_pretrained, and give the pipeline that model."
+                f"This pipeline needs a ZegClipForSemanticSegmentation, not a {type(self.model).__name__}; load a "
+                "plain CLIP with ZegClipForSemanticSegmentation.from_pretrained, and give the pipeline that model."
             )
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
