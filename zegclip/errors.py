@@ -106,9 +106,10 @@ def explain_fault(error: BaseException) -> str | None:
     Those are: too little memory, on the CPU or an accelerator; a worker process that died; weights that could not be
     written or read.
     """
+    if (death := find_worker_death(error)) is not None:
+        reason = sentence_of(death).strip(" .")
+        return f"A process that reads pictures has died, perhaps for lack of memory ({reason})."
     reason = sentence_of(error)
-    if is_worker_death(error):
-        return f"A process that reads pictures has died, perhaps for lack of memory ({reason.strip(' .')})."
     if isinstance(error, (RuntimeError, MemoryError)):
         from zegclip.processing.windows import NO_MEMORY, is_out_of_memory
 
@@ -121,13 +122,22 @@ def explain_fault(error: BaseException) -> str | None:
     return None
 
 
-def is_worker_death(error: BaseException) -> bool:
-    """Return whether a data loader has lost a worker process, which it may notice at any point."""
-    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-        # In the middle of its message, perhaps before the system reports that it is dead.
-        places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return any(place.startswith(_MULTIPROCESSING) for place in places)
-    return isinstance(error, RuntimeError) and _WORKER_DIED.match(str(error)) is not None
+def find_worker_death(error: BaseException | None) -> BaseException | None:
+    """
+    Return the error with which a data loader has reported that a worker process died, `None` for any other error.
+
+    A data loader raises it at any point of the program: code that is interrupted there may raise another one from it.
+    """
+    while error is not None:
+        if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+            # In the middle of its message, perhaps before the system reports that it is dead.
+            places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+            if any(place.startswith(_MULTIPROCESSING) for place in places):
+                return error
+        elif isinstance(error, RuntimeError) and _WORKER_DIED.match(str(error)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def report_error(error: BaseException, program: str, *, resumable: bool = False) -> int:

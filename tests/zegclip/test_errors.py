@@ -23,7 +23,7 @@ from zegclip.errors import (
     UsageError,
     explain,
     explain_fault,
-    is_worker_death,
+    find_worker_death,
     report_error,
     reporting_errors,
 )
@@ -52,7 +52,7 @@ IN_WORKER = "Caught {0} in DataLoader worker process 0.\nOriginal Traceback (mos
     ],
 )
 def test_faults_of_the_machine(error, reason, capsys):
-    assert is_worker_death(error) == ("worker (pid" in str(error))
+    assert (find_worker_death(error) is not None) == ("worker (pid" in str(error))
     assert report_error(error, "program", resumable=True) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("program: ")
@@ -172,8 +172,16 @@ def test_a_worker_that_dies_in_the_middle_of_its_message():
     its.close()
     with pytest.raises(EOFError) as caught:
         ours.recv()
-    assert is_worker_death(caught.value)
+    assert find_worker_death(caught.value) is caught.value
     assert "died" in explain_fault(caught.value)
     with pytest.raises(FileNotFoundError) as missing:
         os.stat("nowhere")
-    assert not is_worker_death(missing.value)
+    assert find_worker_death(missing.value) is None
+
+
+def test_a_worker_that_dies_while_a_library_reads_a_text():
+    """jinja2 raises whatever interrupts it there as a syntax error, with the end of the message."""
+    error, death = ValueError("Killed."), RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. ")
+    error.__cause__ = death
+    assert find_worker_death(error) is death
+    assert "pid 3" in explain(error)

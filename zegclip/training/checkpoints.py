@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-from zegclip.errors import MachineError, UsageError, explain, is_worker_death
+from zegclip.errors import MachineError, UsageError, explain, find_worker_death
 from zegclip.files import remove_leftovers, writing_to
 from zegclip.processing.windows import is_out_of_memory
 
@@ -117,7 +117,7 @@ class CheckpointTrainer(Trainer):
                 self._unfinished.rmdir()
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
-            if is_worker_death(error) or explain(error) is None:
+            if find_worker_death(error) is not None or explain(error) is None:
                 raise
             last = get_last_checkpoint(str(output_dir))
             raise MachineError(
