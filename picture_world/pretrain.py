@@ -51,6 +51,9 @@ class PretrainArguments:
     patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
+    patch_loss: bool = field(
+        default=True, metadata={"help": "whether to tie names to patches as well; without it, CLIP's own loss alone"}
+    )
     precision: str = field(default="bf16", metadata={"help": "mixed precision: bf16 or no"})
     eval_every: int = field(default=1000, metadata={"help": "steps between evaluations and saves"})
     eval_scenes: int = field(default=64, metadata={"help": "scenes per evaluation"})
@@ -121,7 +124,7 @@ def pretrain(arguments: PretrainArguments) -> CLIPModel:
             dict(tokens.to(accelerator.device)),
             batch.matches.to(accelerator.device),
         )
-        accelerator.backward(whole + dense)
+        accelerator.backward(whole + dense if arguments.patch_loss else whole)
         accelerator.clip_grad_norm_(training.parameters(), 1.0)
         optimizer.step()
         schedule.step()
