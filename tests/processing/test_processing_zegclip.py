@@ -210,12 +210,12 @@ def test_what_it_cannot_do_is_refused(processor, arguments):
 def test_background_gets_no_class(processor):
     inputs = processor(text=[["cat", "tree"], "b"], background=["sky", "sea"], return_tensors="pt")
     assert inputs["class_of_name"].tolist() == [0, 0, 1, -1, -1]
-    likely = torch.tensor([[0.0, 3, 1, 5, 2], [1, 2, 4, 3, 0.5]])  # of two pixels
+    likely = torch.tensor([[1.0, 3, 1, 5, 2], [1, 2, 4, 3, 0.5]])  # of two pixels
     logits = likely.log().T.reshape(1, 5, 1, 2)
     outputs = TrainingFreeSegmenterOutput(logits=logits, class_of_name=inputs["class_of_name"])
     [result] = processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
     assert result["segmentation"].tolist() == [[-1, 1]]
-    expected = torch.tensor([[3 / 11, 2 / 10.5], [1 / 11, 4 / 10.5]])
+    expected = torch.tensor([[3 / 12, 2 / 10.5], [1 / 12, 4 / 10.5]])
     torch.testing.assert_close(result["segmentation_scores"][:, 0], expected)
     [ids] = processor.post_process_semantic_segmentation(outputs)
     assert torch.equal(ids, result["segmentation"])

@@ -210,9 +210,10 @@ def test_default_model_and_words_that_it_cannot_know(model, model_folder, pictur
     assert "'red zebra', 'moon'" in errors
 
 
-def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_path, succeeds):
+def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_path, succeeds, capsys):
     model.clip.save_pretrained(tmp_path / "clip")
     processor.save_pretrained(tmp_path / "clip")
+    capsys.readouterr()
     noise.save(tmp_path / "a.png")
 
     def segment(*more, labels="cat/kitten, tree"):
