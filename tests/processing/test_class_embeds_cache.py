@@ -186,11 +186,13 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_time(encode, tmp_path,
 
 
 def test_what_was_not_used_for_longest_goes_first(encode, folder, monkeypatch):
+    encode(["cat"])
+    (kept,) = files(folder)
     encode()
-    for age, path in enumerate(files(folder)):
-        os.utime(path, (time.time() - 1000, time.time() - 1000 - age))
-    encode(["cat"])  # is used again
-    kept = max(files(folder), key=lambda path: path.stat().st_mtime)
+    for path in files(folder):
+        age = 1000 + 10 * (path == kept)
+        os.utime(path, (time.time() - age, time.time() - age))
+    assert not encode(["cat"])[1]  # which was the oldest
     for name, age in (("old.part", 2 * 24 * 3600), ("new.part", 10)):
         (folder / name).write_bytes(b"")
         os.utime(folder / name, (time.time() - age, time.time() - age))
