@@ -50,6 +50,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_tokenizer: Any = False
     model: Any
     processor: ZegClipProcessor  # Named here, the processor's code is published with the model's.
+    names_cache_folder: str | None = None
+    """Folder in which embeddings of names are kept for the next time, see [`NameEncoder`]."""
+    show_progress = False
+    """Whether to show a progress bar for encoding names, after some seconds, on a terminal."""
     _from_clip: ClassVar[Callable[[Any, Any], tuple[Any, Any]] | None] = None
     """Turns a plain CLIP and its processor into ours; registration sets it, code that came with a model has none."""
 
@@ -135,7 +139,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         templates = kwargs.pop("hypothesis_template", self._forward_params.get("hypothesis_template"))
         background = kwargs.get("background", self._preprocess_params.get("background"))
-        names = NameEncoder(self.model, self.processor, templates)
+        names = NameEncoder(self.model, self.processor, templates, self.names_cache_folder, self.show_progress)
         if candidate_labels is None:
             candidate_labels = self._preprocess_params.get("candidate_labels")
         if candidate_labels is not None:

@@ -142,7 +142,7 @@ def test_a_converted_model_gives_results_in_its_new_precision(pipe, segment, mod
 
 
 def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, monkeypatch):
-    monkeypatch.setattr(name_encoder, "NAMES_AT_ONCE", 2)
+    monkeypatch.setattr(name_encoder, "ROWS_AT_ONCE", 2)
     labels = ["cat", "a b c d e f g h", "dog", "a b c d e f g h i", "tree"]
     expected = model.get_class_embeds(**processor(text=labels, return_tensors="pt")).detach()
     widths, encode = [], model.get_class_embeds
@@ -175,7 +175,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
     ],
 )
 def test_bad_arguments_are_named(segment, monkeypatch, arguments, named):
-    monkeypatch.setattr(name_encoder, "NAMES_AT_ONCE", 1)
+    monkeypatch.setattr(name_encoder, "ROWS_AT_ONCE", 1)
     with pytest.raises(InputError, match=named):
         segment(**arguments)
 

@@ -17,6 +17,7 @@ from zegclip.errors import UsageError, explain_fault
 from zegclip.files import writing_to
 from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
+from zegclip.processing.class_embeds_cache import default_cache_folder
 from zegclip.processing.image_reading import load_rgb, on_one_line
 from zegclip.processing.input_error import InputError
 from zegclip.processing.names import nested_classes
@@ -41,10 +42,9 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
     The pipeline without one mask per label, which would need too much memory for large pictures and many labels.
 
     Attributes:
-        show_progress: Whether to show a progress bar for the windows of a picture, after some seconds, on a terminal.
+        show_progress: Whether to show progress bars for the windows of a picture and for encoding names, after some
+            seconds, on a terminal.
     """
-
-    show_progress = False
 
     def _forward(self, model_inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         usual = self.processor.image_processor
@@ -112,7 +112,9 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     if device is not None:
         # With several processes, a pipeline ignores its argument `device` and uses the model's.
         loaded.to(device)
-    return ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
+    segmenter = ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
+    segmenter.names_cache_folder = default_cache_folder()
+    return segmenter
 
 
 def describe(
