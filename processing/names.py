@@ -70,6 +70,12 @@ def read_classes(labels: Iterable[str | Sequence[str]]) -> tuple[list[str], list
     return check_labels([name for names in classes for name in names]), class_of_name
 
 
+def parse_class(text: str) -> str | list[str]:
+    """Read a class from text, where "/" separates its names, as in "cat/kitten": the name, or a list of several."""
+    names = list(dict.fromkeys(name.strip() for name in text.split("/")))
+    return names if len(names) > 1 else names[0]
+
+
 def _list_of(labels: Any) -> list[Any]:
     if isinstance(labels, str):
         return labels.split(",") if labels.strip() else []
@@ -163,6 +169,7 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
+    "parse_class",
     "read_classes",
     "words_before_name",
 ]

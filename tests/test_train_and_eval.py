@@ -337,6 +337,31 @@ def test_a_model_is_evaluated_on_classes_of_another_data_set(clip_folder, tmp_pa
         assert not figures.get("hiou", 0) > 0
 
 
+@pytest.mark.parametrize("fields", [{}, {"text_prompts": "words"}, {"setting": "transductive"}], ids=str)
+def test_classes_with_several_names(clip_folder, tmp_path, fields):
+    """They have one loss and one figure; that a class is its own synonym changes nothing."""
+    folder = export(tmp_path, folder=4) / "folder"
+    lines = (folder / "classes.txt").read_text().split()
+    fields = {"dataset": folder, "eval_split": "train", "unseen_classes": "cat", "baseline": False} | fields
+    trained = {}
+    for kind, suffix in {"one": "", "same": "/{}", "two": "/{}s"}.items():
+        text = "".join(f"{name}{suffix.format(name) if name in ('cat', 'sky') else ''}\n" for name in lines)
+        (folder / "classes.txt").write_text(text)
+        metrics = train(clip_folder, tmp_path / kind, **fields, learning_rate=0.01, warmup_steps=0)
+        figures = evaluate(tmp_path / kind, tmp_path / f"eval {kind}", **fields)[MODEL_ROW]
+        for name, value in figures.items():
+            assert value == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
+        trained[kind] = read_weights(tmp_path / kind)
+        table = (tmp_path / kind / "per_class.csv").read_text().splitlines()
+        assert len(table) == len(lines) + 1
+    assert trained["one"] == trained["same"] != trained["two"]
+    seen = json.loads((tmp_path / "two" / "config.json").read_text())["seen_class_names"]
+    assert {"sky", "skys"} < set(seen)
+    assert not {"cat", "cats"} & set(seen)
+    with pytest.raises(UsageError, match="names"):
+        train(clip_folder, tmp_path / "one", **fields, learning_rate=0.01, warmup_steps=0)
+
+
 def test_a_project_that_is_moved_goes_on(clip_folder, tmp_path, capsys):
     """Both stages, the model, the data and the evaluation's figures, from elsewhere with the same command."""
     project = tmp_path / "project"

@@ -39,6 +39,10 @@ def test_ids_outside_of_the_class_list(split, bad, setting):
         ({"unseen_ids": (0,)}, "'a'"),
         ({"unseen_ids": (3,)}, "the id 3,"),
         ({"names": ("a", "b", "a")}, "'a'"),
+        ({"names_of": {"a": ("a", "b")}}, "'b'"),
+        ({"names_of": {"a": ("a", "x"), "b": ("x",)}}, "'x'"),
+        ({"names_of": {"d": ("x",)}}, "'d'"),
+        ({"names_of": {"a": ()}}, "'a'"),
         ({"ignore_index": 2}, "ignore_index=2 "),
         ({"ignore_index": -100}, "ignore_index=-100 "),
         ({"mask_values": (1, 2)}, "3 .*2 "),
@@ -100,6 +104,16 @@ def test_ignored_names_leave_the_list_and_their_pixels_have_no_class():
     assert split.names == ("a", "b")
     assert (split.seen_ids, split.unseen_ids) == ((0,), (1,))
     assert split.labels_of(np.array([5, 6, 8, 255])).tolist() == [255, 0, 1, 255]
+
+
+def test_a_class_may_have_several_names():
+    split = split_classes(["sky", ["cat", "kitten"], ["sofa", "couch"]], unseen=["cat"], ignored=["sofa"])
+    assert (split.names, split.unseen_ids, split.seen_names) == (("sky", "cat"), (1,), ["sky"])
+    assert split.nested_names() == [["sky"], ["cat", "kitten"]]
+    assert split.nested_names([1]) == [["cat", "kitten"]]
+    assert split.all_names() == ["sky", "cat", "kitten"]
+    with pytest.raises(InputError, match=r"'kitten'.*'cat'"):
+        split_classes([["cat", "kitten"], "sky"], unseen=["kitten"])
 
 
 @pytest.mark.parametrize(

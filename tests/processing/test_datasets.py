@@ -521,6 +521,8 @@ def test_class_names_of_the_hub_are_in_a_file_beside_the_tables(monkeypatch):
         ("classes.txt", "\ufeffmur\nsol étage", (["mur", "sol étage"], [0, 1])),
         ("classes.txt", "mur\u2028haut\nsol\x0c\nciel", (["mur\u2028haut", "sol", "ciel"], [0, 1, 2])),
         ("id2label.json", '{"7": "tree", "0": "wall", "12": "floor"}', (["wall", "tree", "floor"], [0, 7, 12])),
+        ("classes.txt", "sofa / couch\nwall\ntree/tree\n", ([["sofa", "couch"], "wall", "tree"], [0, 1, 2])),
+        ("id2label.json", '{"3": ["sofa", " couch"], "1": "w/o"}', (["w/o", ["sofa", "couch"]], [1, 3])),
     ],
 )
 def test_class_names_of_a_file(tmp_path, name, text, expected):
@@ -534,6 +536,11 @@ def test_class_names_of_a_file(tmp_path, name, text, expected):
         ("classes.txt", "wall\n\ntree\n", "mask value 1"),
         ("classes.txt", "wall\ntree\nwall\n", "'wall'"),
         ("classes.txt", " \n", None),
+        ("classes.txt", "wall\ntree/\n", "mask value 1"),
+        ("classes.txt", "wall/tree\nfloor\ntree\n", "'tree'"),
+        ("id2label.json", '{"0": ["wall", "tree"], "1": "tree"}', "'tree'"),
+        ("id2label.json", '{"0": []}', "'0': "),
+        ("id2label.json", '{"0": ["wall", 3]}', "'0': "),
         ("classes.txt", "1: wall\n2: floor\n", "'1: wall'"),
         ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "'# label"),
         ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', r"\.json"),

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.dataset not in BENCHMARKS:  # whose configurations name a CLIP
         vocabulary = ZegClipConfig.from_pretrained(DEFAULT_MODEL).vocabulary
-        unknown = find_unknown_words(split.names, vocabulary, model="the embedded model")
+        unknown = find_unknown_words(split.all_names(), vocabulary, model="the embedded model")
         if unknown is not None:
             print(f"note: for a training without --model: {unknown}")
     num_expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures")

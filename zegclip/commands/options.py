@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zegclip.errors import UsageError
 
@@ -48,17 +49,25 @@ def check_output_folder(output: Path) -> None:
         raise UsageError(f"{output}: the output must be a folder, but this is a file.")
 
 
-def read_labels(path: Path) -> list[str]:
+def read_labels(path: Path) -> list[str | list[str]]:
     """
-    Read class names from a UTF-8 text file, one per line; blank lines are skipped.
+    Read class names from a UTF-8 text file, one class per line; blank lines are skipped.
+
+    Returns:
+        The name of each class; where "/" separates several, as in "cat/kitten", a list of them.
 
     Raises:
         UsageError: If it is not UTF-8 text, has no name or one that comes twice, or a comment.
         OSError: If it cannot be read.
     """
-    from zegclip.processing.names import check_labels
+    from zegclip.processing.names import parse_class, read_classes
 
-    return _read_lines(path, "class name", check_labels)
+    def check(lines: list[str]) -> list[str | list[str]]:
+        classes = [parse_class(line) for line in lines]
+        read_classes(classes)
+        return classes
+
+    return _read_lines(path, "class name", check)
 
 
 def read_templates(path: Path) -> list[str]:
@@ -74,7 +83,7 @@ def read_templates(path: Path) -> list[str]:
     return _read_lines(path, "prompt template", check_templates)
 
 
-def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[str]]) -> list[str]:
+def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[Any]]) -> list[Any]:
     from zegclip.processing.input_error import InputError
 
     try:

@@ -59,6 +59,7 @@ def predict_map(
     *,
     seen_ids: Sequence[int],
     batch_size: int | BatchSize,
+    class_of_name: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Segment one picture into all classes.
@@ -69,8 +70,9 @@ def predict_map(
         class_embeds: `(names, dim)`.
         protocol: Windows and offset.
         size: `(height, width)` of the result.
-        seen_ids: Ids that the offset is for.
+        seen_ids: Ids of the classes that the offset is for.
         batch_size: Windows per forward pass, see [`predict_windows`].
+        class_of_name: `(names,)` class of each name, where classes have several. The best of a class's names counts.
 
     Returns:
         `(height, width)` int64 ids.
@@ -78,8 +80,11 @@ def predict_map(
     windows = predict_windows(
         model, pixel_values[None], class_embeds, protocol.window_size, protocol.window_stride, batch_size=batch_size
     )
+    if class_of_name is not None:
+        seen = set(seen_ids)
+        seen_ids = [name for name, index in enumerate(class_of_name.tolist()) if index in seen]
     ids, _ = merge_masks(windows, (size[0], size[1]), seen_ids=seen_ids, seen_offset=protocol.seen_offset)
-    return ids
+    return ids if class_of_name is None else class_of_name[ids]
 
 
 class CountStore:
@@ -266,6 +271,7 @@ def evaluate_pictures(
     batch_size: int,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
+    class_of_name: torch.Tensor | None = None,
     save_predictions: bool = False,
     title: str = "model",
 ) -> dict[str, np.ndarray]:
@@ -281,6 +287,7 @@ def evaluate_pictures(
         batch_size: Windows per forward pass.
         num_workers: Worker processes of the data loader.
         dtype: Of autocast; `None` disables it.
+        class_of_name: As for [`predict_map`].
         save_predictions: Whether to save each predicted map in the store's folder, as a PNG with the picture's name
             (see [`name_predictions`]) and the data set's mask values.
         title: For the progress bar.
@@ -329,6 +336,7 @@ def evaluate_pictures(
                     labels.shape,
                     seen_ids=split.seen_ids,
                     batch_size=batch,
+                    class_of_name=class_of_name,
                 )
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
             if names is not None:

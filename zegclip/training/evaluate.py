@@ -110,13 +110,13 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
 def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> int:
     """Warn of names that the model cannot know; also of unseen classes that it was trained on, and return how many."""
     trained_on = set(model.config.seen_class_names or ())
-    leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
+    leaked = [split.names[index] for index in split.unseen_ids if trained_on.intersection(split.all_names([index]))]
     if leaked and data_args.setting != "fully_supervised":
         more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
         PartialState().print(
             f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
         )
-    unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
+    unknown = find_unknown_words(split.all_names(), model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")
     return len(leaked)
@@ -146,7 +146,7 @@ def count_classes(
 ) -> dict[str, np.ndarray]:
     """Count classes in all pictures under both protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
     split, image_processor = pictures.split, processor.image_processor
-    names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
+    names = processor(text=split.nested_names(), return_tensors="pt").to(training_args.device)
     num_templates = int(names.pop("num_templates"))
     protocols = {
         PAPERS: Protocol(image_processor.window_size, image_processor.window_stride, offset),
@@ -158,7 +158,7 @@ def count_classes(
         "split": data_args.eval_split,
         "pictures": len(pictures),
         "scene_seed": data_args.scene_seed,
-        "classes": split.names,
+        "classes": split.nested_names() if split.names_of else split.names,
         "seen": split.seen_ids,
         "mask_values": split.mask_values,
         "ignored_mask_values": split.ignored_values,
@@ -180,6 +180,7 @@ def count_classes(
         protocols,
         CountStore(folder / title.replace(" ", "_"), record),
         batch_size=training_args.window_batch_size,
+        class_of_name=names.get("class_of_name"),
         num_workers=training_args.dataloader_num_workers,
         dtype=dtype,
         save_predictions=data_args.save_predictions,
