@@ -38,6 +38,7 @@ class ClassSplit:
         ignore_index: Label of pixels without a class; larger than every id.
         mask_values: The value that mask files use for each class; `None`: the id.
         ignored_values: Values in mask files of pixels without a class.
+        merged_values: Further values in mask files that belong to a class, with its id.
         names_of: For classes that have several names, or others than their own: all of these names. The best of them
             decides.
 
@@ -52,6 +53,7 @@ class ClassSplit:
     ignore_index: int = 255
     mask_values: tuple[int, ...] | None = None
     ignored_values: tuple[int, ...] = (255,)
+    merged_values: dict[int, int] = field(default_factory=dict)
     names_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,12 +80,14 @@ class ClassSplit:
         values = self._values
         if len(values) != len(self.names):
             raise InputError(f"There are {len(self.names)} classes, but {len(values)} mask values.")
+        owners = [*zip(values, self.names), *((value, self.names[i]) for value, i in self.merged_values.items())]
+        values = tuple(value for value, _ in owners)
         repeated = _first_repeated(values)
         if repeated is not None:
-            first, second = (name for name, value in zip(self.names, values) if value == repeated)
+            first, second = (name for value, name in owners if value == repeated)
             raise InputError(f"The mask value {repeated} belongs to two classes, {first!r} and {second!r}.")
         if both := set(values) & set(self.ignored_values):
-            name = self.names[values.index(min(both))]
+            name = dict(owners)[min(both)]
             raise InputError(f"The mask value {min(both)} belongs to the class {name!r} and is also ignored.")
         outside = [value for value in (*values, *self.ignored_values) if not 0 <= value <= 65535]
         if outside:
@@ -110,14 +114,15 @@ class ClassSplit:
     @property
     def known_values(self) -> list[int]:
         """Values that mask files may contain: those of the classes and the ignored ones."""
-        return [*self._values, *self.ignored_values]
+        return [*self._values, *self.merged_values, *self.ignored_values]
 
     @cached_property
     def _labels_by_value(self) -> np.ndarray:
         """The label of each mask value, up to the largest known one."""
-        table = np.full(max(0, *self._values, *self.ignored_values) + 1, _UNKNOWN)
+        table = np.full(max(0, *self.known_values) + 1, _UNKNOWN)
         table[list(self.ignored_values)] = self.ignore_index
         table[list(self._values)] = np.arange(len(self.names))
+        table[list(self.merged_values)] = list(self.merged_values.values())
         return table
 
     def labels_of(self, mask_values: np.ndarray) -> np.ndarray:
@@ -144,9 +149,10 @@ class ClassSplit:
 
     def unknown_value_message(self, value: int) -> str:
         """Return the error message for a mask value that neither belongs to a class nor is ignored."""
+        of_classes, ignored = map(self.format_values, ([*self._values, *self.merged_values], self.ignored_values))
         return (
-            f"The mask contains the value {value}, which neither belongs to a class "
-            f"({self.format_values(self._values)}) nor is ignored ({self.format_values(self.ignored_values)})."
+            f"The mask contains the value {value}, which neither belongs to a class ({of_classes}) nor is ignored "
+            f"({ignored})."
         )
 
     @staticmethod

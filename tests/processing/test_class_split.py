@@ -50,6 +50,8 @@ def test_ids_outside_of_the_class_list(split, bad, setting):
         ({"mask_values": (1, 255, 2)}, "mask value 255 .* 'b'"),
         ({"mask_values": (1, 70000, 2)}, "70000"),
         ({"ignored_values": (-1,)}, "-1"),
+        ({"merged_values": {1: 0}}, "mask value 1 .* 'b' and 'a'"),
+        ({"merged_values": {255: 1}}, "mask value 255 .* 'b'"),
     ],
 )
 def test_contradictions_are_refused(fields, named):
@@ -76,6 +78,8 @@ def test_mask_values_become_ids(dtype):
     assert labels.dtype == np.int64
     assert labels.tolist() == [[0, 1], [2, 255], [255, 0]]
     assert split.labels_of(np.zeros((0, 5), dtype)).shape == (0, 5)
+    merged = ClassSplit(("a", "b"), (0, 1), mask_values=(255, 3), merged_values={4: 0, 9: 1}, ignored_values=())
+    assert merged.labels_of(np.array([255, 3, 4, 9], dtype=dtype).clip(0, 255)).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("bad", [2, 5, 254, 256, 60000, -1, 1 << 40])

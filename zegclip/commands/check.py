@@ -18,9 +18,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "dataset",
         metavar="DATASET",
-        help="voc, coco_stuff, pascal_context_59, pascal_context_60, a folder, or a Hub id such as owner/name",
+        help="a benchmark (voc, voc20, voc21, coco_stuff, coco_stuff171, coco_object, pascal_context_59, "
+        "pascal_context_60, ade20k, cityscapes), a folder, or a Hub id such as owner/name",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of one of the first four, in its standard layout")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark, in its standard layout")
     parser.add_argument(
         "--classes-file",
         metavar="FILE",

@@ -15,7 +15,7 @@ from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.class_split import Setting
-from zegclip.training.config_file import find_config, read_config, suggest
+from zegclip.training.config_file import CONFIGS, find_config, read_config, suggest
 from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
@@ -132,7 +132,7 @@ class DataArguments:
         help=f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id.",
     )
     data_dir: str | None = HfArg(
-        default=None, help="Folder of VOC, COCO-Stuff or PASCAL Context, in its standard layout."
+        default=None, help="Folder of a benchmark, such as VOC or COCO-Stuff, in its standard layout."
     )
     classes_file: str | None = HfArg(
         default=None, help="Class names: a text file, one per line by mask value, or id2label as JSON."
@@ -273,9 +273,11 @@ def parse_arguments(
     if config is not None and not named:
         dataset = parser.parse_known_args(words)[0].dataset
         if dataset != "picture_world":
-            suitable = f"{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "folder"
+            suitable = f"zegclip_{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "zegclip_folder"
+            if not (CONFIGS / f"{suitable}.yaml").is_file():
+                suitable = f"training_free_{dataset.removesuffix('171')}"
             raise UsageError(
-                f"dataset {dataset}: give a configuration first, such as zegclip_{suitable}. Without one it is the "
+                f"dataset {dataset}: give a configuration first, such as {suitable}. Without one it is the "
                 "picture world's, whose eval_split, sizes and schedule do not fit other data."
             )
         print(f"No configuration given: using {config} (the generated picture world, offline).")
