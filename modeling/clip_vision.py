@@ -40,6 +40,12 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
         size = [side * self.patch_size for side in self.patch_grid(pixel_values)]
         return super().forward(resize(pixel_values, size), interpolate_pos_encoding)
 
+    def without_adapter(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As `forward` of a CLIP without adapters."""
+        states = self(pixel_values, interpolate_pos_encoding=True)
+        first = self.class_embedding + self.position_embedding(self.position_ids)[:, :1]
+        return torch.cat([first.expand(states.shape[0], -1, -1), states[:, 1:]], dim=1)
+
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
         side = self.image_size // self.patch_size

@@ -16,6 +16,7 @@ from .model_error import ModelError
 from .stored_adapter import StoredAdapter
 
 at_least_1, at_least_0 = interval(min=1), interval(min=0)
+positive = interval(min=0, max=math.inf, exclude_min=True, exclude_max=True)
 finite_weight = interval(min=0, max=math.inf, exclude_max=True)
 
 
@@ -36,12 +37,16 @@ class ZegClipConfig(PreTrainedConfig):
             attention; `"maskclip"`, `"sclip"`, `"clearclip"` and `"naclip"` are training-free ways to patches that
             match class names, for the `"similarity"` head or, as an ablation, any other.
         naclip_sigma (`float`, defaults to 5.0): Standard deviation of NACLIP's neighbourhood, in patches.
+        similarity_scale (`float`, defaults to 40.0):
+            Factor of the cosines of the `"similarity"` head before their softmax; 40 in NACLIP and SCLIP, 50 in
+            ClearCLIP.
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
             `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
             `"consensus"`: the same descriptor, and layers in which patches attend to similar windows and to the
             classes (LDVC);
-            `"similarity"`: no parameters, the cosine of patch and class embedding (the training-free baseline).
+            `"similarity"`: no parameters, the cosine of patch and class embedding (training-free). Its scores are a
+            softmax over all names, those of the others a sigmoid for each name.
         descriptor (`list[str]`, defaults to `["product", "text"]`):
             What is concatenated and projected to a class query: `"product"` is the global image embedding times the
             class embedding, `"text"` the class embedding itself, `"difference"` the absolute difference of the two.
@@ -98,7 +103,8 @@ class ZegClipConfig(PreTrainedConfig):
 
     clip_config: dict | CLIPConfig | None = None
     dense_attention: Literal["plain", "maskclip", "sclip", "clearclip", "naclip"] = "plain"
-    naclip_sigma: float | int = interval(min=0, max=math.inf, exclude_min=True, exclude_max=True)(default=5.0)
+    naclip_sigma: float | int = positive(default=5.0)
+    similarity_scale: float | int = positive(default=40.0)
     decode_head_type: Literal[tuple(DECODE_HEADS)] = "zegclip"  # type: ignore[valid-type]
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = at_least_1(default=3)
@@ -170,12 +176,18 @@ class ZegClipConfig(PreTrainedConfig):
         if kind not in (None, "clip", cls.model_type):
             place = args[0] if args else "config.json"
             raise ModelError(
-                f"{place}: this is a {kind!r} model, but zegclip is built around CLIP (model_type 'clip')."
+                f"{place}: this is a {kind!r} model, but zegclip is built around CLIP (model_type 'clip'), such as "
+                "openai/clip-vit-base-patch16."
             )
         if kind == "clip":
             vocabulary = config_dict.pop("vocabulary", None)
             config_dict = {"model_type": cls.model_type, "clip_config": config_dict, "vocabulary": vocabulary}
         return config_dict, kwargs
+
+    @property
+    def score_function(self) -> Literal["sigmoid", "softmax"]:
+        """What turns logits into scores: the sigmoid of each, or the softmax over all names."""
+        return DECODE_HEADS[self.decode_head_type].score_function
 
     def class_prompts(self) -> list[str]:
         """Return the prompts of the names in `id2label`: all templates of the first name, then of the next."""

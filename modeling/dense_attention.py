@@ -134,18 +134,19 @@ class DenseEncoder(CLIPEncoder):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         patch_grid: tuple[int, int] | None = None,
+        dense_attention: str | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """
         As the parent's; without `patch_grid`, the rows and columns of patches, the last layer attends as CLIP's.
 
-        So CLIP's own methods, which do not give it, stay CLIP's.
+        So CLIP's own methods, which do not give it, stay CLIP's. `dense_attention` replaces the configuration's.
         """
         states = inputs_embeds
         for layer in self.layers[:-1]:
             states = layer(states, attention_mask, **kwargs)
         if patch_grid is not None:
-            kwargs["method"] = self.model_config.dense_attention
+            kwargs["method"] = dense_attention or self.model_config.dense_attention
             if kwargs["method"] == "naclip":
                 kwargs["neighbours"] = neighbourhood(patch_grid, self.model_config.naclip_sigma, states)
         return BaseModelOutput(last_hidden_state=self.layers[-1](states, attention_mask, **kwargs))

@@ -1,6 +1,7 @@
 """The base class of the decode heads."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -18,11 +19,14 @@ class DecodeHead(nn.Module):
         config: The model's [`ZegClipConfig`]. Its class is not imported, because it imports the heads.
 
     Attributes:
+        score_function: What turns logits into scores: `"sigmoid"` for each name by itself, or `"softmax"` over all
+            names.
         config_fields: Fields of the configuration that determine the shape or the meaning of the weights. An adapter
             fits a model if they are equal.
         out_indices: Layers of the vision tower, counted from 0, whose hidden states `forward` gets.
     """
 
+    score_function: ClassVar[Literal["sigmoid", "softmax"]] = "sigmoid"
     config_fields: tuple[str, ...] = ("decode_head_type",)
     out_indices: Sequence[int] = ()
     # Names of the module classes that `device_map` must not split between devices, such as those with a residual

@@ -1,4 +1,4 @@
-"""The training-free baseline: a class is where patches look like its name."""
+"""The head of training-free models: a class is where patches look like its name."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,14 @@ from .head_base import DecodeHead
 
 
 class SimilarityDecodeHead(DecodeHead):
-    """Cosine of patch and class embedding; no parameters (the "text-patch matching" baseline, ZegCLIP section 3.2)."""
+    """
+    Scaled cosine of patch and class embedding; no parameters.
+
+    It is the last step of MaskCLIP, SCLIP, ClearCLIP and NACLIP and, on CLIP's own patches, the "text-patch matching"
+    baseline of ZegCLIP (section 3.2).
+    """
+
+    score_function = "softmax"
 
     def forward(
         self,
@@ -18,8 +25,9 @@ class SimilarityDecodeHead(DecodeHead):
         class_embeds: torch.Tensor,
         hidden_states: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """As [`DecodeHead.forward`]; the logits are cosines in [-1, 1]."""
-        return torch.einsum("bhwd,nd->bnhw", F.normalize(patch_embeds, dim=-1), class_embeds)
+        """As [`DecodeHead.forward`]; the logits are cosines times `similarity_scale`."""
+        cosines = torch.einsum("bhwd,nd->bnhw", F.normalize(patch_embeds, dim=-1), class_embeds)
+        return self.config.similarity_scale * cosines
 
 
 __all__ = ["SimilarityDecodeHead"]

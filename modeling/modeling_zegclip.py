@@ -5,7 +5,6 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,52 +22,17 @@ from .clip_vision import ZegClipVisionEmbeddings
 from .configuration_zegclip import ZegClipConfig
 from .dense_attention import DenseEncoder
 from .head_base import DecodeHead
+from .head_similarity import SimilarityDecodeHead
 from .heads import DECODE_HEADS
 from .losses import compute_loss, count_labels
 from .model_error import ModelError
+from .outputs import OUTPUTS, TrainingFreeSegmenterOutput, ZegClipSemanticSegmenterOutput
 
 if TYPE_CHECKING:
     # In a model folder with its code, where all files lie flat, transformers copies what is named here when the model
     # is saved again. In this package the two are in `processing`, and `zegclip.sharing.publishing` copies them.
     from .image_processing_zegclip import ZegClipImageProcessor  # noqa: F401
     from .pipeline import ZeroShotImageSegmentationPipeline  # noqa: F401
-
-
-@dataclass
-class ZegClipSemanticSegmenterOutput(ModelOutput):
-    """
-    Output of [`ZegClipForSemanticSegmentation`].
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, *optional*): Weighted sum of the loss terms, with `labels`.
-        logits (`torch.Tensor` of shape `(batch, classes, height, width)`):
-            Mask logits on the patch grid; their sigmoid, after upsampling, is the class score.
-        loss_dict (`dict[str, torch.Tensor]`, *optional*):
-            Each loss term that has a weight, weighted, with `labels`: `loss_focal`, `loss_dice`, `loss_ssim`,
-            `loss_cross_entropy`.
-        loss_counts (`dict[str, torch.Tensor]`, *optional*):
-            The number of masks or pixels that each term is divided by, if it is at least 1. With them, a step of
-            several passes or processes is averaged as one batch.
-        image_embeds (`torch.Tensor` of shape `(batch, dim)`): Global image embedding, L2-normalised.
-        patch_embeds (`torch.Tensor` of shape `(batch, height, width, dim)`): Patch embeddings, L2-normalised.
-        class_embeds (`torch.Tensor` of shape `(classes, dim)`): Class embeddings, L2-normalised.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): Of the vision tower, prompt tokens included.
-        attentions (`tuple[torch.Tensor]`, *optional*): Of the vision tower.
-        orientations (`torch.Tensor` of shape `(batch, 3)`, *optional*): As given, for post-processing.
-        class_of_name (`torch.Tensor` of shape `(names,)`, *optional*): As given, for post-processing.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    loss_dict: dict[str, torch.Tensor] | None = None
-    loss_counts: dict[str, torch.Tensor] | None = None
-    image_embeds: torch.Tensor | None = None
-    patch_embeds: torch.Tensor | None = None
-    class_embeds: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    orientations: torch.Tensor | None = None
-    class_of_name: torch.Tensor | None = None
 
 
 class ZegClipPreTrainedModel(AdapterModel):
@@ -251,6 +215,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         num_templates: int | torch.Tensor | None = None,
         class_of_name: torch.Tensor | None = None,
+        with_prompts: bool = True,
     ) -> torch.Tensor:
         """
         Encode class names once, for any number of pictures.
@@ -263,6 +228,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 whatever `eos_token_id` the configuration gives; without it, as the CLIP's text tower does.
             num_templates: Rows per name, which the processor returns; defaults to the configuration's templates.
             class_of_name: Not used, as the embeddings are those of names; the processor returns it with the others.
+            with_prompts: Whether the active adapter's text prompts are used.
 
         Returns:
             `(names, dim)`: the L2-normalised mean of each name's L2-normalised template embeddings.
@@ -282,8 +248,9 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         kwargs = {}
         make_room = getattr(self.clip.text_model.encoder, "make_room", None)
         if make_room is not None:  # an adapter's text prompts
-            input_ids, attention_mask = make_room(input_ids, attention_mask)
-            kwargs["room_made"] = True
+            if with_prompts:
+                input_ids, attention_mask = make_room(input_ids, attention_mask)
+            kwargs = {"room_made": True, "with_prompts": with_prompts}
         outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.pooler_output
         if attention_mask is not None:
@@ -323,6 +290,29 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         outputs = vision(pixel_values, interpolate_pos_encoding=True, patch_grid=grid, **kwargs)
         embeds = self.clip.visual_projection(vision.post_layernorm(outputs.last_hidden_state))
         return embeds[:, 0], embeds[:, 1:].unflatten(1, grid), outputs
+
+    def get_training_free_logits(
+        self, pixel_values: torch.Tensor, class_embeds: torch.Tensor
+    ) -> TrainingFreeSegmenterOutput:
+        """
+        Compute what the CLIP alone answers by NACLIP's method: without prompts and without the decode head.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            class_embeds: `(names, dim)`, from [`get_class_embeds`] with `with_prompts=False`.
+
+        Returns:
+            Output with `logits` `(batch, names, height, width)`, whose softmax over the names is the score.
+        """
+        vision = self.clip.vision_model
+        encoder = getattr(vision.encoder, "base_layer", vision.encoder)
+        grid = vision.embeddings.patch_grid(pixel_values)
+        states = vision.pre_layrnorm(vision.embeddings.without_adapter(pixel_values))
+        states = encoder(states, patch_grid=grid, dense_attention="naclip").last_hidden_state
+        embeds = self.clip.visual_projection(vision.post_layernorm(states))[:, 1:].unflatten(1, grid)
+        return TrainingFreeSegmenterOutput(
+            logits=SimilarityDecodeHead(self.config)(embeds, embeds, class_embeds.to(embeds))
+        )
 
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, pseudo_class_ids: Sequence[int] | None = None
@@ -417,7 +407,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 names_of_class = [class_of_name == index for index in range(int(class_of_name.max()) + 1)]
                 of_classes = torch.stack([logits[:, names].amax(dim=1) for names in names_of_class], dim=1)
             loss_dict, loss_counts = self.compute_loss(of_classes, labels, pseudo_class_ids)
-        return ZegClipSemanticSegmenterOutput(
+        return OUTPUTS[self.config.score_function](
             loss=torch.stack(list(loss_dict.values())).sum() if loss_dict else None,
             logits=logits.to(patch_embeds.dtype),
             loss_dict=loss_dict,

@@ -240,6 +240,7 @@ class TextPromptLayer(PromptLayer):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         room_made: bool = False,
+        with_prompts: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """
@@ -249,11 +250,12 @@ class TextPromptLayer(PromptLayer):
             inputs_embeds: `(names, length, width)`.
             attention_mask: Passed on to the layers.
             room_made: Whether `make_room` has checked the input.
+            with_prompts: Whether to use them.
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` has the shape of `inputs_embeds`.
         """
-        name = self.active_name()
+        name = self.active_name() if with_prompts else None
         if name is None:
             return self.base_layer(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if not room_made:

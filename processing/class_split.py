@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from .input_error import InputError
-from .names import parse_class
+from .names import split_synonyms
 
 Setting = Literal["inductive", "transductive", "fully_supervised"]
 """What training sees of the unseen classes: nothing, their names and where their pixels are, or everything."""
@@ -301,8 +301,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
             )
-        parsed = map(parse_class, lines if text.strip() else [])
-        pairs = [(value, [names] if isinstance(names, str) else names) for value, names in enumerate(parsed)]
+        pairs = list(enumerate(map(split_synonyms, lines if text.strip() else [])))
     classes = [list(dict.fromkeys(name.strip() for name in names)) for _, names in pairs]
     values = [value for value, _ in pairs]
     if not classes:

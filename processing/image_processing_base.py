@@ -237,7 +237,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         Args:
             outputs: Has `.logits (batch, names, h, w)` and, if [`preprocess`] returned them, `.orientations`; with
                 `.class_of_name (names,)`, ids and scores are those of classes, and the score of a class is the best of
-                its names'.
+                its names'. Pixels of names without a class, the background, get the id -1.
             target_sizes: `(height, width)` of each picture's map; `None` for the size of the logits. A map belongs to
                 the upright picture, with the EXIF orientation applied. There is one exception: if a PIL image was
                 rotated by 90 degrees and the target size is in portrait format although the upright picture is in
@@ -249,7 +249,8 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         Returns:
             A list with a map `(height, width)` int64 for each picture or, with scores, with a
             [`SemanticSegmentationPostProcessorOutput`] of `segmentation`, the same map, and `segmentation_scores`,
-            `(names, height, width)` float32 in [0, 1], the sigmoid of the bilinearly resized logits.
+            `(classes, height, width)` float32 in [0, 1]: the sigmoid of the bilinearly resized logits, or their
+            softmax over the names if `outputs.score_function` is `"softmax"`, as it is for training-free models.
 
         Raises:
             InputError: If the number of target sizes is not the number of pictures.
@@ -260,8 +261,15 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         elif len(target_sizes) != len(logits):
             raise InputError(f"Got {len(target_sizes)} target sizes for the logits of {len(logits)} pictures.")
 
-        orientations = getattr(outputs, "orientations", None)
+        is_softmax = getattr(outputs, "score_function", "sigmoid") == "softmax"
         class_of_name = getattr(outputs, "class_of_name", None)
+        if is_softmax and (logits.shape[1] == 1 if class_of_name is None else not class_of_name.any()):
+            warnings.warn(
+                "The scores of a training-free model compare names, so a single class wins every pixel: give more of "
+                "them, or background=True to the processor.",
+                stacklevel=2,
+            )
+        orientations = getattr(outputs, "orientations", None)
         results: list[Any] = []
         for index, (picture_logits, target_size) in enumerate(zip(logits, target_sizes)):
             height, width = (int(side) for side in target_size)
@@ -274,9 +282,11 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                 resized = resize_maps(picture_logits, height, width)
                 if turn_back is not None:
                     resized = turn_back(resized)
+                ids = resized.argmax(dim=0)
+                scores = resized.softmax(dim=0) if is_softmax else resized.sigmoid()
                 if class_of_name is not None:
-                    resized = best_of_names(resized, class_of_name)
-                data = {"segmentation": resized.argmax(dim=0), "segmentation_scores": resized.sigmoid()}
+                    ids, scores = class_of_name[ids], best_of_names(scores, class_of_name)
+                data = {"segmentation": ids, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
                 chunks = class_chunks(len(picture_logits), height, width)

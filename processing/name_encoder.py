@@ -42,11 +42,11 @@ class NameEncoder:
         self.templates = None if hypothesis_template is None else check_templates(hypothesis_template)
         self.encoded: dict[Any, torch.Tensor] = {}
 
-    def encode(self, labels: list[str]) -> torch.Tensor:
-        """Class embeddings `(names, dim)`, L2-normalised, on the model's device."""
+    def encode(self, labels: list[str], with_prompts: bool = True) -> torch.Tensor:
+        """Class embeddings `(names, dim)`, L2-normalised, on the model's device, with or without text prompts."""
         templates = self.templates or list(self.model.config.prompt_templates)
         adapter = getattr(self.model.clip.text_model.encoder, "active_name", lambda: None)()  # with text prompts
-        key = (tuple(labels), tuple(templates), adapter)
+        key = (tuple(labels), tuple(templates), adapter if with_prompts else None)
         if key not in self.encoded:
             if self.templates is None and templates != self.processor.prompt_templates:
                 warnings.warn(
@@ -57,10 +57,10 @@ class NameEncoder:
             rows = self.processor.tokenize_names(labels, templates, self.model.config, stacklevel=4)
             if len(self.encoded) == LISTS_KEPT:
                 del self.encoded[next(iter(self.encoded))]
-            self.encoded[key] = self._encode(list(rows.values()))
+            self.encoded[key] = self._encode(list(rows.values()), with_prompts)
         return self.encoded[key]
 
-    def _encode(self, rows_of_name: list[list[list[int]]]) -> torch.Tensor:
+    def _encode(self, rows_of_name: list[list[list[int]]], with_prompts: bool) -> torch.Tensor:
         # Names of similar length are encoded together: padding all to a single long name would slow every other down.
         order = sorted(range(len(rows_of_name)), key=lambda index: max(map(len, rows_of_name[index])))
         encoded = []
@@ -70,7 +70,9 @@ class NameEncoder:
                 rows = [torch.tensor(row) for row in itertools.chain(*some)]
                 batch = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
                 inputs = {key: pad_sequence(ids, batch_first=True).to(self.model.device) for key, ids in batch.items()}
-                encoded.append(self.model.get_class_embeds(**inputs, num_templates=len(some[0])))
+                encoded.append(
+                    self.model.get_class_embeds(**inputs, num_templates=len(some[0]), with_prompts=with_prompts)
+                )
         return torch.cat(encoded)[np.argsort(order).tolist()]
 
 

@@ -7,6 +7,12 @@ from typing import Any
 from .input_error import InputError
 
 DEFAULT_PROMPT_TEMPLATES = ("a photo of a {}",)
+BACKGROUND_WORDS = (
+    *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk", "bed", "building"),
+    *("cloud", "lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "floor", "hill", "rail"),
+    "fence",
+)
+"""What training-free papers call the background of objects (SCLIP, NACLIP)."""
 _MAX_LISTED = 20
 
 
@@ -51,8 +57,8 @@ def read_classes(labels: Iterable[str | Sequence[str]]) -> tuple[list[str], list
     Read class names of which some may have synonyms.
 
     Args:
-        labels: As for [`check_labels`]; a list in place of a name holds the names of one class. A name that comes
-            twice in a class counts once.
+        labels: As for [`check_labels`]; a list in place of a name holds the names of one class. In one string, they
+            are separated by slashes: `"cat/kitten, tree"`. A name that comes twice in a class counts once.
 
     Returns:
         All names, checked, and the class of each, counted from 0.
@@ -60,8 +66,10 @@ def read_classes(labels: Iterable[str | Sequence[str]]) -> tuple[list[str], list
     Raises:
         InputError: As [`check_labels`], or if a class has no name.
     """
+    parts: list[Any] = [split_synonyms(part) for part in _list_of(labels)] if isinstance(labels, str) else []
     classes = [
-        list(dict.fromkeys(label)) if isinstance(label, (list, tuple)) else [label] for label in _list_of(labels)
+        list(dict.fromkeys(label)) if isinstance(label, (list, tuple)) else [label]
+        for label in parts or _list_of(labels)
     ]
     for index, names in enumerate(classes, start=1):
         if not names:
@@ -70,10 +78,46 @@ def read_classes(labels: Iterable[str | Sequence[str]]) -> tuple[list[str], list
     return check_labels([name for names in classes for name in names]), class_of_name
 
 
-def parse_class(text: str) -> str | list[str]:
-    """Read a class from text, where "/" separates its names, as in "cat/kitten": the name, or a list of several."""
-    names = list(dict.fromkeys(name.strip() for name in text.split("/")))
-    return names if len(names) > 1 else names[0]
+def nested_classes(labels: Iterable[str | Sequence[str]]) -> list[list[str]]:
+    """Return the names of each class, read and checked as by [`read_classes`]."""
+    names, class_of_name = read_classes(labels)
+    classes: list[list[str]] = [[] for _ in range(max(class_of_name) + 1)]
+    for name, index in zip(names, class_of_name):
+        classes[index].append(name)
+    return classes
+
+
+def split_synonyms(text: str) -> list[str]:
+    """Return the names of one class, which slashes separate, as in `"cat/kitten"`."""
+    return [name.strip() for name in text.split("/")]
+
+
+def add_background(
+    names: list[str],
+    class_of_name: list[int],
+    background: bool | Iterable[str],
+    vocabulary: Sequence[str] | None = None,
+) -> tuple[list[str], list[int]]:
+    """
+    Add names of the background, whose class is -1, to those that [`read_classes`] returns.
+
+    Args:
+        names: All names.
+        class_of_name: The class of each.
+        background: Its names, as for [`check_labels`], or whether there are any: `BACKGROUND_WORDS` then, without
+            those that are among the names.
+        vocabulary: All words that the model knows, for `BACKGROUND_WORDS`; `None` for any word.
+
+    Raises:
+        InputError: As [`check_labels`], also for a name of the background that is among the names.
+    """
+    if isinstance(background, bool):
+        taken = {name.lower() for name in names}
+        known = BACKGROUND_WORDS if vocabulary is None else [word for word in BACKGROUND_WORDS if word in vocabulary]
+        words = [word for word in known if word not in taken] if background else []
+    else:
+        words = check_labels(background)
+    return check_labels([*names, *words]), [*class_of_name, *(-1 for _ in words)]
 
 
 def _list_of(labels: Any) -> list[Any]:
@@ -163,13 +207,16 @@ def words_before_name(prompt_templates: Sequence[str]) -> str:
 
 
 __all__ = [
+    "BACKGROUND_WORDS",
     "DEFAULT_PROMPT_TEMPLATES",
     "UnknownWordsWarning",
+    "add_background",
     "check_labels",
     "check_templates",
     "fill_templates",
     "find_unknown_words",
-    "parse_class",
+    "nested_classes",
     "read_classes",
+    "split_synonyms",
     "words_before_name",
 ]

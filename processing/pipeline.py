@@ -2,10 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import IOBase
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
 from .name_encoder import NameEncoder, in_eval_mode
-from .names import read_classes
+from .names import add_background, read_classes
 from .processing_zegclip import ZegClipProcessor
 from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
 
@@ -37,6 +37,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     [{"label": "car", "score": 0.93, "mask": <PIL.Image.Image mode=L>}, {"label": "tree", ...}]
     ```
 
+    The model may also be a plain CLIP, which segments without training (NACLIP).
+
     Every pixel is assigned to the label with the highest score. Names are encoded once per call, so pass many pictures
     with the same names as one list or generator. Each picture is processed in overlapping windows, with the size and
     stride of the image processor.
@@ -48,13 +50,25 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_tokenizer: Any = False
     model: Any
     processor: ZegClipProcessor  # Named here, the processor's code is published with the model's.
+    _from_clip: ClassVar[Callable[[Any, Any], tuple[Any, Any]] | None] = None
+    """Turns a plain CLIP and its processor into ours; registration sets it, code that came with a model has none."""
 
-    def __init__(self, *args: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any,
+        *args: Any,
+        processor: Any = None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        from_clip = type(self)._from_clip
+        if model.config.model_type == "clip" and from_clip is not None:
+            model, processor = from_clip(model, processor)
+        super().__init__(model, *args, processor=processor, **kwargs)
         if self.model.config.model_type != "zegclip":
             raise InputError(
-                f"This pipeline needs a ZegClipForSemanticSegmentation, not a {type(self.model).__name__}; load a "
-                "plain CLIP with ZegClipForSemanticSegmentation.from_pretrained, and give the pipeline that model."
+                f"This pipeline needs a CLIP, such as openai/clip-vit-base-patch16, not a {type(self.model).__name__}."
             )
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
@@ -77,12 +91,22 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 of them, or an array with a batch axis. The EXIF orientation is applied, with a warning for a PIL
                 image.
             candidate_labels: Class names, as a list or as one comma-separated string. A list in place of a name holds
-                synonyms: the first is the label, and the score of the class is the best of its names'.
+                synonyms: the first is the label, and the score of the class is the best of its names'. In one string,
+                slashes separate them: `"cat/kitten, tree"`.
             hypothesis_template (`str` or `list[str]`, *optional*):
                 Template or templates with one `{}` for the name. Defaults to those of the model's configuration, which
                 are the active adapter's; it warns if the processor has others.
             threshold (`float`, *optional*, defaults to 0.0):
                 Pixels whose best score is lower are assigned to no label.
+            background (`bool` or `list[str]`, *optional*):
+                Names of what is none of the labels, or `True` for 26 usual ones. They compete for the pixels, and
+                those that they win get no label. By default only where a single label would win every pixel: for a
+                training-free model, whose scores compare names.
+            refine (`bool`, *optional*, defaults to `False`):
+                Whether masks follow the outlines in the picture (PAMR); it takes seconds per picture and label.
+            training_free_weight (`float`, *optional*, defaults to 0.0):
+                Weight, in [0, 1], of what the CLIP says without training (NACLIP) in the scores of a trained model. It
+                takes a second pass.
             window_size (`int`, *optional*):
                 Side of the windows in pixels of the resized picture; `None` for the whole picture at once. Defaults to
                 that of the image processor.
@@ -110,6 +134,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             MemoryError: If a picture is too large for the memory. A generator can continue with the next picture.
         """
         templates = kwargs.pop("hypothesis_template", self._forward_params.get("hypothesis_template"))
+        background = kwargs.get("background", self._preprocess_params.get("background"))
         names = NameEncoder(self.model, self.processor, templates)
         if candidate_labels is None:
             candidate_labels = self._preprocess_params.get("candidate_labels")
@@ -117,7 +142,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             if isinstance(candidate_labels, Iterator):
                 candidate_labels = list(candidate_labels)
             with self.device_placement():
-                names.encode(read_classes(candidate_labels)[0])  # an invalid name is an error of this call
+                names.encode(self._read_classes(candidate_labels, background)[0])  # errors of this call
         # Shared by all pictures of the call: a batch size that ran out of memory is not tried again.
         batch_size = kwargs.pop("batch_size", None)
         if batch_size is None:
@@ -138,11 +163,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         )
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess = _select(kwargs, "timeout", "candidate_labels")
+        preprocess = _select(kwargs, "timeout", "candidate_labels", "background")
         forward = _select(kwargs, "names", "windows", "hypothesis_template", "window_size", "window_stride")
+        forward |= _select(kwargs, "refine", "training_free_weight")
         postprocess = _select(kwargs, "threshold")
-        if not 0 <= postprocess.get("threshold", 0) <= 1:
-            raise InputError(f"threshold must be between 0 and 1, got {postprocess['threshold']}.")
+        for name, value in {**forward, **postprocess}.items():
+            if name in ("threshold", "training_free_weight") and not 0 <= value <= 1:
+                raise InputError(f"{name} must be between 0 and 1, got {value}.")
         if kwargs:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {next(iter(kwargs))!r}.")
         if "window_size" in forward and "window_stride" not in forward:
@@ -157,7 +184,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             return window_size
         return max(window_size * usual_stride // usual_size, 1)
 
-    def preprocess(self, image: Any, timeout: float | None = None, candidate_labels: Any = None) -> dict[str, Any]:
+    def _read_classes(self, labels: Any, background: Any) -> tuple[list[str], list[int]]:
+        """All names, and the class of each, -1 for the background."""
+        names, class_of_name = read_classes(labels)
+        if background is None:
+            background = self.model.config.score_function == "softmax" and not any(class_of_name)
+        return add_background(names, class_of_name, background, self.model.config.vocabulary)
+
+    def preprocess(
+        self, image: Any, timeout: float | None = None, candidate_labels: Any = None, background: Any = None
+    ) -> dict[str, Any]:
         """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `classes`."""
         if isinstance(image, Mapping):
             if "image" not in image:
@@ -179,7 +215,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return {
             "pixel_values": inputs["pixel_values"],
             "original_size": size,
-            "classes": read_classes(candidate_labels),
+            "classes": self._read_classes(candidate_labels, background),
         }
 
     def _forward(
@@ -187,31 +223,40 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         model_inputs: dict[str, Any],
         names: NameEncoder,
         windows: BatchSize,
+        refine: bool = False,
+        training_free_weight: float = 0.0,
         **settings: Any,
     ) -> dict[str, Any]:
-        """The best label's index and score at every pixel of the original picture."""
+        """The best label's index, -1 for background, and its score at every pixel of the original picture."""
         name_list, class_of_name = model_inputs["classes"]
+        pixel_values = model_inputs["pixel_values"]
+        geometry = {
+            "window_size": settings.get("window_size", self.processor.image_processor.window_size),
+            "stride": settings.get("window_stride", self.processor.image_processor.window_stride),
+            "batch_size": windows,
+        }
         class_embeds = names.encode(name_list)
+        blend = None
         with in_eval_mode(self.model):
-            logits = predict_windows(
-                self.model,
-                model_inputs["pixel_values"],
-                class_embeds,
-                window_size=settings.get("window_size", self.processor.image_processor.window_size),
-                stride=settings.get("window_stride", self.processor.image_processor.window_stride),
-                batch_size=windows,
-            )
+            logits = predict_windows(self.model, pixel_values, class_embeds, **geometry)
+            if training_free_weight and logits.score_function == "softmax":
+                raise InputError("training_free_weight is for trained models: this one is training-free already.")
+            if training_free_weight:
+                alone = names.encode(name_list, with_prompts=False)
+                others = predict_windows(self.model.get_training_free_logits, pixel_values, alone, **geometry)
+                blend = others, training_free_weight
         with _name_size_if_out_of_memory(*model_inputs["original_size"]):
-            ids, scores = merge_masks(logits, target_size=model_inputs["original_size"])
+            size = model_inputs["original_size"]
+            ids, scores = merge_masks(logits, size, blend=blend, picture=pixel_values[0] if refine else None)
         if scores.isnan().any():  # Comparisons with NaN are false, so the first label would win.
             raise InputError("The model's scores are NaN: its weights are damaged or overflow in this precision.")
-        labels = [name_list[class_of_name.index(index)] for index in range(class_of_name[-1] + 1)]
+        labels = [name_list[class_of_name.index(index)] for index in range(max(class_of_name) + 1)]
         return {"ids": torch.tensor(class_of_name, device=ids.device)[ids], "scores": scores, "labels": labels}
 
     def postprocess(self, model_outputs: dict[str, Any], threshold: float = 0.0) -> list[dict[str, Any]]:
         """One dictionary per label."""
         scores = model_outputs["scores"].numpy()
-        ids = np.where(scores < threshold, -1, model_outputs["ids"].numpy())
+        ids = np.where(scores < threshold, -1, model_outputs["ids"].numpy())  # -1 is background
         results = []
         for index, label in enumerate(model_outputs["labels"]):
             inside = ids == index

@@ -14,6 +14,7 @@ from .input_error import InputError
 from .names import (
     DEFAULT_PROMPT_TEMPLATES,
     UnknownWordsWarning,
+    add_background,
     check_labels,
     check_templates,
     fill_templates,
@@ -60,6 +61,7 @@ class ZegClipProcessor(ProcessorMixin):
         text: Sequence[str | Sequence[str]] | str | None = None,
         segmentation_maps: ImageInput | None = None,
         prompt_templates: Sequence[str] | str | None = None,
+        background: bool | Sequence[str] | str = False,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
@@ -71,6 +73,8 @@ class ZegClipProcessor(ProcessorMixin):
                 of a name holds the names of one class.
             segmentation_maps: A label map for each picture.
             prompt_templates: Templates for this call, instead of the processor's.
+            background: Names of what is none of the classes, or `True` for 26 usual ones. Their pixels get the id -1.
+                A training-free model needs them if there is a single class, which would win every pixel.
             kwargs: Arguments of the image processor or the tokenizer, and `return_tensors="pt"` for tensors.
 
         Returns:
@@ -78,7 +82,8 @@ class ZegClipProcessor(ProcessorMixin):
             orientation, `orientations` `(batch, 3)`, see the image processor. With `segmentation_maps`: `labels`
             `(batch, height, width)`. With `text`: `input_ids` and `attention_mask`, `(names * templates, length)`:
             all templates of the first name, then all of the second; and `num_templates`, by which the model finds the
-            rows of a name. With classes of several names, also `class_of_name` `(names,)`.
+            rows of a name. With classes of several names, or with background, also
+            `class_of_name` `(names,)`.
 
         Raises:
             TypeError: For an argument that neither image processor nor tokenizer has.
@@ -96,11 +101,11 @@ class ZegClipProcessor(ProcessorMixin):
             data.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
         if text is not None:
             templates = check_templates(self.prompt_templates if prompt_templates is None else prompt_templates)
-            names, class_of_name = read_classes(text)
+            names, class_of_name = add_background(*read_classes(text), background)
             data.update(self._tokenize(names, templates, **merged["text_kwargs"]))
             # A tensor among tensors: batches are often moved to a device value by value.
             numbers: dict[str, Any] = {"num_templates": len(templates)}
-            if len(set(class_of_name)) < len(names):
+            if class_of_name != list(range(len(names))):
                 numbers["class_of_name"] = class_of_name
             data.update(BatchFeature(numbers, tensor_type=merged["text_kwargs"].get("return_tensors")))
         return BatchFeature(data)

@@ -21,7 +21,7 @@ TILE_SIDE = 1024
 @torch.no_grad()
 def refine(scores: torch.Tensor, picture: torch.Tensor, tile_side: int = TILE_SIDE) -> torch.Tensor:
     """
-    Refine the scores of one picture, tile by tile, each with a border that makes the result that of the whole picture.
+    Refine the scores of one picture.
 
     Args:
         scores: `(classes, height, width)`, of any meaning; NACLIP refines logits.
@@ -31,21 +31,37 @@ def refine(scores: torch.Tensor, picture: torch.Tensor, tile_side: int = TILE_SI
     Returns:
         Refined scores, a new tensor of the same shape, float32.
     """
-    height, width = scores.shape[-2:]
     refined = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    for tile, maps in refined_tiles(scores, picture, tile_side):
+        for target, values in zip(refined, maps, strict=True):
+            target[tile] = values
+    return refined
+
+
+def refined_tiles(
+    scores: torch.Tensor, picture: torch.Tensor, tile_side: int = TILE_SIDE
+) -> Iterator[tuple[tuple[slice, slice], Iterator[torch.Tensor]]]:
+    """
+    Refine tile by tile, each with a border that makes the result that of the whole picture.
+
+    Args:
+        As [`refine`].
+
+    Yields:
+        Rows and columns of a tile, and its refined maps `(height, width)` float32, one class after the other.
+    """
+    height, width = scores.shape[-2:]
     for top in range(0, height, tile_side):
         for left in range(0, width, tile_side):
             rows = slice(max(top - REACH, 0), min(top + tile_side + REACH, height))
             columns = slice(max(left - REACH, 0), min(left + tile_side + REACH, width))
             weights = affinity(picture[:, rows, columns].float())
-            inner = (slice(top, top + tile_side), slice(left, left + tile_side))
             cut = (
                 slice(top - rows.start, top - rows.start + tile_side),
                 slice(left - columns.start, left - columns.start + tile_side),
             )
-            for index, values in enumerate(scores[:, rows, columns]):
-                refined[(index, *inner)] = _spread(values.float(), weights)[cut]
-    return refined
+            maps = (_spread(values.float(), weights)[cut] for values in scores[:, rows, columns])
+            yield (slice(top, top + tile_side), slice(left, left + tile_side)), maps
 
 
 def affinity(picture: torch.Tensor) -> torch.Tensor:
@@ -101,4 +117,4 @@ def _neighbours(values: torch.Tensor) -> Iterator[torch.Tensor]:
                     yield padded[top : top + height, left : left + width]
 
 
-__all__ = ["REACH", "affinity", "refine"]
+__all__ = ["REACH", "affinity", "refine", "refined_tiles"]

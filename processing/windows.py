@@ -1,7 +1,7 @@
 """
 Sliding-window prediction, as in the official ZegCLIP test pipeline. Tensor functions for any model.
 
-A picture is cut into windows of one size, the model predicts each of them, and the scores of overlapping windows are
+A picture is cut into windows of one size, the model predicts each of them, and what overlapping windows say is
 averaged. The windows' logits are kept at the model's low resolution and upsampled a few classes at a time, so that
 finding the best class of each pixel never needs `classes x height x width` scores in memory.
 """
@@ -11,12 +11,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from .input_error import InputError
+from .refinement import refined_tiles
 
 # Scores at full resolution per chunk of classes, which fit into the cache of a CPU; a chunk has at least one class.
 SCORES_PER_CHUNK = 2**21
@@ -43,12 +45,17 @@ class WindowLogits:
         boxes: `(top, left, bottom, right)` of each window in the picture, in pixels, end excluded.
         height: Height of the picture, in pixels.
         width: Width of the picture, in pixels.
+        score_function: What turns the logits into scores: `"sigmoid"`, or `"softmax"` over all names.
     """
 
     logits: torch.Tensor
     boxes: list[Box]
     height: int
     width: int
+    score_function: str = "sigmoid"
+
+
+Blend = tuple[WindowLogits, float]
 
 
 @dataclass
@@ -120,7 +127,8 @@ def predict_windows(
     Run a model over all windows of one picture, several at a time.
 
     Args:
-        model: Called as `model(pixel_values=..., class_embeds=...)`; its result has `.logits (windows, names, h, w)`.
+        model: Called as `model(pixel_values=..., class_embeds=...)`; its result has `.logits (windows, names, h, w)`
+            and, unless their sigmoid is the score, `.score_function`.
         pixel_values: `(1, channels, height, width)`, the preprocessed picture.
         class_embeds: `(names, dim)`, passed on to the model.
         window_size: Side of the square windows; `None` for the whole picture at once.
@@ -144,11 +152,13 @@ def predict_windows(
     boxes = window_boxes(height, width, window_size, stride)
     side = f"{min(window_size or height, height)} x {min(window_size or width, width)}"
     logits: list[torch.Tensor] = []
+    outputs = None
     done = 0
     while done < len(boxes):
         some = boxes[done : done + batch.windows]
         try:
-            logits.append(model(pixel_values=extract_windows(pixel_values, some), class_embeds=class_embeds).logits)
+            outputs = model(pixel_values=extract_windows(pixel_values, some), class_embeds=class_embeds)
+            logits.append(outputs.logits)
             done += len(some)
         except (RuntimeError, MemoryError) as error:  # The next pass runs after this block, which frees the tensors.
             if not is_out_of_memory(error):
@@ -163,7 +173,7 @@ def predict_windows(
                 f"{NO_MEMORY} for {len(some)} windows of {side} pixels at once: going on with {batch.windows}.",
                 stacklevel=2,
             )
-    return WindowLogits(torch.cat(logits), boxes, height, width)
+    return WindowLogits(torch.cat(logits), boxes, height, width, getattr(outputs, "score_function", "sigmoid"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -178,45 +188,130 @@ def merge_scores(
     target_size: tuple[int, int] | None = None,
     seen_ids: Sequence[int] = (),
     seen_offset: float = 0.0,
+    blend: Blend | None = None,
 ) -> torch.Tensor:
     """
-    Scores of every class for every pixel: the sigmoid of each window's upsampled logits (bilinear), minus
-    `seen_offset` for seen classes, averaged over overlapping windows, resized (bilinear) to the target size.
+    Scores of every name for every pixel.
+
+    Sigmoid: the sigmoid of each window's upsampled logits (bilinear), averaged over overlapping windows, resized
+    (bilinear) to the target size. Softmax: the upsampled logits, averaged and resized in the same way, then the
+    softmax over the names (NACLIP).
 
     Args:
         windows: From [`predict_windows`].
         target_size: `(height, width)` of the result; `None` for the size of the picture.
-        seen_ids: Indices of the classes seen in training.
-        seen_offset: Subtracted from their scores; 0.1 in the papers' inductive evaluation.
+        seen_ids: Indices of the names of classes seen in training.
+        seen_offset: Subtracted from their scores, before a blend; 0.1 in the papers' inductive evaluation.
+        blend: Other predictions for the same names and their weight, in [0, 1]; the weight of `windows` is the rest.
 
     Returns:
         `(names, height, width)` float32 on the logits' device, in [-seen_offset, 1].
     """
-    return torch.cat(list(_merged_chunks(windows, target_size, seen_ids, seen_offset)))
+    return torch.cat(list(_score_chunks(windows, target_size, seen_ids, seen_offset, blend)))
 
 
+@torch.no_grad()
 def merge_masks(
     windows: WindowLogits,
     target_size: tuple[int, int] | None = None,
     seen_ids: Sequence[int] = (),
     seen_offset: float = 0.0,
+    blend: Blend | None = None,
+    picture: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The best class of every pixel: the arg-max of [`merge_scores`], computed without all scores in memory.
+    The best name of every pixel: the arg-max of [`merge_scores`], computed without all scores in memory.
 
     Args:
-        As [`merge_scores`].
+        As [`merge_scores`], and
+        picture: `(3, height, width)`, the preprocessed picture of any size, along whose colours the scores are refined
+            (see [`refine`]), or logits before their softmax as in NACLIP. All of them are then in memory once.
 
     Returns:
-        The class index, `(height, width)` int64, and its score, `(height, width)` float32. Ties go to the first class.
+        The name's index, `(height, width)` int64, and its score, `(height, width)` float32. Ties go to the first name.
     """
-    return running_max(_merged_chunks(windows, target_size, seen_ids, seen_offset))
+    # The largest logit is also the best score, so the scores of the others are not needed.
+    as_logits = windows.score_function == "softmax" and blend is None and not seen_offset
+    if as_logits:
+        chunks = _merged_chunks(windows, target_size)
+    else:
+        chunks = _score_chunks(windows, target_size, seen_ids, seen_offset, blend)
+    if picture is None:
+        return _best(chunks, as_logits)
+    maps = torch.cat(list(chunks))
+    ids = torch.empty(maps.shape[1:], dtype=torch.int64, device=maps.device)
+    best = torch.empty(maps.shape[1:], device=maps.device)
+    for tile, refined in refined_tiles(maps, resize_maps(picture, *maps.shape[1:])):
+        ids[tile], best[tile] = _best((chunk[None] for chunk in refined), as_logits)
+    return ids, best
+
+
+def _best(chunks: Iterable[torch.Tensor], as_logits: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result of [`running_max`]; of logits, the softmax of the largest."""
+    if not as_logits:
+        return running_max(chunks)
+    totals: list[torch.Tensor] = []
+
+    def counted() -> Iterator[torch.Tensor]:
+        for chunk in chunks:
+            totals[:] = [_add_up(totals, chunk)]
+            yield chunk
+
+    ids, best = running_max(counted())
+    return ids, (best - totals[0]).exp_()
+
+
+def _add_up(totals: list[torch.Tensor], chunk: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the sum of all exponentials so far."""
+    total = chunk.logsumexp(dim=0) if len(chunk) > 1 else chunk[0]
+    return torch.logaddexp(totals[0], total) if totals else total.clone()
+
+
+def _score_chunks(
+    windows: WindowLogits,
+    target_size: tuple[int, int] | None,
+    seen_ids: Sequence[int] = (),
+    seen_offset: float = 0.0,
+    blend: Blend | None = None,
+) -> Iterator[torch.Tensor]:
+    """Chunks of the result of [`merge_scores`], `(names, height, width)` float32 each."""
+    offsets = None
+    if seen_offset:
+        offsets = torch.zeros(windows.logits.shape[1], 1, 1, device=windows.logits.device)
+        offsets[list(seen_ids)] = seen_offset
+    if windows.score_function == "sigmoid":
+        chunks = _merged_chunks(windows, target_size, offsets)
+    else:
+        chunks = _softmax_chunks(windows, target_size, offsets)
+    if blend is None:
+        return chunks
+    others, weight = blend
+    return map(partial(torch.lerp, weight=weight), chunks, _score_chunks(others, target_size))
+
+
+def _softmax_chunks(
+    windows: WindowLogits, target_size: tuple[int, int] | None, offsets: torch.Tensor | None
+) -> Iterator[torch.Tensor]:
+    # Twice over all names: the sum comes first, and keeping all maps would need too much memory.
+    totals: list[torch.Tensor] = []
+    for chunk in _merged_chunks(windows, target_size):
+        totals[:] = [_add_up(totals, chunk)]
+    start = 0
+    for chunk in _merged_chunks(windows, target_size):
+        scores = chunk.sub_(totals[0]).exp_()
+        yield scores if offsets is None else scores.sub_(offsets[start : start + len(chunk)])
+        start += len(chunk)
 
 
 def _merged_chunks(
-    windows: WindowLogits, target_size: tuple[int, int] | None, seen_ids: Sequence[int], seen_offset: float
+    windows: WindowLogits, target_size: tuple[int, int] | None, offsets: torch.Tensor | None = None
 ) -> Iterator[torch.Tensor]:
-    """Chunks of the result of [`merge_scores`], `(classes, height, width)` float32 each."""
+    """
+    Chunks of sigmoids or logits, averaged over the windows, less the offsets `(names, 1, 1)`, and resized.
+
+    Yields:
+        `(names, height, width)` float32.
+    """
     num_names = windows.logits.shape[1]
     size = (windows.height, windows.width)
     several = len(windows.boxes) > 1
@@ -224,22 +319,21 @@ def _merged_chunks(
         coverage = torch.zeros(size, device=windows.logits.device)
         for top, left, bottom, right in windows.boxes:
             coverage[top:bottom, left:right] += 1
-    if seen_offset:
-        offsets = torch.zeros(num_names, 1, 1, device=windows.logits.device)
-        offsets[list(seen_ids)] = seen_offset
 
-    for classes in class_chunks(num_names, *max(size, target_size or size, key=math.prod)):
+    for names in class_chunks(num_names, *max(size, target_size or size, key=math.prod)):
         if several:
-            scores = torch.zeros(classes.stop - classes.start, *size, device=windows.logits.device)
+            merged = torch.zeros(names.stop - names.start, *size, device=windows.logits.device)
             for window, (top, left, bottom, right) in zip(windows.logits, windows.boxes):
-                probabilities = resize_maps(window[classes], bottom - top, right - left).sigmoid_()
-                scores[:, top:bottom, left:right] += probabilities
-            scores /= coverage
+                maps = resize_maps(window[names], bottom - top, right - left)
+                merged[:, top:bottom, left:right] += maps.sigmoid_() if windows.score_function == "sigmoid" else maps
+            merged /= coverage
         else:
-            scores = resize_maps(windows.logits[0, classes], *size).sigmoid_()
-        if seen_offset:
-            scores -= offsets[classes]
-        yield scores if target_size in (None, size) else resize_maps(scores, *target_size)
+            merged = resize_maps(windows.logits[0, names], *size)
+            if windows.score_function == "sigmoid":
+                merged.sigmoid_()
+        if offsets is not None:
+            merged -= offsets[names]
+        yield merged if target_size in (None, size) else resize_maps(merged, *target_size)
 
 
 def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
@@ -286,13 +380,14 @@ def best_of_names(scores: torch.Tensor, class_of_name: torch.Tensor) -> torch.Te
 
     Args:
         scores: `(names, height, width)`.
-        class_of_name: `(names,)` class of each name; every class from 0 on has one.
+        class_of_name: `(names,)` class of each name, -1 for background; every class from 0 on has one.
 
     Returns:
         `(classes, height, width)`.
     """
     best = scores.new_full((int(class_of_name.max()) + 1, *scores.shape[1:]), -torch.inf)
-    return best.index_reduce_(0, class_of_name, scores, "amax")
+    is_class = class_of_name >= 0
+    return best.index_reduce_(0, class_of_name[is_class], scores[is_class], "amax")
 
 
 def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:

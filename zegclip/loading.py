@@ -49,6 +49,7 @@ from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.modeling.prompt_tuner import head_fields
 from zegclip.modeling.stored_adapter import StoredAdapter, is_missing_folder, read_description, read_json_object
+from zegclip.plain_clip import is_plain_clip, load_image_processor, training_free_fields
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.names import check_templates
 from zegclip.processing.processing_zegclip import ZegClipProcessor
@@ -132,22 +133,34 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
     """
     Load a model in eval mode, with its adapter if it has one, and check that none of its weights is missing.
 
+    A plain CLIP becomes a model that segments without training, see [`training_free_fields`].
+
     Raises:
         ModelError: For a path without a model, a damaged or contradictory one, weights that are not finite or
-            incomplete, such as those of a plain CLIP, or if the Hub cannot be reached.
+            incomplete, or if the Hub cannot be reached.
     """
     name = check_model_path(model)
     with _loading(name):
         base_of(name)
+        plain = is_plain_clip(name)
+        fields = _fields_of_plain_clip(name) if plain else {}
         # What transformers would log about missing and mismatched weights becomes an error below.
-        loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
+        loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True, **fields)
     has_adapter = hasattr(loaded, "peft_config")  # which brings a decode head
     missing = sorted(key for key in info["missing_keys"] if not (has_adapter and key.startswith("decode_head.")))
     if missing:
         more = f" and {len(missing) - 1} other parts." if len(missing) > 1 else "."
-        raise ModelError(f"{name}: not a trained segmentation model; it has no weights for {missing[0]}{more}")
+        what = "a whole CLIP" if plain else "a trained segmentation model"
+        raise ModelError(f"{name}: not {what}; it has no weights for {missing[0]}{more}")
     _check_weights(name, loaded, info, other_head=has_adapter)
     return loaded.eval()
+
+
+def _fields_of_plain_clip(name: str) -> dict[str, Any]:
+    fields = training_free_fields(ZegClipConfig.from_pretrained(name).vocabulary)
+    if (processor := _stored_processor(name)) is not None:
+        fields["prompt_templates"] = processor.prompt_templates
+    return fields
 
 
 @contextmanager
@@ -335,15 +348,23 @@ def _meaning_of(config: DeepPromptConfig, num_layers: int) -> dict[str, Any]:
 
 
 def load_processor(
-    model: str | os.PathLike, prompt_templates: list[str] | None = None, **image_processor_kwargs: Any
+    model: str | os.PathLike,
+    prompt_templates: list[str] | None = None,
+    *,
+    for_training: bool = False,
+    **image_processor_kwargs: Any,
 ) -> ZegClipProcessor:
     """
     Load a model's processor, the one of an adapter's base where it has none, or create one for a plain CLIP.
+
+    To segment with a plain CLIP, its own statistics, NACLIP's sizes and the 80 templates are right; to train on it,
+    those of ZegCLIP.
 
     Args:
         model: Folder or Hub id with a tokenizer.
         prompt_templates: Instead of those of the model's configuration, an adapter's if it has one. A plain CLIP's
             has none, and leaves those of its processor.
+        for_training: Whether a plain CLIP is to be trained on.
         **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
 
     Raises:
@@ -359,8 +380,11 @@ def load_processor(
                     cached_file(base, TOKENIZER_CONFIG_FILE)  # says that the Hub cannot be reached
                 raise ModelError(f"{base}: the model has no processor, and no tokenizer to create one with.")
             tokenizer = AutoTokenizer.from_pretrained(base)
-        # A plain CLIP's own image settings (CLIP's statistics, a square crop) are not ZegCLIP's.
         processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
+        if is_plain_clip(name) and not for_training:
+            config = ZegClipConfig.from_pretrained(name)
+            processor.image_processor = load_image_processor(name, config.clip_config)
+            processor.prompt_templates = training_free_fields(config.vocabulary)["prompt_templates"]
     image_processor = processor.image_processor
     with _loading(name, "processor"):
         # Wrong settings show when an image and a text are processed.

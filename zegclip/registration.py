@@ -15,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from zegclip import DEFAULT_MODEL
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation  # registers the tuner too
+from zegclip.plain_clip import from_clip
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
@@ -29,6 +30,7 @@ def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: A
 
 
 ZegClipForSemanticSegmentation._publish = push_to_hub
+ZeroShotImageSegmentationPipeline._from_clip = from_clip
 # Again where an earlier attempt was interrupted.
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)

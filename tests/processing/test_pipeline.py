@@ -333,8 +333,8 @@ def test_parts_of_the_processor(model, processor, segment):
     assert same(own(noise(), candidate_labels=LABELS), segment())
     with pytest.raises(InputError, match="CLIPProcessor"):
         make_pipeline(model, CLIPProcessor(CLIPImageProcessorPil(), processor.tokenizer))
-    with pytest.raises(InputError, match="not a CLIPModel"):
-        make_pipeline(model.clip, processor)
+    with pytest.raises(InputError, match="not a CLIPVisionModel"):
+        make_pipeline(model.clip.vision_model, processor)
 
 
 def test_threads_predict_without_dropout_while_the_model_trains(pipe, segment):
@@ -422,10 +422,10 @@ def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again_in_the_same_call
 def test_a_picture_too_large_for_the_memory_is_named_and_the_next_is_segmented(segment, monkeypatch):
     merge = pipeline_module.merge_masks
 
-    def refuse_wide(windows, target_size):
+    def refuse_wide(windows, target_size, **kwargs):
         if target_size == (40, 90):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes.")
-        return merge(windows, target_size=target_size)
+        return merge(windows, target_size, **kwargs)
 
     monkeypatch.setattr(pipeline_module, "merge_masks", refuse_wide)
     with pytest.raises(MemoryError, match="40 x 90"):

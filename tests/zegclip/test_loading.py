@@ -109,17 +109,27 @@ def test_the_base_of_every_kind_of_folder(model, processor, tmp_path):
             assert torch.equal(tensor, expected[key]), (name, key)
 
 
-def test_a_plain_clip_gets_the_papers_picture_settings(model, tokenizer, tmp_path):
+def test_the_picture_settings_of_a_plain_clip(model, tokenizer, tmp_path):
     model.clip.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    CLIPImageProcessorPil().save_pretrained(tmp_path)
-    processor = load_processor(tmp_path, ["the {}"], window_size=40)
-    assert processor.image_processor.image_mean == (0.485, 0.456, 0.406)
-    assert not processor.image_processor.do_center_crop
-    assert processor.image_processor.window_size == 40
-    assert processor.prompt_templates == ["the {}"]
+    CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    to_train = load_processor(tmp_path, ["the {}"], for_training=True, window_size=40)
+    assert to_train.image_processor.image_mean == (0.485, 0.456, 0.406)
+    assert not to_train.image_processor.do_center_crop
+    assert to_train.image_processor.window_size == 40
+    assert to_train.prompt_templates == ["the {}"]
+    to_segment = load_processor(tmp_path)
+    assert to_segment.image_processor.image_mean == (0.1, 0.2, 0.3)
+    patch = model.config.clip_config.vision_config.patch_size
+    assert (to_segment.image_processor.window_size, to_segment.image_processor.window_stride) == (
+        14 * patch,
+        7 * patch,
+    )
+    assert dict(to_segment.image_processor.size)["shortest_edge"] == 21 * patch
+    assert len(to_segment.prompt_templates) == 80
     ZegClipProcessor(ZegClipImageProcessor(), tokenizer, ["one {}"]).save_pretrained(tmp_path)
-    assert load_processor(tmp_path).prompt_templates == ["one {}"]
+    for loaded in (load_processor(tmp_path).prompt_templates, load_model(tmp_path).config.prompt_templates):
+        assert loaded == ["one {}"]
 
 
 def test_the_templates_are_those_of_the_configuration(model, processor, tmp_path):
@@ -246,13 +256,6 @@ def test_broken_adapters(model, model_folder, edit, mentioned):
             load(model_folder)
         assert str(model_folder) in str(error.value)
         assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_plain_clip_is_refused(model, processor, tmp_path):
-    model.clip.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="not a trained segmentation model"):
-        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("base_is_clip", [False, True])

@@ -49,25 +49,20 @@ def check_output_folder(output: Path) -> None:
         raise UsageError(f"{output}: the output must be a folder, but this is a file.")
 
 
-def read_labels(path: Path) -> list[str | list[str]]:
+def read_labels(path: Path) -> list[list[str]]:
     """
     Read class names from a UTF-8 text file, one class per line; blank lines are skipped.
 
     Returns:
-        The name of each class; where "/" separates several, as in "cat/kitten", a list of them.
+        The names of each class, which "/" separates, as in "cat/kitten".
 
     Raises:
         UsageError: If it is not UTF-8 text, has no name or one that comes twice, or a comment.
         OSError: If it cannot be read.
     """
-    from zegclip.processing.names import parse_class, read_classes
+    from zegclip.processing.names import nested_classes, split_synonyms
 
-    def check(lines: list[str]) -> list[str | list[str]]:
-        classes = [parse_class(line) for line in lines]
-        read_classes(classes)
-        return classes
-
-    return _read_lines(path, "class name", check)
+    return _read_lines(path, "class name", lambda lines: nested_classes(list(map(split_synonyms, lines))))
 
 
 def read_templates(path: Path) -> list[str]:

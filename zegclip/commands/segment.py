@@ -42,15 +42,42 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--labels", help='comma-separated class names, such as "cat, tree"')
-    names.add_argument("--labels-file", type=Path, metavar="FILE", help="text file with one class name per line")
-    parser.add_argument("--model", help="model folder or Hub id (default: the embedded model of a generated world)")
+    names.add_argument(
+        "--labels", help='comma-separated class names, such as "cat, tree"; "cat/kitten, tree" gives a class two names'
+    )
+    names.add_argument("--labels-file", type=Path, metavar="FILE", help="text file with one class per line")
+    parser.add_argument(
+        "--model",
+        help="folder or Hub id of a model, or of any CLIP, such as openai/clip-vit-base-patch16, which segments "
+        "without training (default: the embedded model of a generated world)",
+    )
     add_output_option(parser, "zegclip-output")
     parser.add_argument(
         "--threshold",
         type=fraction,
         metavar="SCORE",
         help="pixels with a lower score, 0 to 1, get no label (default: 0)",
+    )
+    parser.add_argument(
+        "--background",
+        action="store_true",
+        help="let 26 usual names of backgrounds, such as sky, wall and floor, compete with the labels: their pixels "
+        "get no label (default: only for a single label of a model without training)",
+    )
+    parser.add_argument(
+        "--background-words", metavar="NAMES", help="comma-separated names to compete instead of these 26"
+    )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="let masks follow the outlines in the picture (PAMR); it takes seconds per picture and label",
+    )
+    parser.add_argument(
+        "--training-free-weight",
+        type=fraction,
+        metavar="WEIGHT",
+        help="weight, 0 to 1, of what the CLIP says without training in the scores of a trained model; it takes a "
+        "second pass (default: 0)",
     )
     parser.add_argument(
         "--window-size",
@@ -78,12 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.files import remove_leftovers
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
-    from zegclip.processing.names import check_labels
+    from zegclip.plain_clip import SENTENCE, is_plain_clip
+    from zegclip.processing.names import check_labels, nested_classes, read_classes
     from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
 
-    labels = read_labels(arguments.labels_file) if arguments.labels is None else check_labels(arguments.labels)
+    labels = read_labels(arguments.labels_file) if arguments.labels is None else nested_classes(arguments.labels)
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
@@ -102,14 +130,22 @@ def run(arguments: argparse.Namespace) -> int:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
     if processes.local_rank == 0:
         remove_leftovers(output)
+    if processes.is_main and is_plain_clip(model):
+        print(SENTENCE.format(arguments.model))
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
+    settings["training_free_weight"] = arguments.training_free_weight
+    settings["refine"] = arguments.refine or None
+    settings["background"] = arguments.background or None
+    if arguments.background_words is not None:
+        settings["background"] = check_labels(arguments.background_words)
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
     todo = names if arguments.overwrite else segmenting.find_unfinished(names, labels, output, **job)
     outcome = segmenting.Outcome()
     if todo:
         segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
-        _warn_of_unknown_words(segmenter, labels, embedded=arguments.model is None, silent=not processes.is_main)
+        names_of_all, _ = read_classes(labels)
+        _warn_of_unknown_words(segmenter, names_of_all, embedded=arguments.model is None, silent=not processes.is_main)
         outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)
 

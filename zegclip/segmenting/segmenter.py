@@ -19,6 +19,7 @@ from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.image_reading import load_rgb, on_one_line
 from zegclip.processing.input_error import InputError
+from zegclip.processing.names import nested_classes
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import is_out_of_memory, window_boxes
 
@@ -26,8 +27,9 @@ LOW_SCORE = 0.2
 """
 Pictures whose pixels have a lower mean score are remarked on: probably none of the labels fits.
 
-Scores are sigmoids, 0.5 means as likely as not. With the embedded model, pictures whose classes are all among the
-labels have mean scores of 0.5 to 0.9, per class 0.15 to 0.9, and pictures without any of the labels less than 0.05.
+Scores of trained models are sigmoids, 0.5 means as likely as not; without training, scores only compare labels, and
+nothing is remarked. With the embedded model, pictures whose classes are all among the labels have mean scores of 0.5
+to 0.9, per class 0.15 to 0.9, and pictures without any of the labels less than 0.05.
 """
 _DELAY = 3  # Seconds until a progress bar appears.
 
@@ -114,21 +116,27 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
 
 
 def describe(
-    path: str, state: Mapping[str, int], model_name: str, model_state: str, settings: Mapping[str, Any]
+    path: str,
+    state: Mapping[str, int],
+    model_name: str,
+    model_state: str,
+    classes: Sequence[Sequence[str]],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a picture's results depend on beside the labels, as stored in its JSON file."""
+    synonyms = {names[0]: list(names[1:]) for names in classes if len(names) > 1}
     return {
         "image": os.path.abspath(path),
         "image_file": dict(state),
         "model": model_name,
         "model_files": model_state,
-        "settings": dict(settings),
+        "settings": dict(settings) | ({"synonyms": synonyms} if synonyms else {}),
     }
 
 
 def find_unfinished(
     pictures: Mapping[str, str],
-    labels: Sequence[str],
+    labels: Sequence[str | Sequence[str]],
     output: Path,
     model_name: str,
     model_state: str = "",
@@ -144,7 +152,8 @@ def find_unfinished(
         pictures: As for [`segment_pictures`], which documents the other arguments.
         show_progress: Whether to show a progress bar, after some seconds.
     """
-    names = list(labels)
+
+    classes = nested_classes(labels)
 
     def is_finished(path: str, name: str) -> bool:
         stem = os.path.join(output, name)
@@ -152,8 +161,8 @@ def find_unfinished(
             with open(f"{stem}.json", "rb") as file:
                 record = json.loads(file.read())
             return (
-                describe(path, file_state(path), model_name, model_state, settings).items() <= record.items()
-                and [row["label"] for row in record["labels"]] == names
+                describe(path, file_state(path), model_name, model_state, classes, settings).items() <= record.items()
+                and [row["label"] for row in record["labels"]] == [names[0] for names in classes]
                 and os.path.getsize(f"{stem}_overlay.png") > 0
                 and os.path.getsize(f"{stem}_mask.png") > 0
             )
@@ -230,7 +239,7 @@ def _read_pictures(
 def segment_pictures(
     segmenter: ClassMapPipeline,
     pictures: Mapping[str, str],
-    labels: Sequence[str],
+    labels: Sequence[str | Sequence[str]],
     output: Path,
     model_name: str,
     model_state: str = "",
@@ -243,18 +252,21 @@ def segment_pictures(
     Args:
         segmenter: From [`load_segmenter`].
         pictures: Paths, and the stem of each one's results, see [`name_results`].
-        labels: Class names.
+        labels: Class names, as the pipeline takes them.
         output: Folder for the results, created with the first of them.
         model_name: For the JSON files.
         model_state: For the JSON files, see [`state_of_model`].
         show_progress: Whether to show a progress bar for several pictures, and one for the windows of a picture that
             takes some seconds, on a terminal.
-        **settings: `threshold`, `window_size`, `window_stride`: see the pipeline.
+        **settings: `threshold`, `window_size` and others of the pipeline.
 
     Raises:
         InputError: If a label or setting is not valid.
         OSError: If results cannot be written.
     """
+    classes = nested_classes(labels)
+    shown_labels = [names[0] for names in classes]
+    only_compares = segmenter.model.config.score_function == "softmax" or settings.get("training_free_weight")
     outcome = Outcome()
     taken: list[ReadPicture] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
@@ -266,7 +278,7 @@ def segment_pictures(
 
     with progress:
         # As a generator, the pictures are read one at a time and the labels are encoded once for all.
-        results = iter(segmenter(_read_pictures(pictures, taken, fail), candidate_labels=list(labels), **settings))
+        results = iter(segmenter(_read_pictures(pictures, taken, fail), candidate_labels=classes, **settings))
         while True:
             try:
                 result = next(results, None)
@@ -274,16 +286,17 @@ def segment_pictures(
                     return outcome
                 ids, scores = result
                 path, state, picture = taken[0]
-                record = describe(path, state, model_name, model_state, settings)
-                record["labels"] = summarise(ids, scores, labels)
-                write_results(output, pictures[path], picture, ids, labels, record)
+                record = describe(path, state, model_name, model_state, classes, settings)
+                record["labels"] = summarise(ids, scores, shown_labels)
+                write_results(output, pictures[path], picture, ids, shown_labels, record)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not taken:
                     raise
                 fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
             else:
                 outcome.segmented += 1
-                if (ids >= 0).any() and scores[ids >= 0].mean(dtype=np.float64) < LOW_SCORE:
+                inside = scores[ids >= 0]
+                if inside.size and not only_compares and inside.mean(dtype=np.float64) < LOW_SCORE:
                     outcome.doubtful.append(path)
                 progress.update()
             taken.clear()

@@ -149,7 +149,9 @@ def build_trainer(
 ) -> ZegClipTrainer:
     """Build model, augmentation and Trainer; `data` has the splits `train` and `validation`."""
     source = model_args.model or DEFAULT_MODEL
-    processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
+    processor = load_processor(
+        source, model_args.prompt_templates, for_training=True, **data_args.image_processor_fields()
+    )
     setting = cast(Setting, data_args.setting)
     augmentation = make_augmentation(data_args, processor, split)
     model, names = build_model(model_args, setting, split, processor, augmentation.crop_size)
