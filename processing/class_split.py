@@ -231,13 +231,13 @@ def split_classes(
             contradict each other.
     """
     names_of = {item[0]: tuple(item) for item in names if not isinstance(item, str)}
-    names = [item if isinstance(item, str) else item[0] for item in names]
-    values = tuple(range(len(names))) if mask_values is None else tuple(mask_values)
+    labels = [item if isinstance(item, str) else item[0] for item in names]
+    values = tuple(range(len(labels))) if mask_values is None else tuple(mask_values)
     if ignored_values is None:
         ignored_values = (65535,) if 255 in values else (255,)
     # Checks the names and values as given, before some are removed.
     ClassSplit(
-        tuple(names),
+        tuple(labels),
         (),
         ignore_index=65535,
         mask_values=values,
@@ -246,22 +246,22 @@ def split_classes(
     )
     for role, group in {"seen": seen, "unseen": unseen, "ignored": ignored}.items():
         for name in group or ():
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
+            if name not in labels:
+                close = difflib.get_close_matches(name, labels, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
                 if owner := [label for label, synonyms in names_of.items() if name in synonyms]:
                     hint = f"; it is another name of {owner[0]!r}."
-                raise InputError(f"The class {name!r}, listed as {role}, is not among the {len(names)} classes{hint}")
+                raise InputError(f"The class {name!r}, listed as {role}, is not among the {len(labels)} classes{hint}")
             if role != "ignored" and name in ignored:
                 raise InputError(f"The class {name!r} is listed as {role} and as ignored.")
-    kept = [(name, value) for name, value in zip(names, values) if name not in ignored]
+    kept = [(name, value) for name, value in zip(labels, values) if name not in ignored]
     if not kept:
-        raise InputError("All classes are ignored." if names else "The list of class names is empty.")
+        raise InputError("All classes are ignored." if labels else "The list of class names is empty.")
     if seen is None:
         seen = [name for name, _ in kept if name not in (unseen or ())]
     if unseen is None:
         unseen = [name for name, _ in kept if name not in seen]
-    extra = [value for name, value in zip(names, values) if name in ignored]
+    extra = [value for name, value in zip(labels, values) if name in ignored]
     return ClassSplit(
         names=tuple(name for name, _ in kept),
         seen_ids=tuple(index for index, (name, _) in enumerate(kept) if name in seen),

@@ -34,8 +34,8 @@ _TRAINING_FIELDS = (
     "optim", "optim_args", "schedule_steps", "seed", "warmup_steps", "weight_decay",
 )  # fmt: skip
 _EVALUATION_FIELDS = (
-    "baseline", "eval_split", "num_eval_pictures", "results_dir", "save_predictions", "window_size",
-    "window_stride",
+    "background_threshold", "baseline", "eval_split", "num_eval_pictures", "refine", "results_dir",
+    "save_predictions", "training_free_weight", "window_size", "window_stride",
 )  # fmt: skip
 _CONTENTS = {
     "model": "model",

@@ -176,8 +176,11 @@ def build_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a CLIP with a fresh or given adapter, ready to train, and all class names as the Trainer takes them."""
     overrides = model_args.config_overrides()
-    # The classes whose masks were trained on.
-    overrides["seen_class_names"] = split.all_names(None if setting == "fully_supervised" else split.seen_ids)
+    # The classes whose masks were trained on, and their other names.
+    ids = range(len(split.names)) if setting == "fully_supervised" else split.seen_ids
+    overrides["seen_class_names"] = list(
+        dict.fromkeys([*(split.names[index] for index in ids), *split.all_names(ids)])
+    )
     overrides["semantic_loss_ignore_index"] = split.ignore_index
     model = load_base(model_args.model or DEFAULT_MODEL, overrides)
     model.config.prompt_templates = list(processor.prompt_templates)
@@ -196,6 +199,11 @@ def build_model(
     grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
     text_prompt_ids = None if model_args.text_prompts is None else processor.text_prompt_ids()
     model = get_peft_model(model, model_args.prompt_config(grid_size, text_prompt_ids))
+    if model_args.dense_attention not in (None, "plain") and not model_args.has_dense_attention(model):
+        raise UsageError(
+            f"dense_attention: {model_args.dense_attention} has no effect on a vision tower with prompts: give "
+            "num_prompt_tokens 0."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             f"There is nothing to train: decode_head_type {model_args.decode_head_type} has no weights, and there are "

@@ -81,7 +81,9 @@ class ZegClipTrainer(CheckpointTrainer):
         self.protocol = Protocol(
             image_processor.window_size,
             image_processor.window_stride,
-            default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
+            default_offset(setting, self.model.config.score_function)
+            if self.args.seen_offset is None
+            else self.args.seen_offset,
         )
         self._window_batch = BatchSize(self.args.window_batch_size)
         self._check_metric()
