@@ -43,7 +43,7 @@ def write_configs(described: dict[str, Any], folder: Path, model: str) -> dict[s
             if name not in described["runs"]:
                 raise ValueError(f"{label!r} in the table {title!r} is the run {name!r}, which is not there.")
     folder.mkdir(parents=True, exist_ok=True)
-    processor = load_processor(model)
+    processor = load_processor(model, for_training=True)
     stored = ZegClipConfig.from_pretrained(base_of(model)).to_dict()
     paths = {}
     for name, run in described["runs"].items():

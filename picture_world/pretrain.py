@@ -21,7 +21,9 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
 
+from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.input_error import InputError
+from zegclip.processing.processing_zegclip import ZegClipProcessor
 
 from .crops import captioned_windows, draw_scenes
 from .dataset import scene_seeds
@@ -42,7 +44,7 @@ _CLOSE_UPS = 240  # In an evaluation.
 class PretrainArguments:
     """Settings of the pretraining."""
 
-    output: str = field(metadata={"help": "folder for the model and its tokenizer"})
+    output: str = field(metadata={"help": "folder for the model and its processor"})
     steps: int = field(default=4500, metadata={"help": "number of optimiser steps"})
     batch_size: int = field(default=48, metadata={"help": "pictures per step and process"})
     scenes: int = field(default=24_000, metadata={"help": "scenes drawn before training, divided among the processes"})
@@ -70,10 +72,11 @@ class PretrainArguments:
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
-    """Write the model and its tokenizer to a temporary folder, then move each file into place."""
+    """Write the model and its processor to a temporary folder, then move each file into place."""
     part = output.with_name(output.name + ".part")
     model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    pictures = ZegClipImageProcessor(size={"shortest_edge": 96}, window_size=WINDOW_SIDE, window_stride=15)
+    ZegClipProcessor(pictures, tokenizer).save_pretrained(part)
     output.mkdir(parents=True, exist_ok=True)
     for file in part.iterdir():
         os.replace(file, output / file.name)

@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 
 from zegclip import DEFAULT_MODEL
 from zegclip.commands.main import build_parser
+from zegclip.loading import load_base, load_processor
 from zegclip.training.arguments import DEFAULT_CONFIG, parse_arguments
 
 pytestmark = pytest.mark.thorough
@@ -150,11 +151,14 @@ RUNNING = [page for page, text in PAGES.items() if python_blocks(text) and not p
 
 @pytest.mark.parametrize("page", RUNNING)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """Each page from top to bottom, beside a picture, and a trained model where the commands leave theirs."""
+    """Each page from top to bottom, beside a picture, a trained model where the commands leave theirs, and a CLIP."""
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((120, 96), 80).convert("RGB").save("picture.png")
     Path("outputs").mkdir()
     Path("outputs/zegclip_folder").symlink_to(DEFAULT_MODEL)
+    if "openai/clip" in python_blocks(PAGES[page]):  # A folder stands in for the Hub id.
+        load_base(DEFAULT_MODEL, {}).clip.save_pretrained("openai/clip-vit-base-patch16")
+        load_processor(DEFAULT_MODEL).save_pretrained("openai/clip-vit-base-patch16")
     exec(compile(python_blocks(PAGES[page]), page, "exec"), {"__name__": "__main__"})
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from zegclip.processing.input_error import InputError
-from zegclip.processing.names import check_labels, find_unknown_words, read_classes
+from zegclip.processing.names import BACKGROUND_WORDS, add_background, check_labels, find_unknown_words, read_classes
 
 
 def test_labels_are_stripped_and_keep_their_order():
@@ -61,6 +61,20 @@ def test_a_list_in_place_of_a_name_holds_synonyms():
     assert read_classes("cat, tree") == (["cat", "tree"], [0, 1])
     nested = [["cat", " kitten", "cat"], "tree", ("sky",)]
     assert read_classes(nested) == (["cat", "kitten", "tree", "sky"], [0, 0, 1, 2])
+    assert read_classes("cat/ kitten, tree,sky") == (["cat", "kitten", "tree", "sky"], [0, 0, 1, 2])
+    assert read_classes(["cat/kitten", "tree"]) == (["cat/kitten", "tree"], [0, 1])
+
+
+def test_background_competes_as_no_class():
+    assert len(BACKGROUND_WORDS) == 26
+    names, class_of_name = add_background(["cat", "Sky", "tree"], [0, 1, 1], True)
+    assert names[:3] == ["cat", "Sky", "tree"]
+    assert class_of_name == [0, 1, 1, *[-1] * 24]  # without the sky and the tree
+    assert add_background(["cat"], [0], True, ["cat", "sky"]) == (["cat", "sky"], [0, -1])
+    assert add_background(["cat"], [0], False) == (["cat"], [0])
+    assert add_background(["cat"], [0], "sand, rock") == (["cat", "sand", "rock"], [0, -1, -1])
+    with pytest.raises(InputError, match="'cat'"):
+        add_background(["cat"], [0], ["cat"])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,8 @@ def test_a_list_in_place_of_a_name_holds_synonyms():
         ([["cat"], []], "2"),
         ([["cat", "dog"], "dog"], "'dog'"),
         ([["cat", 3]], "2 .*3"),
+        ("cat/, tree", "2"),
+        ("cat/tree, tree", "'tree'"),
         ([], "empty"),
         ({"cat"}, "list"),
     ],

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from zegclip import DEFAULT_MODEL
+from zegclip.modeling.outputs import TrainingFreeSegmenterOutput
 from zegclip.processing.input_error import InputError
 from zegclip.processing.processing_zegclip import ZegClipProcessor
 
@@ -204,3 +205,25 @@ def test_misspelt_arguments_are_refused(processor):
 def test_what_it_cannot_do_is_refused(processor, arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
         processor(images=Image.new("RGB", (8, 8)), text=["cat"], **arguments)
+
+
+def test_background_gets_no_class(processor):
+    inputs = processor(text=[["cat", "tree"], "b"], background=["sky", "sea"], return_tensors="pt")
+    assert inputs["class_of_name"].tolist() == [0, 0, 1, -1, -1]
+    likely = torch.tensor([[1.0, 3, 1, 5, 2], [1, 2, 4, 3, 0.5]])  # of two pixels
+    logits = likely.log().T.reshape(1, 5, 1, 2)
+    outputs = TrainingFreeSegmenterOutput(logits=logits, class_of_name=inputs["class_of_name"])
+    [result] = processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
+    assert result["segmentation"].tolist() == [[-1, 1]]
+    expected = torch.tensor([[3 / 12, 2 / 10.5], [1 / 12, 4 / 10.5]])
+    torch.testing.assert_close(result["segmentation_scores"][:, 0], expected)
+    [ids] = processor.post_process_semantic_segmentation(outputs)
+    assert torch.equal(ids, result["segmentation"])
+
+
+def test_a_single_class_without_training_is_remarked_on(processor):
+    for class_of_name in (None, torch.tensor([0, 0])):
+        outputs = TrainingFreeSegmenterOutput(logits=torch.zeros(1, 1 if class_of_name is None else 2, 2, 2))
+        outputs["class_of_name"] = class_of_name
+        with pytest.warns(UserWarning, match="background"):
+            processor.post_process_semantic_segmentation(outputs)

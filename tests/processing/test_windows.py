@@ -209,6 +209,6 @@ def test_chunks_contain_all_classes_in_order():
 def test_chunks_fit_the_picture_that_is_cut_up_even_if_less_of_it_is_asked_for(monkeypatch):
     windows = random_windows(200, 300, 100, 100)
     monkeypatch.setattr(windows_module, "SCORES_PER_CHUNK", 200 * 300 * 2)
-    sizes = [len(chunk) for chunk in windows_module._merged_chunks(windows, (4, 5))]
+    sizes = [len(chunk) for chunk in windows_module._sigmoid_chunks(windows, (4, 5))]
     assert sizes == [2, 2, 2, 2, 2, 1]
     assert merge_masks(windows, (4, 5))[0].shape == (4, 5)

@@ -208,3 +208,26 @@ def test_default_model_and_words_that_it_cannot_know(model, model_folder, pictur
     assert errors.startswith("zegclip: warning: ")
     assert errors.count("\n") == 1
     assert "'red zebra', 'moon'" in errors
+
+
+def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_path, succeeds, capsys):
+    model.clip.save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    capsys.readouterr()
+    noise.save(tmp_path / "a.png")
+
+    def segment(*more, labels="cat/kitten, tree"):
+        words = ["segment", tmp_path / "a.png", "--model", tmp_path / "clip", "--output", tmp_path / "out", *more]
+        printed = succeeds(*map(str, words), "--labels", labels)
+        return printed, json.loads((tmp_path / "out" / "a.json").read_text())
+
+    printed, record = segment()
+    assert "without training" in printed
+    assert [row["label"] for row in record["labels"]] == ["cat", "tree"]
+    assert sum(row["share"] for row in record["labels"]) == pytest.approx(1, abs=1e-5)
+    printed, other = segment(labels="cat/dog, tree")
+    assert "done before" not in printed
+    assert other["labels"] != record["labels"]
+    _, record = segment("--background-words", "sky, sea", "--refine", labels="cat")
+    assert record["settings"] == {"background": ["sky", "sea"], "refine": True}
+    assert "done before" in segment("--background-words", "sky, sea", "--refine", labels="cat")[0]

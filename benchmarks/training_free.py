@@ -1,0 +1,155 @@
+"""
+What segmenting without training costs, and what its methods are worth on the drawn world.
+
+    python benchmarks/training_free.py cost
+    python benchmarks/training_free.py outlines
+    python benchmarks/training_free.py methods --clip outputs/plain_clip
+
+The first needs no weights: a ViT-B/16 with random ones computes as much. The CLIP of the last is pretrained with
+CLIP's own loss alone:
+
+    python -m zegclip.picture_world.pretrain --patch_loss false --steps 6000 --batch_size 64 \
+        --output outputs/plain_clip
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import alternate, ratio, run_cases, spread
+from tqdm import tqdm
+from transformers import CLIPConfig
+
+import zegclip
+from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.drawing.legend import arrange
+from zegclip.drawing.overlay import class_panes, find_boundaries, make_colours
+from zegclip.loading import load_base, load_model, load_processor
+from zegclip.picture_world.dataset import scene_seeds
+from zegclip.picture_world.drawing import draw_scene
+from zegclip.plain_clip import training_free_fields
+from zegclip.processing.metrics import class_counts, class_ious
+from zegclip.processing.pipeline import TASK
+from zegclip.processing.windows import WindowLogits, extract_windows, merge_masks, predict_windows, window_boxes
+from zegclip.segmenting.segmenter import ClassMapPipeline
+from zegclip.training.data import picture_world_split
+from zegclip.training.evaluate import evaluate
+
+METHODS = ("plain", "maskclip", "sclip", "clearclip", "naclip")
+SIZES = ((512, 512), (800, 1333))  # Height and width that a picture has been resized to.
+WINDOW, STRIDE, AT_ONCE = 224, 112, 8
+NUM_NAMES = (171, 3 * 171)
+SIGMA = 1.5  # For 8x8 patches, chosen on the tuning split.
+STRIP = Path(__file__).parents[1] / "docs" / "images" / "refinement.png"
+
+
+@torch.inference_mode()
+def cost(repeats: int = 5, threads: int = 2) -> dict[str, Any]:
+    """NACLIP's patch logits against the bare vision tower, and what names and refinement add."""
+    torch.set_num_threads(threads)
+    clip = CLIPConfig(vision_config={"image_size": WINDOW, "patch_size": 16})
+    model = ZegClipForSemanticSegmentation(ZegClipConfig(clip_config=clip, **training_free_fields())).eval()
+    embeds = torch.nn.functional.normalize(torch.randn(NUM_NAMES[0], clip.projection_dim), dim=-1)
+    steps = {}
+    for height, width in SIZES:
+        pictures = torch.randn(1, 3, height, width)
+        boxes = window_boxes(height, width, WINDOW, STRIDE)
+
+        def bare(pictures: torch.Tensor = pictures, boxes: list = boxes) -> None:
+            for start in range(0, len(boxes), AT_ONCE):
+                model.clip.vision_model(extract_windows(pictures, boxes[start : start + AT_ONCE]))
+
+        steps[f"{height}x{width}", "bare tower"] = bare
+        steps[f"{height}x{width}", "NACLIP"] = partial(
+            predict_windows, model, pictures, embeds, WINDOW, STRIDE, batch_size=AT_ONCE
+        )
+    times = alternate(steps, repeats, title="tower")
+    towers = [
+        {"picture": size, "step": step, **spread(seconds), "relative": ratio(seconds, times[size, "bare tower"])}
+        for (size, step), seconds in times.items()
+    ]
+    names = []
+    for height, width in SIZES:
+        boxes = window_boxes(height, width, WINDOW, STRIDE)
+        picture = torch.randn(3, height, width)
+        for count in NUM_NAMES:
+            logits = 10 * torch.randn(len(boxes), count, WINDOW // 16, WINDOW // 16)
+            windows = WindowLogits(logits, boxes, height, width, "softmax")
+            (seconds,) = alternate({"best name": partial(merge_masks, windows)}, repeats, title="names").values()
+            row = {"picture": f"{height}x{width}", "names": count, **spread(seconds)}
+            names.append(row | {"ns_per_pixel_and_name": 1e6 * row["median_ms"] / (count * height * width)})
+        few = WindowLogits(logits[:, :20], boxes, height, width, "softmax")
+        refined = {"plain": partial(merge_masks, few), "refined": partial(merge_masks, few, picture=picture)}
+        seconds = alternate(refined, 2, title="refinement")
+        names.append({"picture": f"{height}x{width}", "names": "20, refined", **spread(seconds["refined"])})
+    return {"model": "ViT-B/16, random weights, float32", "windows": WINDOW, "towers": towers, "names": names}
+
+
+def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, Any]:
+    """The embedded model with and without refinement, on drawn scenes of four times the side that it sees."""
+    model = load_model(zegclip.DEFAULT_MODEL)
+    segmenter = ClassMapPipeline(model=model, processor=load_processor(zegclip.DEFAULT_MODEL), task=TASK)
+    split = picture_world_split("test")
+    counts = {"as they come": np.zeros((3, len(split.names)), np.int64)}
+    counts["refined"] = counts["as they come"].copy()
+    edges = {title: np.zeros(2, np.int64) for title in counts}
+    seconds = dict.fromkeys(counts, 0.0)
+    strips = []
+    for number in tqdm(scene_seeds("test")[:pictures], unit="picture"):
+        scene = draw_scene(number, "test", size=side)
+        truth = np.asarray(scene.mask).astype(np.int64)
+        at_edge = find_boundaries(truth, 8)
+        maps = {"truth": truth}
+        for title in counts:
+            start = time.perf_counter()
+            maps[title], _ = segmenter(scene.image, candidate_labels=list(split.names), refine=title == "refined")
+            seconds[title] += time.perf_counter() - start
+            tensors = torch.from_numpy(maps[title]), torch.from_numpy(truth)
+            counts[title] += class_counts(*tensors, len(split.names), split.ignore_index).numpy()
+            edges[title] += ((maps[title] == truth)[at_edge].sum(), at_edge.sum())
+        if len(strips) < shown:
+            present = np.unique(np.stack(list(maps.values()))).tolist()
+            blank = ["" for _ in present]
+            strips.append(class_panes(scene.image, maps, split, make_colours(len(split.names)), present, blank))
+    arrange(strips, 1).save(STRIP)
+    rows = [
+        {
+            "masks": title,
+            "pAcc": 100 * counts[title][0].sum() / counts[title][2].sum(),
+            "mIoU": 100 * float(np.nanmean(class_ious(counts[title]))),
+            "pAcc within 8 pixels of an outline": 100 * edges[title][0] / edges[title][1],
+            "seconds per picture": seconds[title] / pictures,
+        }
+        for title in counts
+    ]
+    return {"split": "test", "pictures": pictures, "side": side, "names": len(split.names), "masks": rows}
+
+
+def methods(clip: str = "outputs/plain_clip", pictures: int = 300) -> dict[str, Any]:
+    """The five methods on the drawn world's test split, on the embedded CLIP and on one pretrained plainly."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        embedded = Path(folder) / "embedded"
+        load_base(zegclip.DEFAULT_MODEL, {}).clip.save_pretrained(embedded)
+        load_processor(zegclip.DEFAULT_MODEL).save_pretrained(embedded)
+        places = {"embedded CLIP": str(embedded), "plain CLIP": clip}
+        jobs = [(title, place, method) for title, place in places.items() for method in METHODS]
+        for title, place, method in tqdm(jobs, unit="run"):
+            words = ["--model", place, "--decode_head_type", "similarity", "--dense_attention", method]
+            words += ["--naclip_sigma", str(SIGMA), "--eval_split", "test", "--num_eval_pictures", str(pictures)]
+            words += ["--results_dir", str(Path(folder) / f"{title} {method}"), "--seen_offset", "0"]
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                figures = evaluate(words)["model, papers' protocol"]
+            rows.append({"CLIP": title, "method": method, **figures, "seconds": time.perf_counter() - start})
+    return {"split": "test", "pictures": pictures, "naclip_sigma": SIGMA, "methods": rows}
+
+
+if __name__ == "__main__":
+    run_cases(__doc__, cost, outlines, methods)
