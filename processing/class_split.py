@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from .input_error import InputError
+from .names import split_synonyms
 
 Setting = Literal["inductive", "transductive", "fully_supervised"]
 """What training sees of the unseen classes: nothing, their names and where their pixels are, or everything."""
@@ -37,6 +38,9 @@ class ClassSplit:
         ignore_index: Label of pixels without a class; larger than every id.
         mask_values: The value that mask files use for each class; `None`: the id.
         ignored_values: Values in mask files of pixels without a class.
+        merged_values: Further values in mask files that belong to a class, with its id.
+        names_of: For classes that have several names, or others than their own: all of these names. The best of them
+            decides.
 
     Raises:
         InputError: If any of these contradict each other.
@@ -49,11 +53,17 @@ class ClassSplit:
     ignore_index: int = 255
     mask_values: tuple[int, ...] | None = None
     ignored_values: tuple[int, ...] = (255,)
+    merged_values: dict[int, int] = field(default_factory=dict)
+    names_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        repeated = _first_repeated(self.names)
-        if repeated is not None:
-            raise InputError(f"The class name {repeated!r} occurs twice.")
+        for names in (self.names, self.all_names()):
+            if (repeated := _first_repeated(names)) is not None:
+                raise InputError(f"The class name {repeated!r} occurs twice.")
+        if unknown := self.names_of.keys() - set(self.names):
+            raise InputError(f"There are names of {min(unknown)!r}, which is not a class.")
+        if without := [name for name, names in self.names_of.items() if not names]:
+            raise InputError(f"The class {without[0]!r} has no name.")
         outside = [i for i in (*self.seen_ids, *self.unseen_ids) if not 0 <= i < len(self.names)]
         if outside:
             raise InputError(f"The split contains the id {outside[0]}, but there are {len(self.names)} classes.")
@@ -70,16 +80,27 @@ class ClassSplit:
         values = self._values
         if len(values) != len(self.names):
             raise InputError(f"There are {len(self.names)} classes, but {len(values)} mask values.")
+        owners = [*zip(values, self.names), *((value, self.names[i]) for value, i in self.merged_values.items())]
+        values = tuple(value for value, _ in owners)
         repeated = _first_repeated(values)
         if repeated is not None:
-            first, second = (name for name, value in zip(self.names, values) if value == repeated)
+            first, second = (name for value, name in owners if value == repeated)
             raise InputError(f"The mask value {repeated} belongs to two classes, {first!r} and {second!r}.")
         if both := set(values) & set(self.ignored_values):
-            name = self.names[values.index(min(both))]
+            name = dict(owners)[min(both)]
             raise InputError(f"The mask value {min(both)} belongs to the class {name!r} and is also ignored.")
         outside = [value for value in (*values, *self.ignored_values) if not 0 <= value <= 65535]
         if outside:
             raise InputError(f"A mask value must lie between 0 and 65535, not be {outside[0]}.")
+
+    def nested_names(self, ids: Iterable[int] | None = None) -> list[list[str]]:
+        """Return all names of each class, or of those with the given ids, as the processor takes them."""
+        classes = self.names if ids is None else [self.names[index] for index in ids]
+        return [list(self.names_of.get(name, (name,))) for name in classes]
+
+    def all_names(self, ids: Iterable[int] | None = None) -> list[str]:
+        """Return [`ClassSplit.nested_names`] as one list."""
+        return [name for names in self.nested_names(ids) for name in names]
 
     @property
     def seen_names(self) -> list[str]:
@@ -93,14 +114,15 @@ class ClassSplit:
     @property
     def known_values(self) -> list[int]:
         """Values that mask files may contain: those of the classes and the ignored ones."""
-        return [*self._values, *self.ignored_values]
+        return [*self._values, *self.merged_values, *self.ignored_values]
 
     @cached_property
     def _labels_by_value(self) -> np.ndarray:
         """The label of each mask value, up to the largest known one."""
-        table = np.full(max(0, *self._values, *self.ignored_values) + 1, _UNKNOWN)
+        table = np.full(max(0, *self.known_values) + 1, _UNKNOWN)
         table[list(self.ignored_values)] = self.ignore_index
         table[list(self._values)] = np.arange(len(self.names))
+        table[list(self.merged_values)] = list(self.merged_values.values())
         return table
 
     def labels_of(self, mask_values: np.ndarray) -> np.ndarray:
@@ -127,9 +149,10 @@ class ClassSplit:
 
     def unknown_value_message(self, value: int) -> str:
         """Return the error message for a mask value that neither belongs to a class nor is ignored."""
+        of_classes, ignored = map(self.format_values, ([*self._values, *self.merged_values], self.ignored_values))
         return (
-            f"The mask contains the value {value}, which neither belongs to a class "
-            f"({self.format_values(self._values)}) nor is ignored ({self.format_values(self.ignored_values)})."
+            f"The mask contains the value {value}, which neither belongs to a class ({of_classes}) nor is ignored "
+            f"({ignored})."
         )
 
     @staticmethod
@@ -180,7 +203,7 @@ class ClassSplit:
 
 
 def split_classes(
-    names: Sequence[str],
+    names: Sequence[str | Sequence[str]],
     *,
     seen: Collection[str] | None = None,
     unseen: Collection[str] | None = None,
@@ -192,7 +215,7 @@ def split_classes(
     Split classes by name.
 
     Args:
-        names: All class names.
+        names: All class names. A list in place of a name holds the names of one class, which is called by the first.
         seen: Names of the seen classes; `None`: all except the unseen.
         unseen: Names of the unseen classes; `None`: all except the seen, or none if `seen` is `None` as well.
         ignored: Names to remove from the list. Pixels of these classes are ignored.
@@ -207,27 +230,38 @@ def split_classes(
         InputError: If a name is unknown, is in two of the lists or occurs twice, all are ignored, or mask values
             contradict each other.
     """
-    values = tuple(range(len(names))) if mask_values is None else tuple(mask_values)
+    names_of = {item[0]: tuple(item) for item in names if not isinstance(item, str)}
+    labels = [item if isinstance(item, str) else item[0] for item in names]
+    values = tuple(range(len(labels))) if mask_values is None else tuple(mask_values)
     if ignored_values is None:
         ignored_values = (65535,) if 255 in values else (255,)
     # Checks the names and values as given, before some are removed.
-    ClassSplit(tuple(names), (), ignore_index=65535, mask_values=values, ignored_values=tuple(ignored_values))
+    ClassSplit(
+        tuple(labels),
+        (),
+        ignore_index=65535,
+        mask_values=values,
+        ignored_values=tuple(ignored_values),
+        names_of=names_of,
+    )
     for role, group in {"seen": seen, "unseen": unseen, "ignored": ignored}.items():
         for name in group or ():
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
+            if name not in labels:
+                close = difflib.get_close_matches(name, labels, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise InputError(f"The class {name!r}, listed as {role}, is not among the {len(names)} classes{hint}")
+                if owner := [label for label, synonyms in names_of.items() if name in synonyms]:
+                    hint = f"; it is another name of {owner[0]!r}."
+                raise InputError(f"The class {name!r}, listed as {role}, is not among the {len(labels)} classes{hint}")
             if role != "ignored" and name in ignored:
                 raise InputError(f"The class {name!r} is listed as {role} and as ignored.")
-    kept = [(name, value) for name, value in zip(names, values) if name not in ignored]
+    kept = [(name, value) for name, value in zip(labels, values) if name not in ignored]
     if not kept:
-        raise InputError("All classes are ignored." if names else "The list of class names is empty.")
+        raise InputError("All classes are ignored." if labels else "The list of class names is empty.")
     if seen is None:
         seen = [name for name, _ in kept if name not in (unseen or ())]
     if unseen is None:
         unseen = [name for name, _ in kept if name not in seen]
-    extra = [value for name, value in zip(names, values) if name in ignored]
+    extra = [value for name, value in zip(labels, values) if name in ignored]
     return ClassSplit(
         names=tuple(name for name, _ in kept),
         seen_ids=tuple(index for index, (name, _) in enumerate(kept) if name in seen),
@@ -235,19 +269,21 @@ def split_classes(
         ignore_index=255 if len(kept) <= 255 else 65535,
         mask_values=tuple(value for _, value in kept),
         ignored_values=(*ignored_values, *extra),
+        names_of={name: names_of[name] for name, _ in kept if name in names_of},
     )
 
 
-def read_class_names(path: str | os.PathLike) -> tuple[list[str], list[int]]:
+def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], list[int]]:
     """
     Read the class names of a data set from a file.
 
     Args:
-        path: A JSON file from mask values to names, such as `{"0": "wall", "1": "floor"}`; or, if its name does not
-            end in `.json`, a text file with one name a line, the first for mask value 0.
+        path: A JSON file from mask values to names, such as `{"0": "wall", "1": ["sofa", "couch"]}`; or, if its name
+            does not end in `.json`, a text file with one class a line, the first for mask value 0, such as
+            `sofa/couch`.
 
     Returns:
-        The names, and the mask value of each.
+        The name of each class, or a list of its names where it has several; and the mask value of each.
 
     Raises:
         InputError: If the file cannot be read or is in another format, has no name, or a name is blank or occurs
@@ -265,21 +301,22 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str], list[int]]:
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
             )
-        pairs = list(enumerate(lines)) if text.strip() else []
-    names = [name.strip() for _, name in pairs]
+        pairs = list(enumerate(map(split_synonyms, lines if text.strip() else [])))
+    classes = [list(dict.fromkeys(name.strip() for name in names)) for _, names in pairs]
     values = [value for value, _ in pairs]
-    if not names:
+    if not classes:
         raise InputError(f"{path}: this file contains no class name.")
-    if "" in names:
-        raise InputError(f"{path}: the name of mask value {values[names.index('')]} is blank.")
-    lists: dict[str, Sequence] = {"name": names, "mask value": values}
+    for value, names in zip(values, classes):
+        if "" in names:
+            raise InputError(f"{path}: the name of mask value {value} is blank.")
+    lists: dict[str, Sequence] = {"name": [name for names in classes for name in names], "mask value": values}
     for what, items in lists.items():
         if (repeated := _first_repeated(items)) is not None:
             raise InputError(f"{path}: the {what} {repeated!r} occurs twice.")
-    return names, values
+    return [names if len(names) > 1 else names[0] for names in classes], values
 
 
-def _parse_id2label(path: str, text: str) -> list[tuple[int, str]]:
+def _parse_id2label(path: str, text: str) -> list[tuple[int, list[str]]]:
     try:
         # Objects as pairs: of two equal keys, a dictionary would keep the second.
         content = json.loads(text, object_pairs_hook=tuple)
@@ -287,10 +324,13 @@ def _parse_id2label(path: str, text: str) -> list[tuple[int, str]]:
         raise InputError(f"{path}: this file is not JSON.") from error
     if not isinstance(content, tuple):
         raise InputError(f'{path}: expected an object such as {{"0": "wall", "1": "floor"}}.')
+    pairs = []
     for key, name in content:
-        if not re.fullmatch("[0-9]{1,9}", key) or not isinstance(name, str):
+        names = name if isinstance(name, list) and name else [name]
+        if not re.fullmatch("[0-9]{1,9}", key) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{path}: {key!r}: {name!r} is not a mask value with a class name.")
-    return sorted((int(key), name) for key, name in content)
+        pairs.append((int(key), names))
+    return sorted(pairs)
 
 
 def read_text(path: str) -> str:

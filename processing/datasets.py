@@ -80,8 +80,9 @@ def load_pictures(
         if data_dir is None:
             raise InputError(f"data_dir is required: the folder of {dataset}.")
         pairs = find_benchmark_files(dataset, os.path.expanduser(data_dir), splits)
-        _check_files(pairs, f". The layout must be that of mmsegmentation's converter {BENCHMARKS[dataset].converter}")
-        return _to_dataset(pairs), benchmark_split(dataset, seen, unseen, ignored)
+        _check_files(pairs, f". The layout must be that of {BENCHMARKS[dataset].origin}")
+        masks = (mask for of_split in pairs.values() for _, mask in of_split)
+        return _to_dataset(pairs), benchmark_split(dataset, seen, unseen, ignored, masks)
     if data_dir is not None:
         raise InputError(f"data_dir is only an argument of {', '.join(BENCHMARKS)}, not of {dataset!r}.")
     place = os.path.expanduser(dataset)

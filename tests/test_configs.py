@@ -5,6 +5,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,13 +13,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.loading import load_processor
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.class_split import split_classes
 from zegclip.training.arguments import SETTINGS, parse_arguments
 from zegclip.training.data import picture_world_split
+from zegclip.training.evaluate import evaluate
 from zegclip.training.optimization import poly_schedule
 from zegclip.training.run_folder import stages_of
 
@@ -65,6 +70,23 @@ OWN_FIELDS = {
 }
 # "a photo of a" by CLIP's tokenizer.
 TEMPLATE_IDS = [49406, 320, 1125, 539, 320, 49407]
+# Classes of each data set of the open-vocabulary papers, and where its files lie: pictures, masks, list, mask values.
+NUM_CLASSES = {
+    "voc20": 20, "voc21": 21, "context59": 59, "context60": 60, "coco_stuff": 171, "coco_object": 81, "ade20k": 150,
+    "cityscapes": 19,
+}  # fmt: skip
+FILES = {
+    "voc": ("JPEGImages/1.jpg", "SegmentationClass/1.png", "ImageSets/Segmentation/val.txt", range(21)),
+    "context": (
+        "JPEGImages/1.jpg", "SegmentationClassContext/1.png", "ImageSets/SegmentationContext/val.txt", range(60)
+    ),
+    "coco": ("images/val2017/1.jpg", "annotations/val2017/1_labelTrainIds.png", None, (*range(171), 255)),
+    "ade20k": ("images/validation/1.jpg", "annotations/validation/1.png", None, range(151)),
+    "cityscapes": (
+        "leftImg8bit/val/ulm/1_leftImg8bit.png", "gtFine/val/ulm/1_gtFine_labelIds.png", None, range(34)
+    ),
+}  # fmt: skip
+TRAINING_FREE = [path for path in CONFIGS if path.stem.startswith("training_free_")]
 RUNS = set(product(LOSSES, STEPS, ("inductive", "transductive", "fully_supervised")))
 TRAINING = [path for path in CONFIGS if path.stem.startswith(tuple(f"{m}_{d}" for m, d in product(LOSSES, STEPS)))]
 
@@ -75,6 +97,19 @@ def parse(path, *words):
 
 def read(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def draw_benchmark(name, root):
+    """Draw a validation picture of a data set, each row of its mask another value."""
+    picture, mask, listed, values = next(files for start, files in FILES.items() if name.startswith(start))
+    content = np.repeat(np.array(values, dtype=np.uint8)[:, None], 40, axis=1)
+    image = np.random.default_rng(0).integers(256, size=(*content.shape, 3), dtype=np.uint8)
+    for path, pixels in ((root / picture, image), (root / mask, content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    if listed is not None:
+        (root / listed).parent.mkdir(parents=True)
+        (root / listed).write_text("1\n")
 
 
 def method_and_data_set(path):
@@ -98,6 +133,7 @@ def test_there_is_one_for_each_method_data_set_and_setting():
     assert sorted(path.stem for path in TRAINING) == sorted("_".join(run) for run in RUNS)
     assert len(TRAINING) == 3 * 3 * 3
     assert {"zegclip_coco_to_voc", "zegclip_coco_to_context"} <= {path.stem for path in CONFIGS}
+    assert sorted(path.stem for path in TRAINING_FREE) == sorted(f"training_free_{name}" for name in NUM_CLASSES)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -192,6 +228,40 @@ def test_the_folder_example_splits_classes_as_the_picture_world_does(method):
     )
     expected = picture_world_split("tuning")
     assert (split.names, split.seen_ids, split.unseen_ids) == (expected.names, expected.seen_ids, expected.unseen_ids)
+
+
+@pytest.mark.parametrize("path", TRAINING_FREE, ids=lambda path: path.stem)
+def test_a_training_free_configuration_runs_as_the_papers_do(path, clip_folder, tmp_path, capsys):
+    """On a miniature of its data set, with a tiny CLIP; sizes and threshold are those of NACLIP."""
+    name = path.stem.removeprefix("training_free_")
+    data, output = tmp_path / "data", tmp_path / "output"
+    draw_benchmark(name, data)
+    words = ["--model", clip_folder, "--data_dir", data, "--output_dir", output, "--dataloader_num_workers", 0]
+    model_args, data_args, _ = parse(path, *map(str, words))
+    thresholds = {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1}
+    assert data_args.background_threshold == thresholds.get(name, 0)
+    processor = load_processor(clip_folder, model_args.prompt_templates, **data_args.image_processor_fields())
+    images = processor.image_processor
+    assert dict(images.size) == {"shortest_edge": 560 if name == "cityscapes" else 336, "longest_edge": 2048}
+    assert (images.window_size, images.window_stride) == ((None, None) if name.startswith("voc") else (224, 112))
+    assert list(images.image_mean) == list(OPENAI_CLIP_MEAN)
+    assert len(processor.prompt_templates) == 80
+
+    template = "a photo of a {}"  # 80 of them would take a minute
+    small = ["--image_size", "32"]
+    if not name.startswith("voc"):
+        small += ["--window_size", "32", "--window_stride", "16"]
+    results = evaluate([str(path), *map(str, words), *small, "--prompt_templates", template, "--use_cpu"])
+    rows = {title: figures for title, figures in results.items() if title.startswith("model, ")}
+    assert len(rows) == 2
+    if name.startswith("voc"):
+        assert len({json.dumps(figures) for figures in rows.values()}) == 1
+    for figures in rows.values():
+        assert 0 <= figures["miou"] <= 100
+        assert "hiou" not in figures
+    assert "1 pictures" in capsys.readouterr().out
+    with (output / f"eval_{data_args.dataset}_validation" / "per_class_model_papers_protocol.csv").open() as file:
+        assert sum(1 for _ in file) - 1 == NUM_CLASSES[name]
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "model" not in read(p)], ids=lambda path: path.stem)

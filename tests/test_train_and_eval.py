@@ -174,6 +174,7 @@ def test_every_method_is_trained_resumed_and_evaluated(clip_folder, tmp_path, ca
         ({"text_prompts": "whole", "prompt_templates": ["the {} there"]}, "template"),
         ({"text_prompts": "whole", "prompt_templates": ["a {}", "the {}"]}, "template"),
         ({"text_prompts": "all"}, "text_prompts"),
+        ({"dense_attention": "naclip"}, "num_prompt_tokens"),
         ({"text_prompts": "whole", "text_prompt_init": "zero"}, "text_prompt_init"),
         ({"setting": "transductive", "resume_from_checkpoint": "run/checkpoint-1"}, "resume_from_checkpoint"),
     ],
@@ -190,7 +191,7 @@ def test_the_spectral_filter_has_the_grid_of_the_training_crops(clip_folder, tmp
     """The CLIP is configured for 4x4 patches of 8 pixels, crops are of 48."""
     model_args, data_args, _ = parse_arguments([CONFIG, *options(model=clip_folder, **(SMALL | SPT_SEG | fields))])
     _, split = load_data(data_args, training=True)
-    processor = load_processor(clip_folder, **data_args.image_processor_fields())
+    processor = load_processor(clip_folder, for_training=True, **data_args.image_processor_fields())
     tuned, names = train_command.build_model(model_args, "inductive", split, processor, data_args.crop_size)
     weights = tuned.base_model.model.clip.vision_model.encoder.deep_prompt_filter["default"]
     assert weights.shape == (side, side // 2 + 1, 32, 2)
@@ -335,6 +336,92 @@ def test_a_model_is_evaluated_on_classes_of_another_data_set(clip_folder, tmp_pa
     for figures in evaluate(tmp_path / "run", tmp_path / "eval", **fields).values():
         assert 0 <= figures["miou"] <= 100
         assert not figures.get("hiou", 0) > 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"text_prompts": "words"}, {"setting": "transductive"}], ids=str)
+def test_classes_with_several_names(clip_folder, tmp_path, fields):
+    """They have one loss and one figure; that a class is its own synonym changes nothing."""
+    folder = export(tmp_path, folder=4) / "folder"
+    lines = (folder / "classes.txt").read_text().split()
+    fields = {"dataset": folder, "eval_split": "train", "unseen_classes": "cat", "baseline": False} | fields
+    trained = {}
+    for kind, suffix in {"one": "", "same": "/{}", "two": "/{}s"}.items():
+        text = "".join(f"{name}{suffix.format(name) if name in ('cat', 'sky') else ''}\n" for name in lines)
+        (folder / "classes.txt").write_text(text)
+        metrics = train(clip_folder, tmp_path / kind, **fields, learning_rate=0.01, warmup_steps=0)
+        figures = evaluate(tmp_path / kind, tmp_path / f"eval {kind}", **fields)[MODEL_ROW]
+        for name, value in figures.items():
+            assert value == pytest.approx(metrics[f"eval_{name}"], nan_ok=True)
+        trained[kind] = read_weights(tmp_path / kind)
+        table = (tmp_path / kind / "per_class.csv").read_text().splitlines()
+        assert len(table) == len(lines) + 1
+    assert trained["one"] == trained["same"] != trained["two"]
+    seen = json.loads((tmp_path / "two" / "config.json").read_text())["seen_class_names"]
+    assert {"sky", "skys"} < set(seen)
+    assert not {"cat", "cats"} & set(seen)
+    with pytest.raises(UsageError, match="names"):
+        train(clip_folder, tmp_path / "one", **fields, learning_rate=0.01, warmup_steps=0)
+
+
+def counted(output, title="model"):
+    """What an evaluation has counted under each protocol, picture by picture."""
+    (file,) = (output / "eval_picture_world_tuning" / title).glob("counts-*.jsonl")
+    return [json.loads(line)["counts"] for line in file.read_text().splitlines()]
+
+
+def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
+    """In any of the ways to do so, and as the baseline of what was trained on it."""
+    fields = {"prompt_templates": "a {}", "window_size": 48}
+    found = {}
+    for method in ("naclip", "sclip", "plain"):
+        evaluate(clip_folder, tmp_path / method, dense_attention=method, **fields)
+        found[method] = counted(tmp_path / method)
+    assert found["naclip"] != found["sclip"] != found["plain"]
+    evaluate(clip_folder, tmp_path / "usual", baseline=True, similarity_scale=100, **fields)
+    # By default it is NACLIP, as the baseline is; a scale alone does not change which name is the best.
+    assert counted(tmp_path / "usual") == counted(tmp_path / "usual", "training-free_baseline") == found["naclip"]
+
+    run = tmp_path / "run"
+    train(clip_folder, run, learning_rate=0.01, warmup_steps=0, **fields)
+    evaluate(run, tmp_path / "eval", baseline=True)
+    evaluate(run, tmp_path / "blended", baseline=True, training_free_weight=1, seen_offset=0)
+    of_blend, of_baseline = (counted(tmp_path / "blended", title) for title in ("model", "training-free_baseline"))
+    assert [list(counts.values()) for counts in of_blend] == [list(counts.values()) for counts in of_baseline]
+    rows = evaluate(run, tmp_path / "refined", baseline=True, training_free_weight=0.5, refine=True)
+    assert set(rows) == {
+        *(f"model, {name} protocol, refined, 0.5 training-free" for name in ("papers'", "free")),
+        *(f"training-free baseline, {name} protocol, refined" for name in ("papers'", "free")),
+    }
+    assert "0.5 training-free" in (run / "README.md").read_text()
+    evaluate(run, tmp_path / "other", baseline=True, dense_attention="sclip")
+    assert counted(tmp_path / "other") == counted(tmp_path / "eval")
+    assert counted(tmp_path / "other", "training-free_baseline") != counted(
+        tmp_path / "eval", "training-free_baseline"
+    )
+    of_refined = counted(tmp_path / "refined", "training-free_baseline")
+    assert [list(counts.values()) for counts in of_refined] != [list(counts.values()) for counts in of_baseline]
+
+
+@pytest.mark.parametrize(
+    ("trained", "fields", "named"),
+    [
+        (False, {"training_free_weight": 0.5}, "training_free_weight"),
+        (True, {"dense_attention": "naclip", "baseline": False}, "dense_attention"),
+        (True, {"similarity_scale": 50, "baseline": False}, "similarity_scale"),
+        (False, {"dense_attention": "dclip"}, "dense_attention"),
+        (False, {"naclip_sigma": 0}, "naclip_sigma"),
+        (False, {"background_threshold": 0.1}, "background_threshold"),
+        (False, {"background_threshold": 2}, "background_threshold"),
+        (False, {"window_size": -1}, "window_size"),
+    ],
+)
+def test_what_means_nothing_in_an_evaluation_is_refused(clip_folder, tmp_path, capsys, trained, fields, named):
+    if trained:
+        train(clip_folder, tmp_path / "run")
+    with pytest.raises(SystemExit), reporting_errors("eval.py"):
+        evaluate(tmp_path / "run" if trained else clip_folder, tmp_path / "eval", **fields)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("eval.py: ")]
+    assert named in line
 
 
 def test_a_project_that_is_moved_goes_on(clip_folder, tmp_path, capsys):

@@ -365,7 +365,8 @@ def load_processor(
         prompt_templates: Instead of those of the model's configuration, an adapter's if it has one. A plain CLIP's
             has none, and leaves those of its processor.
         for_training: Whether a plain CLIP is to be trained on.
-        **image_processor_kwargs: Attributes of the image processor to replace, such as `size`.
+        **image_processor_kwargs: Attributes of the image processor to replace, such as `size`; of the latter, a limit
+            of the long side stays if only the short side is given.
 
     Raises:
         ModelError: If there is neither a processor nor a tokenizer, or one of them is damaged.
@@ -395,6 +396,9 @@ def load_processor(
     if stated:
         processor.prompt_templates = check_templates(stated)
     for attribute, value in image_processor_kwargs.items():
+        if attribute == "size" and value.keys() == {"shortest_edge"}:
+            limit = {key: length for key, length in dict(image_processor.size).items() if key == "longest_edge"}
+            value = limit | value
         setattr(image_processor, attribute, value)
     return processor
 

@@ -39,6 +39,10 @@ def test_ids_outside_of_the_class_list(split, bad, setting):
         ({"unseen_ids": (0,)}, "'a'"),
         ({"unseen_ids": (3,)}, "the id 3,"),
         ({"names": ("a", "b", "a")}, "'a'"),
+        ({"names_of": {"a": ("a", "b")}}, "'b'"),
+        ({"names_of": {"a": ("a", "x"), "b": ("x",)}}, "'x'"),
+        ({"names_of": {"d": ("x",)}}, "'d'"),
+        ({"names_of": {"a": ()}}, "'a'"),
         ({"ignore_index": 2}, "ignore_index=2 "),
         ({"ignore_index": -100}, "ignore_index=-100 "),
         ({"mask_values": (1, 2)}, "3 .*2 "),
@@ -46,6 +50,8 @@ def test_ids_outside_of_the_class_list(split, bad, setting):
         ({"mask_values": (1, 255, 2)}, "mask value 255 .* 'b'"),
         ({"mask_values": (1, 70000, 2)}, "70000"),
         ({"ignored_values": (-1,)}, "-1"),
+        ({"merged_values": {1: 0}}, "mask value 1 .* 'b' and 'a'"),
+        ({"merged_values": {255: 1}}, "mask value 255 .* 'b'"),
     ],
 )
 def test_contradictions_are_refused(fields, named):
@@ -72,6 +78,8 @@ def test_mask_values_become_ids(dtype):
     assert labels.dtype == np.int64
     assert labels.tolist() == [[0, 1], [2, 255], [255, 0]]
     assert split.labels_of(np.zeros((0, 5), dtype)).shape == (0, 5)
+    merged = ClassSplit(("a", "b"), (0, 1), mask_values=(255, 3), merged_values={4: 0, 9: 1}, ignored_values=())
+    assert merged.labels_of(np.array([255, 3, 4, 9], dtype=dtype).clip(0, 255)).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("bad", [2, 5, 254, 256, 60000, -1, 1 << 40])
@@ -100,6 +108,16 @@ def test_ignored_names_leave_the_list_and_their_pixels_have_no_class():
     assert split.names == ("a", "b")
     assert (split.seen_ids, split.unseen_ids) == ((0,), (1,))
     assert split.labels_of(np.array([5, 6, 8, 255])).tolist() == [255, 0, 1, 255]
+
+
+def test_a_class_may_have_several_names():
+    split = split_classes(["sky", ["cat", "kitten"], ["sofa", "couch"]], unseen=["cat"], ignored=["sofa"])
+    assert (split.names, split.unseen_ids, split.seen_names) == (("sky", "cat"), (1,), ["sky"])
+    assert split.nested_names() == [["sky"], ["cat", "kitten"]]
+    assert split.nested_names([1]) == [["cat", "kitten"]]
+    assert split.all_names() == ["sky", "cat", "kitten"]
+    with pytest.raises(InputError, match=r"'kitten'.*'cat'"):
+        split_classes([["cat", "kitten"], "sky"], unseen=["kitten"])
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ CONTEXT_UNSEEN = (1, 7, 8, 15, 20, 25, 32, 34, 49, 55)
         ("coco_stuff", 171, COCO_UNSEEN, {0: 0, 170: 170, 255: 255}),
         ("pascal_context_59", 59, tuple(i - 1 for i in CONTEXT_UNSEEN), {0: 255, 1: 0, 59: 58, 255: 255}),
         ("pascal_context_60", 60, CONTEXT_UNSEEN, {0: 0, 1: 1, 59: 59, 255: 255}),
+        ("voc20", 20, (), {0: 255, 1: 0, 20: 19, 255: 255}),
+        ("voc21", 21, (), {0: 0, 1: 1, 20: 20, 255: 255}),
+        ("coco_stuff171", 171, (), {0: 0, 170: 170, 255: 255}),
+        ("coco_object", 81, (), {0: 0, 80: 80, 255: 255}),
+        ("ade20k", 150, (), {0: 255, 1: 0, 150: 149}),
+        ("cityscapes", 19, (), {0: 0, 18: 18, 255: 255}),
     ],
 )
 def test_benchmarks_have_the_papers_classes_and_templates(name, num_classes, unseen_ids, values):
@@ -165,6 +171,79 @@ def test_pascal_context(tmp_path):
         data, split = load_pictures(name, data_dir=tmp_path)
         assert stems_of(data) == {"train": ["2008_b", "2008_a"], "validation": ["2010_v"]}
         assert read_sample(data["train"][0], split)[1][0, :3].tolist() == expected
+
+
+def test_ade20k(tmp_path):
+    for part, stems in {
+        "training": ("ADE_train_00000002", "ADE_train_00000001"),
+        "validation": ("ADE_val_1",),
+    }.items():
+        for stem in stems:
+            draw_picture(tmp_path / "images" / part / f"{stem}.jpg")
+            draw_mask(tmp_path / "annotations" / part / f"{stem}.png", (0, 1, 150))
+    data, split = load_pictures("ade20k", data_dir=tmp_path)
+    assert stems_of(data) == {"train": ["ADE_train_00000001", "ADE_train_00000002"], "validation": ["ADE_val_1"]}
+    assert read_sample(data["train"][0], split)[1][0, :3].tolist() == [255, 0, 149]
+    assert (split.names[0], split.names[149]) == ("wall", "flag")
+    shutil.rmtree(tmp_path / "annotations")
+    with pytest.raises(InputError, match="ADEChallengeData2016"):
+        load_pictures("ade20k", data_dir=tmp_path)
+
+
+# Of the 34 classes that Cityscapes labels, the 19 that are evaluated, in their order.
+CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+def test_cityscapes(tmp_path):
+    stems = {"train": ["aachen/aachen_000000_000019", "ulm/ulm_000001_000019"], "val": ["lindau/lindau_000000_000019"]}
+    for part, names in stems.items():
+        for name in names:
+            draw_picture(tmp_path / "leftImg8bit" / part / f"{name}_leftImg8bit.png")
+            mask = tmp_path / "gtFine" / part / name
+            draw_mask(mask.with_name(f"{mask.name}_gtFine_labelIds.png"), range(34), size=(34, 4))
+            draw_picture(mask.with_name(f"{mask.name}_gtFine_color.png"))
+    for image in tmp_path.rglob("*_leftImg8bit.png"):
+        draw_picture(image, size=(34, 4))
+    data, split = load_pictures("cityscapes", data_dir=tmp_path)
+    found = [f"{path.parent.name}/{path.name.removesuffix('_leftImg8bit.png')}" for path in paths_of(data["train"])]
+    assert found == stems["train"]
+    assert len(data["validation"]) == 1
+    labels = read_sample(data["train"][0], split)[1][0].tolist()
+    assert [labels.index(index) for index in range(19)] == CITYSCAPES_IDS
+    assert labels.count(255) == 34 - 19
+    assert (split.names[0], split.names[11], split.names[18]) == ("road", "person", "bicycle")
+
+    for mask in list(tmp_path.rglob("*_labelIds.png")):
+        draw_mask(mask.with_name(mask.name.replace("labelIds", "labelTrainIds")), (*range(19), 255), size=(34, 4))
+    data, split = load_pictures("cityscapes", data_dir=tmp_path)
+    assert read_sample(data["validation"][0], split)[1][0, :20].tolist() == [*range(19), 255]
+    next(tmp_path.rglob("ulm*_labelTrainIds.png")).unlink()
+    with pytest.raises(InputError, match=r"labelTrainIds.png and .*labelIds.png"):
+        load_pictures("cityscapes", data_dir=tmp_path)
+
+
+def test_things_of_coco_stuff_have_a_background(tmp_path):
+    """Stuff and pixels without a label belong to it, as nothing else is in masks drawn from instances."""
+    image, mask = (tmp_path / folder / "val2017" / "000000000139" for folder in ("images", "annotations"))
+    draw_picture(image.with_suffix(".jpg"))
+    draw_mask(mask.with_name(f"{mask.name}_labelTrainIds.png"), (0, 79, 80, 170, 255))
+    data, split = load_pictures("coco_object", data_dir=tmp_path, splits=["validation"])
+    assert read_sample(data["validation"][0], split)[1][0, :5].tolist() == [1, 80, 0, 0, 0]
+    assert (split.names[0], split.names[1], split.names[80]) == ("background", "person", "toothbrush")
+    without = load_pictures("coco_object", data_dir=tmp_path, splits=["validation"], ignored=["background"])[1]
+    assert read_sample(data["validation"][0], without)[1][0, :5].tolist() == [0, 79, 255, 255, 255]
+    draw_mask(mask.with_name(f"{mask.name}_instanceTrainIds.png"), (0, 1, 80))
+    data, split = load_pictures("coco_object", data_dir=tmp_path, splits=["validation"])
+    assert read_sample(data["validation"][0], split)[1][0, :3].tolist() == [0, 1, 80]
+
+
+def test_names_of_the_open_vocabulary_papers():
+    split = benchmark_split("voc21")
+    assert [len(names) for names in split.nested_names()] == [26, *[1] * 14, 7, *[1] * 4, 5]
+    assert "background" not in split.all_names()
+    assert split.nested_names([20])[0][0] == split.names[20]
+    object_names = benchmark_split("coco_object").all_names()
+    assert object_names.count("bed") == 1
 
 
 @pytest.mark.parametrize(
@@ -521,6 +600,8 @@ def test_class_names_of_the_hub_are_in_a_file_beside_the_tables(monkeypatch):
         ("classes.txt", "\ufeffmur\nsol étage", (["mur", "sol étage"], [0, 1])),
         ("classes.txt", "mur\u2028haut\nsol\x0c\nciel", (["mur\u2028haut", "sol", "ciel"], [0, 1, 2])),
         ("id2label.json", '{"7": "tree", "0": "wall", "12": "floor"}', (["wall", "tree", "floor"], [0, 7, 12])),
+        ("classes.txt", "sofa / couch\nwall\ntree/tree\n", ([["sofa", "couch"], "wall", "tree"], [0, 1, 2])),
+        ("id2label.json", '{"3": ["sofa", " couch"], "1": "w/o"}', (["w/o", ["sofa", "couch"]], [1, 3])),
     ],
 )
 def test_class_names_of_a_file(tmp_path, name, text, expected):
@@ -534,6 +615,11 @@ def test_class_names_of_a_file(tmp_path, name, text, expected):
         ("classes.txt", "wall\n\ntree\n", "mask value 1"),
         ("classes.txt", "wall\ntree\nwall\n", "'wall'"),
         ("classes.txt", " \n", None),
+        ("classes.txt", "wall\ntree/\n", "mask value 1"),
+        ("classes.txt", "wall/tree\nfloor\ntree\n", "'tree'"),
+        ("id2label.json", '{"0": ["wall", "tree"], "1": "tree"}', "'tree'"),
+        ("id2label.json", '{"0": []}', "'0': "),
+        ("id2label.json", '{"0": ["wall", 3]}', "'0': "),
         ("classes.txt", "1: wall\n2: floor\n", "'1: wall'"),
         ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "'# label"),
         ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', r"\.json"),

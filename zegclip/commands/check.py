@@ -18,9 +18,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "dataset",
         metavar="DATASET",
-        help="voc, coco_stuff, pascal_context_59, pascal_context_60, a folder, or a Hub id such as owner/name",
+        help="a benchmark (voc, voc20, voc21, coco_stuff, coco_stuff171, coco_object, pascal_context_59, "
+        "pascal_context_60, ade20k, cityscapes), a folder, or a Hub id such as owner/name",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of one of the first four, in its standard layout")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark, in its standard layout")
     parser.add_argument(
         "--classes-file",
         metavar="FILE",
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.dataset not in BENCHMARKS:  # whose configurations name a CLIP
         vocabulary = ZegClipConfig.from_pretrained(DEFAULT_MODEL).vocabulary
-        unknown = find_unknown_words(split.names, vocabulary, model="the embedded model")
+        unknown = find_unknown_words(split.all_names(), vocabulary, model="the embedded model")
         if unknown is not None:
             print(f"note: for a training without --model: {unknown}")
     num_expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures")

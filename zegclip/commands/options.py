@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zegclip.errors import UsageError
 
@@ -48,17 +49,20 @@ def check_output_folder(output: Path) -> None:
         raise UsageError(f"{output}: the output must be a folder, but this is a file.")
 
 
-def read_labels(path: Path) -> list[str]:
+def read_labels(path: Path) -> list[list[str]]:
     """
-    Read class names from a UTF-8 text file, one per line; blank lines are skipped.
+    Read class names from a UTF-8 text file, one class per line; blank lines are skipped.
+
+    Returns:
+        The names of each class, which "/" separates, as in "cat/kitten".
 
     Raises:
         UsageError: If it is not UTF-8 text, has no name or one that comes twice, or a comment.
         OSError: If it cannot be read.
     """
-    from zegclip.processing.names import check_labels
+    from zegclip.processing.names import nested_classes, split_synonyms
 
-    return _read_lines(path, "class name", check_labels)
+    return _read_lines(path, "class name", lambda lines: nested_classes(list(map(split_synonyms, lines))))
 
 
 def read_templates(path: Path) -> list[str]:
@@ -74,7 +78,7 @@ def read_templates(path: Path) -> list[str]:
     return _read_lines(path, "prompt template", check_templates)
 
 
-def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[str]]) -> list[str]:
+def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[Any]]) -> list[Any]:
     from zegclip.processing.input_error import InputError
 
     try:

@@ -34,6 +34,12 @@ DATASET_TITLES = {
     "coco_stuff": "COCO-Stuff 164k",
     "pascal_context_59": "PASCAL Context (59 classes)",
     "pascal_context_60": "PASCAL Context (60 classes)",
+    "voc20": "PASCAL VOC 2012 (20 classes, open-vocabulary names)",
+    "voc21": "PASCAL VOC 2012 (21 classes, open-vocabulary names)",
+    "coco_stuff171": "COCO-Stuff 164k (open-vocabulary names)",
+    "coco_object": "COCO-Object",
+    "ade20k": "ADE20K (150 classes)",
+    "cityscapes": "Cityscapes",
 }
 
 

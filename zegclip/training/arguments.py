@@ -12,10 +12,11 @@ from transformers.hf_argparser import HfArg
 
 from zegclip.errors import UsageError, as_usage_errors
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.dense_attention import DenseEncoder
 from zegclip.modeling.prompt_config import DeepPromptConfig
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.class_split import Setting
-from zegclip.training.config_file import find_config, read_config, suggest
+from zegclip.training.config_file import CONFIGS, find_config, read_config, suggest
 from zegclip.training.training_arguments import ZegClipTrainingArguments
 
 
@@ -48,6 +49,15 @@ class ModelArguments:
         default=None, help="Consensus: layers of the vision tower that it uses, counted from 0."
     )
     decode_head_init: str | None = HfArg(default=None, help="default or identity.")
+    dense_attention: str | None = HfArg(
+        default=None,
+        help="Last layer of a vision tower without prompts: plain, maskclip, sclip, clearclip or naclip. Default: the "
+        "model's.",
+    )
+    naclip_sigma: float | None = HfArg(default=None, help="NACLIP: width of the neighbourhood, in patches.")
+    similarity_scale: float | None = HfArg(
+        default=None, help="Similarity: factor of the cosines before their softmax. Default: the model's."
+    )
     focal_weight: float | None = HfArg(default=None, help="Weight of the focal loss.")
     dice_weight: float | None = HfArg(default=None, help="Weight of the dice loss.")
     ssim_weight: float | None = HfArg(default=None, help="Weight of the structural similarity loss.")
@@ -94,6 +104,16 @@ class ModelArguments:
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in given.items() if name in known and value is not None}
 
+    def training_free_overrides(self) -> dict[str, Any]:
+        """Return those of [`config_overrides`] that also apply to a model that is not trained any more."""
+        names = ("dense_attention", "naclip_sigma", "similarity_scale")
+        return {name: value for name, value in self.config_overrides().items() if name in names}
+
+    @staticmethod
+    def has_dense_attention(model: Any) -> bool:
+        """Return whether `dense_attention` decides how a model attends; visual prompts replace its encoder."""
+        return isinstance(model.clip.vision_model.encoder, DenseEncoder)
+
     def prompt_config(self, grid_size: int | None, text_prompt_ids: list[int] | None = None) -> DeepPromptConfig:
         """
         Return the adapter's configuration.
@@ -132,7 +152,7 @@ class DataArguments:
         help=f"picture_world, {', '.join(BENCHMARKS)}, a folder of pictures and masks, or a Hub id.",
     )
     data_dir: str | None = HfArg(
-        default=None, help="Folder of VOC, COCO-Stuff or PASCAL Context, in its standard layout."
+        default=None, help="Folder of a benchmark, such as VOC or COCO-Stuff, in its standard layout."
     )
     classes_file: str | None = HfArg(
         default=None, help="Class names: a text file, one per line by mask value, or id2label as JSON."
@@ -178,10 +198,25 @@ class DataArguments:
     flip_probability: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
     photometric_distortion: bool = HfArg(default=True, help="Random brightness, contrast and colours.")
     image_size: int | None = HfArg(default=None, help="Short side of pictures. Default: the processor's.")
-    window_size: int | None = HfArg(default=None, help="Side of sliding windows. Default: the processor's.")
+    window_size: int | None = HfArg(
+        default=None, help="Side of sliding windows; 0: the whole picture at once. Default: the processor's."
+    )
     window_stride: int | None = HfArg(default=None, help="Stride of sliding windows. Default: the processor's.")
     baseline: bool = HfArg(
-        default=False, help="Evaluation: also evaluate the training-free baseline in the same windows."
+        default=False,
+        help="Evaluation: also evaluate what the CLIP says without training (NACLIP), in the same windows.",
+    )
+    background_threshold: float = HfArg(
+        default=0.0,
+        help="Evaluation: pixels whose best score is lower belong to the data set's background, its first class.",
+    )
+    refine: bool = HfArg(
+        default=False, help="Evaluation: whether masks follow the outlines in the picture (PAMR), which takes longer."
+    )
+    training_free_weight: float = HfArg(
+        default=0.0,
+        help="Evaluation: weight, from 0 to 1, of what the CLIP says without training (NACLIP) in the model's scores. "
+        "It takes a second pass.",
     )
     results_dir: str | None = HfArg(
         default=None, help="Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."
@@ -198,7 +233,8 @@ class DataArguments:
             "window_size": self.window_size,
             "window_stride": self.window_stride,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        whole = {"window_size": None, "window_stride": None} if self.window_size == 0 else {}
+        return {name: value for name, value in fields.items() if value is not None} | whole
 
     def __post_init__(self) -> None:
         if self.setting not in SETTINGS:
@@ -211,8 +247,12 @@ class DataArguments:
             raise UsageError(f"data_dir is missing: say where {self.dataset} lies, for example --data_dir data/voc.")
         sizes = ("crop_size", "long_side", "image_size", "window_size", "window_stride")
         for name in ("num_train_pictures", "num_eval_pictures", "self_training_steps", *sizes):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            least = 0 if name == "window_size" else 1
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        for name in ("background_threshold", "training_free_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be between 0 and 1, not {getattr(self, name)}.")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -273,9 +313,11 @@ def parse_arguments(
     if config is not None and not named:
         dataset = parser.parse_known_args(words)[0].dataset
         if dataset != "picture_world":
-            suitable = f"{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "folder"
+            suitable = f"zegclip_{dataset.rstrip('_0569')}_inductive" if dataset in BENCHMARKS else "zegclip_folder"
+            if not (CONFIGS / f"{suitable}.yaml").is_file():
+                suitable = f"training_free_{dataset.removesuffix('171')}"
             raise UsageError(
-                f"dataset {dataset}: give a configuration first, such as zegclip_{suitable}. Without one it is the "
+                f"dataset {dataset}: give a configuration first, such as {suitable}. Without one it is the "
                 "picture world's, whose eval_split, sizes and schedule do not fit other data."
             )
         print(f"No configuration given: using {config} (the generated picture world, offline).")

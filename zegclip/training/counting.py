@@ -38,16 +38,22 @@ class Protocol:
         window_size: Side of the sliding windows in pixels of the resized picture; `None`: the whole picture at once.
         window_stride: Distance between windows.
         seen_offset: Subtracted from the scores of seen classes.
+        background_threshold: Pixels whose best score is lower belong to the class 0, the background.
+        refine: Whether masks follow the outlines in the picture (PAMR).
+        training_free_weight: Weight, in [0, 1], of what the CLIP says without training (NACLIP).
     """
 
     window_size: int | None
     window_stride: int | None
     seen_offset: float
+    background_threshold: float = 0.0
+    refine: bool = False
+    training_free_weight: float = 0.0
 
 
-def default_offset(setting: Setting | str) -> float:
-    """Return the papers' offset of seen classes: in the inductive setting alone."""
-    return INDUCTIVE_OFFSET if setting == "inductive" else 0.0
+def default_offset(setting: Setting | str, score_function: str = "sigmoid") -> float:
+    """Return the papers' offset of seen classes: in the inductive setting alone, and of trained heads' scores."""
+    return INDUCTIVE_OFFSET if setting == "inductive" and score_function == "sigmoid" else 0.0
 
 
 def predict_map(
@@ -59,6 +65,8 @@ def predict_map(
     *,
     seen_ids: Sequence[int],
     batch_size: int | BatchSize,
+    class_of_name: torch.Tensor | None = None,
+    embeds_without_prompts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Segment one picture into all classes.
@@ -67,19 +75,36 @@ def predict_map(
         model: A [`ZegClipForSemanticSegmentation`], wrapped or not.
         pixel_values: `(3, height, width)`.
         class_embeds: `(names, dim)`.
-        protocol: Windows and offset.
+        protocol: Windows, offset and what else is done with the scores.
         size: `(height, width)` of the result.
-        seen_ids: Ids that the offset is for.
+        seen_ids: Ids of the classes that the offset is for.
         batch_size: Windows per forward pass, see [`predict_windows`].
+        class_of_name: `(names,)` class of each name, where classes have several. The best of a class's names counts.
+        embeds_without_prompts: `(names, dim)` class embeddings for the training-free part, if it has a weight.
 
     Returns:
         `(height, width)` int64 ids.
     """
-    windows = predict_windows(
-        model, pixel_values[None], class_embeds, protocol.window_size, protocol.window_stride, batch_size=batch_size
+    geometry = (protocol.window_size, protocol.window_stride, batch_size)
+    windows = predict_windows(model, pixel_values[None], class_embeds, *geometry)
+    blend = None
+    if protocol.training_free_weight:
+        assert embeds_without_prompts is not None
+        others = predict_windows(model.get_training_free_logits, pixel_values[None], embeds_without_prompts, *geometry)
+        blend = others, protocol.training_free_weight
+    if class_of_name is not None:
+        seen = set(seen_ids)
+        seen_ids = [name for name, index in enumerate(class_of_name.tolist()) if index in seen]
+    ids, scores = merge_masks(
+        windows,
+        (size[0], size[1]),
+        seen_ids=seen_ids,
+        seen_offset=protocol.seen_offset,
+        blend=blend,
+        picture=pixel_values if protocol.refine else None,
     )
-    ids, _ = merge_masks(windows, (size[0], size[1]), seen_ids=seen_ids, seen_offset=protocol.seen_offset)
-    return ids
+    ids = ids if class_of_name is None else class_of_name[ids]
+    return ids.where(scores >= protocol.background_threshold, 0) if protocol.background_threshold else ids
 
 
 class CountStore:
@@ -266,6 +291,8 @@ def evaluate_pictures(
     batch_size: int,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
+    class_of_name: torch.Tensor | None = None,
+    embeds_without_prompts: torch.Tensor | None = None,
     save_predictions: bool = False,
     title: str = "model",
 ) -> dict[str, np.ndarray]:
@@ -281,6 +308,8 @@ def evaluate_pictures(
         batch_size: Windows per forward pass.
         num_workers: Worker processes of the data loader.
         dtype: Of autocast; `None` disables it.
+        class_of_name: As for [`predict_map`].
+        embeds_without_prompts: As for [`predict_map`].
         save_predictions: Whether to save each predicted map in the store's folder, as a PNG with the picture's name
             (see [`name_predictions`]) and the data set's mask values.
         title: For the progress bar.
@@ -318,18 +347,23 @@ def evaluate_pictures(
         labels = sample["labels"].to(device, non_blocking=True)
         if not labels.numel():  # It could not be read, and may be repaired before the next evaluation.
             continue
-        counts = {}
+        counts: dict[str, np.ndarray] = {}
+        maps: dict[Protocol, torch.Tensor] = {}
         for name, protocol in protocols.items():
-            with context:
-                predicted = predict_map(
-                    model,
-                    sample["pixel_values"].to(device, non_blocking=True),
-                    class_embeds,
-                    protocol,
-                    labels.shape,
-                    seen_ids=split.seen_ids,
-                    batch_size=batch,
-                )
+            if protocol not in maps:  # Two may be the same, where windows are the whole picture.
+                with context:
+                    maps[protocol] = predict_map(
+                        model,
+                        sample["pixel_values"].to(device, non_blocking=True),
+                        class_embeds,
+                        protocol,
+                        labels.shape,
+                        seen_ids=split.seen_ids,
+                        batch_size=batch,
+                        class_of_name=class_of_name,
+                        embeds_without_prompts=embeds_without_prompts,
+                    )
+            predicted = maps[protocol]
             counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
             if names is not None:
                 folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)

@@ -2,10 +2,12 @@
 Evaluation of a model on seen and unseen classes: from the arguments to figures and tables in the results folder.
 
 Two protocols are reported: the papers' (sliding windows, in the inductive setting an offset on seen classes' scores)
-and the free one (the whole picture at once, no offset). Under `torchrun` or `accelerate launch`, the processes share
-the pictures. The same command continues an interrupted evaluation.
+and the free one (the whole picture at once, no offset). Background, refinement and blending apply to both. Under
+`torchrun` or `accelerate launch`, the processes share the pictures. The same command continues an interrupted
+evaluation.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +22,14 @@ from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
 from zegclip.files import remove_leftovers, write_json
 from zegclip.loading import load_base, load_model, load_processor
+from zegclip.plain_clip import training_free_fields
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import summarise
-from zegclip.processing.names import find_unknown_words
+from zegclip.processing.name_encoder import NameEncoder
+from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import is_output_of_train, record_evaluation
-from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, parse_arguments
+from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments
 from zegclip.training.counting import (
     CountStore,
     Protocol,
@@ -65,24 +69,39 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     source = model_args.model or DEFAULT_MODEL
     # In float32, as it was trained, whatever its files are in; --bf16 true and --fp16 true compute in half precision.
     models = {"model": load_model(source).float()}
+    _set_training_free(models["model"], model_args, data_args)
     title = "the embedded default model, as no model is given" if model_args.model is None else source
     PartialState().print(f"Evaluating {title}.")
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
+    if data_args.background_threshold and split.names[0] != "background":
+        raise UsageError(
+            f"background_threshold: the first class of {data_args.dataset} is {split.names[0]!r}, not background."
+        )
     remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     leaked = _warn_of_classes(models["model"], processor, split, data_args)
     if data_args.baseline:
-        models[BASELINE] = load_base(source, {"decode_head_type": "similarity"}).eval()
+        fields = training_free_fields(models["model"].config.vocabulary)
+        models[BASELINE] = load_base(source, fields | model_args.training_free_overrides()).eval()
 
     folder = results_folder(data_args, training_args)
     skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
     pictures = EvaluationPictures(data["validation"], split, processor.image_processor, skipped_file)
-    offset = default_offset(data_args.setting) if training_args.seen_offset is None else training_args.seen_offset
+    offset = training_args.seen_offset
+    if offset is None:
+        offset = default_offset(data_args.setting, models["model"].config.score_function)
+    images, refine = processor.image_processor, data_args.refine
     results = {}
     for title, model in models.items():
-        # The offset is made for scores of a trained head; the baseline's hardly differ between classes.
-        model_offset = offset if title == "model" else 0.0
-        counts = count_classes(model, title, processor, pictures, data_args, training_args, model_offset, folder)
+        # The offset is made for scores of a trained head, and the baseline has nothing to be blended with.
+        model_offset, weight = (offset, data_args.training_free_weight) if title == "model" else (0.0, 0.0)
+        scoring = (data_args.background_threshold, refine, weight)
+        marks = ", refined" * refine + f", {weight:g} training-free" * bool(weight)
+        protocols = {
+            PAPERS + marks: Protocol(images.window_size, images.window_stride, model_offset, *scoring),
+            FREE + marks: Protocol(None, None, 0.0, *scoring),
+        }
+        counts = count_classes(model, title, processor, pictures, protocols, data_args, training_args, folder)
         for name, values in counts.items():
             row = f"{title}, {name}"
             results[row] = summarise(values, split)
@@ -107,16 +126,30 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     return results
 
 
+def _set_training_free(model: Any, model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Change a model as the arguments say; `UsageError` if they would have no effect."""
+    softmax = model.config.score_function == "softmax"
+    if data_args.training_free_weight and softmax:
+        raise UsageError("training_free_weight is for trained models: this one is training-free already.")
+    dense = model_args.has_dense_attention(model)
+    for name, value in model_args.training_free_overrides().items():
+        if softmax if name == "similarity_scale" else dense:
+            setattr(model.config, name, value)
+        elif value != getattr(model.config, name) and not data_args.baseline:  # which has them in any case
+            raise UsageError(f"{name} has no effect on this model, which has prompts or a head of its own.")
+
+
 def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> int:
     """Warn of names that the model cannot know; also of unseen classes that it was trained on, and return how many."""
     trained_on = set(model.config.seen_class_names or ())
-    leaked = [split.names[index] for index in split.unseen_ids if split.names[index] in trained_on]
+    unseen = {split.names[index]: split.all_names([index]) for index in split.unseen_ids}
+    leaked = [label for label, names in unseen.items() if not trained_on.isdisjoint([label, *names])]
     if leaked and data_args.setting != "fully_supervised":
         more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
         PartialState().print(
             f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
         )
-    unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
+    unknown = find_unknown_words(split.all_names(), model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")
     return len(leaked)
@@ -139,26 +172,23 @@ def count_classes(
     title: str,
     processor: Any,
     pictures: EvaluationPictures,
+    protocols: dict[str, Protocol],
     data_args: DataArguments,
     training_args: ZegClipTrainingArguments,
-    offset: float,
     folder: Path,
 ) -> dict[str, np.ndarray]:
-    """Count classes in all pictures under both protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
+    """Count classes in all pictures under the protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
     split, image_processor = pictures.split, processor.image_processor
-    names = processor(text=list(split.names), return_tensors="pt").to(training_args.device)
-    num_templates = int(names.pop("num_templates"))
-    protocols = {
-        PAPERS: Protocol(image_processor.window_size, image_processor.window_stride, offset),
-        FREE: Protocol(None, None, 0.0),
-    }
+    names = processor(text=split.nested_names(), return_tensors="pt")
+    class_of_name = names.pop("class_of_name", None)
+    del names["num_templates"]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training_args.mixed_precision)
     record = {
         "model": fingerprint(model),
         "split": data_args.eval_split,
         "pictures": len(pictures),
         "scene_seed": data_args.scene_seed,
-        "classes": split.names,
+        "classes": split.nested_names() if split.names_of else split.names,
         "seen": split.seen_ids,
         "mask_values": split.mask_values,
         "ignored_mask_values": split.ignored_values,
@@ -171,8 +201,12 @@ def count_classes(
         "save_predictions": data_args.save_predictions,
     }
     model.to(training_args.device)
-    with torch.no_grad():
-        class_embeds = model.get_class_embeds(**names, num_templates=num_templates)
+    encoder = NameEncoder(model, processor, processor.prompt_templates)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownWordsWarning)  # printed before
+        class_embeds = encoder.encode(split.all_names())
+        blended = any(protocol.training_free_weight for protocol in protocols.values())
+        without_prompts = encoder.encode(split.all_names(), with_prompts=False) if blended else None
     return evaluate_pictures(
         model,
         class_embeds,
@@ -180,6 +214,8 @@ def count_classes(
         protocols,
         CountStore(folder / title.replace(" ", "_"), record),
         batch_size=training_args.window_batch_size,
+        class_of_name=None if class_of_name is None else class_of_name.to(training_args.device),
+        embeds_without_prompts=without_prompts,
         num_workers=training_args.dataloader_num_workers,
         dtype=dtype,
         save_predictions=data_args.save_predictions,

@@ -34,8 +34,8 @@ _TRAINING_FIELDS = (
     "optim", "optim_args", "schedule_steps", "seed", "warmup_steps", "weight_decay",
 )  # fmt: skip
 _EVALUATION_FIELDS = (
-    "baseline", "eval_split", "num_eval_pictures", "results_dir", "save_predictions", "window_size",
-    "window_stride",
+    "background_threshold", "baseline", "eval_split", "num_eval_pictures", "refine", "results_dir",
+    "save_predictions", "training_free_weight", "window_size", "window_stride",
 )  # fmt: skip
 _CONTENTS = {
     "model": "model",
@@ -107,7 +107,7 @@ def describe_contents(
         "init_adapter": None if adapter is None else content_of_adapter(adapter),
         # Drawn pictures are determined by the settings, and another version of Pillow may encode them otherwise.
         "pictures": None if data_args.dataset == "picture_world" else content_of_rows(data),
-        "class_names": split.names,
+        "class_names": split.nested_names() if split.names_of else split.names,
         "seen_class_ids": split.seen_ids,
         "mask_values": split.mask_values,
         "ignored_mask_values": split.ignored_values,

@@ -152,7 +152,7 @@ class Survey:
         labels = self.split.labels_of(sample.values[known])
         is_class, counts = labels != self.split.ignore_index, sample.counts[known]
         self.pictures[labels[is_class]] += 1
-        self.pixels[labels[is_class]] += counts[is_class]
+        np.add.at(self.pixels, labels[is_class], counts[is_class])  # of a class that may have several values
         self.ignored.update(dict(zip(sample.values[known][~is_class].tolist(), counts[~is_class].tolist())))
         if sample.turned:
             self._turned.append(sample.picture)

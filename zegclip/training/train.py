@@ -176,25 +176,34 @@ def build_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a CLIP with a fresh or given adapter, ready to train, and all class names as the Trainer takes them."""
     overrides = model_args.config_overrides()
-    # The classes whose masks were trained on.
-    overrides["seen_class_names"] = list(split.names) if setting == "fully_supervised" else split.seen_names
+    # The classes whose masks were trained on, and their other names.
+    ids = range(len(split.names)) if setting == "fully_supervised" else split.seen_ids
+    overrides["seen_class_names"] = list(
+        dict.fromkeys([*(split.names[index] for index in ids), *split.all_names(ids)])
+    )
     overrides["semantic_loss_ignore_index"] = split.ignore_index
     model = load_base(model_args.model or DEFAULT_MODEL, overrides)
     model.config.prompt_templates = list(processor.prompt_templates)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownWordsWarning)  # printed below, once for all processes
         model.set_class_names(split.names, processor)
-    unknown = find_unknown_words(split.names, model.config.vocabulary, processor.prompt_templates)
+    unknown = find_unknown_words(split.all_names(), model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")
-    names = dict(processor(text=list(split.names), return_tensors="pt"))
+    names = dict(processor(text=split.nested_names(), return_tensors="pt"))
     if model_args.text_prompts is None:
         with torch.no_grad():
-            names = {"class_embeds": model.eval().get_class_embeds(**names)}
+            embeds = {"class_embeds": model.eval().get_class_embeds(**names)}
+        names = embeds | {key: value for key, value in names.items() if key == "class_of_name"}
     # A CLIP from the Hub is configured for smaller pictures than the crops.
     grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
     text_prompt_ids = None if model_args.text_prompts is None else processor.text_prompt_ids()
     model = get_peft_model(model, model_args.prompt_config(grid_size, text_prompt_ids))
+    if model_args.dense_attention not in (None, "plain") and not model_args.has_dense_attention(model):
+        raise UsageError(
+            f"dense_attention: {model_args.dense_attention} has no effect on a vision tower with prompts: give "
+            "num_prompt_tokens 0."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             f"There is nothing to train: decode_head_type {model_args.decode_head_type} has no weights, and there are "

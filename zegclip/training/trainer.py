@@ -36,7 +36,7 @@ class ZegClipTrainer(CheckpointTrainer):
     Args:
         names: All class names of `split` as inputs of the model: their `class_embeds` `(names, dim)`, or, where the
             text tower is trained, what the processor returns for them, which is encoded anew in each step, and once
-            for each evaluation.
+            for each evaluation. Either has `class_of_name` where classes have several names.
         split: The classes.
         setting: Which of them training sees, and how (ZegCLIP section 4.1; see [`ClassSplit.training_labels`]).
         **kwargs: `Trainer`'s own; the windows of the evaluation are those of `processing_class`'s image processor.
@@ -67,7 +67,7 @@ class ZegClipTrainer(CheckpointTrainer):
         if "num_templates" in names:
             self.names["num_templates"] = int(names["num_templates"])  # which would else be read from the device
         self.train_ids = split.training_ids(setting)
-        self.train_names = _select_names(self.names, self.train_ids, len(split.names))
+        self.train_names = _select_names(self.names, self.train_ids, len(split.all_names()))
         self.class_embeds: Any = self.names.get("class_embeds")
         self.pseudo_class_ids: list[int] | None = None
         if setting == "transductive":
@@ -81,7 +81,9 @@ class ZegClipTrainer(CheckpointTrainer):
         self.protocol = Protocol(
             image_processor.window_size,
             image_processor.window_stride,
-            default_offset(setting) if self.args.seen_offset is None else self.args.seen_offset,
+            default_offset(setting, self.model.config.score_function)
+            if self.args.seen_offset is None
+            else self.args.seen_offset,
         )
         self._window_batch = BatchSize(self.args.window_batch_size)
         self._check_metric()
@@ -271,6 +273,7 @@ class ZegClipTrainer(CheckpointTrainer):
             size,
             seen_ids=self.split.seen_ids,
             batch_size=self._window_batch,
+            class_of_name=self.names.get("class_of_name"),
         )
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -397,12 +400,21 @@ class _SetEpoch(TrainerCallback):
 
 
 def _select_names(names: Mapping[str, Any], ids: Sequence[int], num_names: int) -> dict[str, Any]:
-    """Select some names, whose rows are all templates of each, and cut off the columns that are padding for all."""
+    """
+    Select the names of some classes, whose rows are all templates of each name.
+
+    Columns that are padding for all of them are cut off, and classes counted anew in the order of `ids`.
+    """
     tensors = {name: value for name, value in names.items() if isinstance(value, torch.Tensor)}
-    selected = {name: rows.unflatten(0, (num_names, -1))[list(ids)].flatten(0, 1) for name, rows in tensors.items()}
+    class_of_name = tensors.pop("class_of_name", None)
+    owners = range(num_names) if class_of_name is None else class_of_name.tolist()
+    chosen = [name for index in ids for name, owner in enumerate(owners) if owner == index]
+    selected = {name: rows.unflatten(0, (num_names, -1))[chosen].flatten(0, 1) for name, rows in tensors.items()}
     if "attention_mask" in selected:
         used = selected["attention_mask"].any(dim=0)
         selected = {name: rows[:, used] for name, rows in selected.items()}
+    if class_of_name is not None:
+        selected["class_of_name"] = class_of_name.new_tensor([list(ids).index(owners[name]) for name in chosen])
     return {**names, **selected}
 
 

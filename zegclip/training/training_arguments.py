@@ -92,7 +92,7 @@ class ZegClipTrainingArguments(TrainingArguments):
     seen_offset: float | None = HfArg(
         default=None,
         help="Subtracted from the scores of seen classes in evaluation. Default: the papers', 0.1 in the "
-        "inductive setting and 0 in the others.",
+        "inductive setting of a trained head and 0 otherwise.",
     )
     hub_strategy: HubStrategy | str = HfArg(
         default="end", help="end: only finished runs are pushed; others are not supported."

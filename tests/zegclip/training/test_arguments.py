@@ -143,6 +143,7 @@ def test_wrong_files(tmp_path, content, mentioned):
         (["--prompt_templates", "a photo"], "a photo"),
         (["--model", "outputs/none"], "outputs/none"),
         (["--dataset", "voc"], "zegclip_voc_inductive"),
+        (["--dataset", "coco_stuff171"], "training_free_coco_stuff"),
         (["--dataset", "own"], "eval_split"),
         (["zegclip_folder", "--dataset", "nowhere"], "nowhere"),
         (["zegclip_coco_stuff_inductive", "--model", str(zegclip.DEFAULT_MODEL), "--data_dir", "nowhere"], "nowhere"),

@@ -15,6 +15,8 @@ from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.metrics import class_counts
+from zegclip.processing.refinement import refine
+from zegclip.processing.windows import merge_scores, predict_windows, resize_maps
 from zegclip.training.counting import (
     CountStore,
     Protocol,
@@ -260,7 +262,59 @@ def test_another_configuration_has_another_fingerprint(model):
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("class_of_name", [None, [0, 1, 1]])
+def test_a_protocol_may_refine_blend_and_have_a_background(model, class_embeds, pictures, class_of_name):
+    sample = pictures[1]
+    pixel_values, size = sample["pixel_values"], sample["labels"].shape
+    owners = None if class_of_name is None else torch.tensor(class_of_name)
+    others = class_embeds.flip(0)
+
+    def predict(**fields):
+        with torch.no_grad():
+            return predict_map(
+                model, pixel_values, class_embeds, Protocol(32, 20, 0.2, **fields), size, seen_ids=(0,), batch_size=4,
+                class_of_name=owners, embeds_without_prompts=others,
+            )  # fmt: skip
+
+    with torch.no_grad():
+        trained = predict_windows(model, pixel_values[None], class_embeds, 32, 20)
+        alone = predict_windows(model.get_training_free_logits, pixel_values[None], others, 32, 20)
+    scores = merge_scores(trained, size, seen_ids=(0,), seen_offset=0.2)
+    blended = 0.7 * scores + 0.3 * merge_scores(alone, size)
+    middle = scores.amax(dim=0).median().item()
+
+    def best(scores):
+        ids = scores.argmax(dim=0)
+        return ids if owners is None else owners[ids]
+
+    cases = {
+        "usual": (predict(), best(scores)),
+        "background": (predict(background_threshold=middle), best(scores).where(scores.amax(dim=0) >= middle, 0)),
+        "blend": (predict(training_free_weight=0.3), best(blended)),
+        "refined": (predict(refine=True), best(refine(scores, resize_maps(pixel_values, *size)))),
+    }
+    for case, (found, expected) in cases.items():
+        assert (found == expected).float().mean() > 0.99, case  # ties are rounded in another order
+    assert not torch.equal(cases["usual"][0], cases["background"][0])
+
+
+def test_protocols_that_are_the_same_are_predicted_once(model, class_embeds, pictures, tmp_path):
+    calls = []
+
+    def count(**inputs):
+        calls.append(inputs)
+        return model(**inputs)
+
+    protocols = dict.fromkeys(("one", "other"), Protocol(None, None, 0.0))
+    store = CountStore(tmp_path / "e", {"model": "m"})
+    counts = evaluate_pictures(count, class_embeds, pictures, protocols, store, batch_size=4, save_predictions=True)
+    assert np.array_equal(counts["one"], counts["other"])
+    assert len(calls) == len(pictures)
+    assert len(list((tmp_path / "e" / "predictions").glob("*/*.png"))) == 2 * len(pictures)
+
+
 def test_the_offset_belongs_to_the_inductive_setting():
+    assert default_offset("inductive", "softmax") == 0
     assert [default_offset(s) for s in ("inductive", "transductive", "fully_supervised", "cross_dataset")] == [
         0.1, 0, 0, 0,
     ]  # fmt: skip

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from zegclip.processing.class_split import ClassSplit
 from zegclip.training.arguments import DataArguments
 from zegclip.training.data import load_data
-from zegclip.training.survey import remark_on_data
+from zegclip.training.survey import Sample, Survey, remark_on_data
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -57,6 +58,13 @@ def test_nothing_is_printed_about_a_good_data_set(tmp_path, capsys):
         mask[0] = 255
         draw(tmp_path, index, mask, orientation=1 if index else None)
     assert look(tmp_path, capsys) == []
+
+
+def test_pixels_of_all_values_of_a_class_are_counted():
+    survey = Survey("train", ClassSplit(("background", "cat"), (0, 1), merged_values={7: 0, 8: 0}), total=1)
+    survey.add(0, Sample(size=(10, 1), values=np.array([0, 1, 7, 8]), counts=np.array([1, 2, 3, 4])))
+    assert (survey.pixels.tolist(), survey.pictures.tolist()) == ([8, 2], [1, 1])
+    assert not survey.broken
 
 
 def test_many_ignored_pixels_are_reported_few_are_not(tmp_path, capsys):

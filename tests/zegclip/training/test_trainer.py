@@ -48,7 +48,7 @@ class Samples(torch.utils.data.Dataset):
 
 @pytest.fixture
 def make_trainer(model, processor, tmp_path):
-    def make(train=None, evaluation=None, prompts=None, names=None, setting="inductive", **arguments):
+    def make(train=None, evaluation=None, prompts=None, names=None, setting="inductive", split=SPLIT, **arguments):
         torch.manual_seed(1)
         defaults = {
             "output_dir": str(tmp_path / "run"),
@@ -72,7 +72,7 @@ def make_trainer(model, processor, tmp_path):
             eval_dataset=Samples(evaluation) if evaluation else None,
             processing_class=processor,
             names=names or {"class_embeds": embeds},
-            split=SPLIT,
+            split=split,
             setting=setting,
         )
 
@@ -97,6 +97,43 @@ def test_a_metric_that_is_never_computed_is_refused_at_the_start(make_trainer, m
 def test_values_that_a_library_refuses_are_named(make_trainer, fields, named):
     with pytest.raises(UsageError, match=named):
         make_trainer(**fields).train()
+
+
+NESTED = ClassSplit(
+    names=("a", "b", "c", "d"), seen_ids=(0, 1, 3), unseen_ids=(2,), names_of={"b": ("b", "x"), "c": ("y", "z", "c")}
+)
+
+
+def test_the_best_name_of_each_class_is_trained_and_evaluated(make_trainer, model):
+    """Classes are counted anew among those that training sees; names of the unseen one do not take part."""
+    torch.manual_seed(3)
+    embeds = torch.nn.functional.normalize(torch.randn(7, 32), dim=-1)
+    class_of_name = torch.tensor([0, 1, 1, 2, 2, 2, 3])
+    items = samples(2, classes=4)
+    names = {"class_embeds": embeds, "class_of_name": class_of_name}
+    trainer = make_trainer(evaluation=items, names=names, split=NESTED)
+    metrics = trainer.evaluate()
+    counts = torch.zeros(3, 4, dtype=torch.long)
+    with torch.no_grad():
+        for item in items:
+            windows = predict_windows(trainer.model, item["pixel_values"][None], embeds, 32, 20)
+            scores = merge_scores(windows, item["labels"].shape, seen_ids=(0, 1, 2, 6), seen_offset=0.1)
+            of_classes = torch.stack([scores[class_of_name == index].amax(dim=0) for index in range(4)])
+            counts += class_counts(of_classes.argmax(dim=0), item["labels"], 4)
+    assert np.array_equal(trainer.class_counts, counts.numpy())
+    assert metrics["eval_miou"] == pytest.approx(summarise(counts.numpy(), NESTED)["miou"])
+
+    trainer.model.eval()
+    batch = collate(samples(2))
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+        logits = trainer.model(pixel_values=batch["pixel_values"], class_embeds=embeds[[0, 1, 2, 6]]).logits
+        best = torch.stack([logits[:, 0], logits[:, 1:3].amax(dim=1), logits[:, 3]], dim=1)
+        terms, _ = model.compute_loss(best, batch["labels"])
+        single = trainer.model(**batch, class_embeds=embeds[[0, 1, 6]]).loss.item()
+    assert loss == pytest.approx(sum(terms.values()).item())
+    assert loss != pytest.approx(single)
+    trainer.train()
 
 
 def test_a_training_says_nothing_about_tokens(make_trainer, monkeypatch, caplog):
