@@ -125,11 +125,14 @@ def run_onnx(arguments: argparse.Namespace) -> int:
     """Run `zegclip onnx`."""
     from zegclip.files import check_new_folder, new_folder
     from zegclip.loading import load_model, load_processor
+    from zegclip.plain_clip import SENTENCE, is_plain_clip
     from zegclip.sharing import onnx as onnx_export
 
     check_new_folder(arguments.output)
     onnx_export.check_packages()
     model = load_model(arguments.model).float()
+    if is_plain_clip(arguments.model):
+        print(SENTENCE.format(arguments.model))
     processor = load_processor(arguments.model)
     with new_folder(arguments.output) as folder:
         folder.mkdir()

@@ -22,7 +22,8 @@ from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
 from zegclip.files import remove_leftovers, write_json
 from zegclip.loading import load_base, load_model, load_processor
-from zegclip.plain_clip import training_free_fields
+from zegclip.plain_clip import SENTENCE, is_plain_clip, training_free_fields
+from zegclip.processing.class_embeds_cache import default_cache_folder
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import summarise
 from zegclip.processing.name_encoder import NameEncoder
@@ -72,6 +73,8 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     _set_training_free(models["model"], model_args, data_args)
     title = "the embedded default model, as no model is given" if model_args.model is None else source
     PartialState().print(f"Evaluating {title}.")
+    if is_plain_clip(str(source)):
+        PartialState().print(SENTENCE.format(source))
     processor = load_processor(source, model_args.prompt_templates, **data_args.image_processor_fields())
     data, split = load_data(data_args, training=False)
     if data_args.background_threshold and split.names[0] != "background":
@@ -201,7 +204,9 @@ def count_classes(
         "save_predictions": data_args.save_predictions,
     }
     model.to(training_args.device)
-    encoder = NameEncoder(model, processor, processor.prompt_templates)
+    encoder = NameEncoder(
+        model, processor, processor.prompt_templates, default_cache_folder(), PartialState().is_main_process
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownWordsWarning)  # printed before
         class_embeds = encoder.encode(split.all_names())
