@@ -15,7 +15,7 @@ DILATIONS = (8, 16)
 # How far a score can move.
 REACH = STEPS * max(DILATIONS)
 # Side of the tiles, in pixels, whose affinities are in memory at a time.
-TILE_SIDE = 1024
+TILE_SIDE = 640
 
 
 @torch.no_grad()
@@ -62,6 +62,7 @@ def refined_tiles(
             )
             maps = (_spread(values.float(), weights)[cut] for values in scores[:, rows, columns])
             yield (slice(top, top + tile_side), slice(left, left + tile_side)), maps
+            del weights  # before those of the next tile
 
 
 def affinity(picture: torch.Tensor) -> torch.Tensor:
@@ -77,17 +78,21 @@ def affinity(picture: torch.Tensor) -> torch.Tensor:
     Returns:
         `(16, height, width)` float32, whose sum over the neighbours is 1.
     """
+    # All in place and one colour at a time: these maps are what refinement needs most of its memory for.
     similarity = picture.new_zeros(8 * len(DILATIONS), *picture.shape[-2:])
     count = 9 * len(DILATIONS)
-    for colour in picture:  # one at a time, for the memory
-        own = len(DILATIONS) * colour
-        mean = (own + sum(_neighbours(colour))) / count
-        variance = len(DILATIONS) * (colour - mean) ** 2
+    for colour in picture:
+        mean = len(DILATIONS) * colour
         for neighbour in _neighbours(colour):
-            variance += (neighbour - mean) ** 2
-        scale = 1e-8 + 0.1 * (variance / (count - 1)).sqrt_()
+            mean += neighbour
+        mean /= count
+        variance = (colour - mean).square_().mul_(len(DILATIONS))
+        for neighbour in _neighbours(colour):
+            variance += (neighbour - mean).square_()
+        del mean
+        scale = variance.div_(count - 1).sqrt_().mul_(0.1).add_(1e-8)
         for row, neighbour in zip(similarity, _neighbours(colour), strict=True):
-            row -= (colour - neighbour).abs_() / scale
+            row -= (colour - neighbour).abs_().div_(scale)
     similarity /= len(picture)
     similarity -= similarity.amax(dim=0)
     similarity.exp_()

@@ -207,7 +207,7 @@ def merge_scores(
     Returns:
         `(names, height, width)` float32 on the logits' device, in [-seen_offset, 1].
     """
-    return torch.cat(list(_score_chunks(windows, target_size, seen_ids, seen_offset, blend)))
+    return _collect(_score_chunks(windows, target_size, seen_ids, seen_offset, blend), windows, target_size)
 
 
 @torch.no_grad()
@@ -238,12 +238,25 @@ def merge_masks(
         chunks = _score_chunks(windows, target_size, seen_ids, seen_offset, blend)
     if picture is None:
         return _best(chunks, as_logits)
-    maps = torch.cat(list(chunks))
+    maps = _collect(chunks, windows, target_size)
     ids = torch.empty(maps.shape[1:], dtype=torch.int64, device=maps.device)
     best = torch.empty(maps.shape[1:], device=maps.device)
     for tile, refined in refined_tiles(maps, resize_maps(picture, *maps.shape[1:])):
         ids[tile], best[tile] = _best((chunk[None] for chunk in refined), as_logits)
     return ids, best
+
+
+def _collect(
+    chunks: Iterable[torch.Tensor], windows: WindowLogits, target_size: tuple[int, int] | None
+) -> torch.Tensor:
+    """Put chunks together, which `torch.cat` would hold twice."""
+    size = target_size or (windows.height, windows.width)
+    maps = torch.empty(windows.logits.shape[1], *size, device=windows.logits.device)
+    start = 0
+    for chunk in chunks:
+        maps[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return maps
 
 
 def _best(chunks: Iterable[torch.Tensor], as_logits: bool) -> tuple[torch.Tensor, torch.Tensor]:
