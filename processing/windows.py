@@ -421,9 +421,7 @@ def best_of_names(scores: torch.Tensor, class_of_name: torch.Tensor) -> torch.Te
     Returns:
         `(classes, height, width)`.
     """
-    best = scores.new_full((int(class_of_name.max()) + 1, *scores.shape[1:]), -torch.inf)
-    is_class = class_of_name >= 0
-    return best.index_reduce_(0, class_of_name[is_class], scores[is_class], "amax")
+    return torch.stack([scores[class_of_name == index].amax(dim=0) for index in range(int(class_of_name.max()) + 1)])
 
 
 def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
