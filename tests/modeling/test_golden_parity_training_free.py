@@ -37,7 +37,7 @@ def test_averaged_and_resized_logits(golden, target):
     scores = merge_scores(predicted, tuple(meta[target]))
     torch.testing.assert_close(scores, (scale * expected).softmax(dim=0), atol=TOLERANCE, rtol=0)
     # Scores do not tell logits from those with another number added in a pixel: the logits themselves.
-    logits = torch.cat(list(windows._merged_chunks(predicted, tuple(meta[target]))))
+    logits = torch.cat(list(windows._logit_chunks(predicted, tuple(meta[target]))))
     torch.testing.assert_close(logits / scale, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -70,7 +70,7 @@ def test_class_maps(golden, is_refined, chunk, threshold, monkeypatch):
 
 def test_refined_scores_of_classes(golden):
     meta, tensors, predicted = golden
-    logits = torch.cat(list(windows._merged_chunks(predicted, tuple(meta["output"]))))
+    logits = torch.cat(list(windows._logit_chunks(predicted, tuple(meta["output"]))))
     picture = windows.resize_maps(tensors["slide.pixel_values"][0], *meta["output"])
     refined = refinement.refine(logits, picture)
     torch.testing.assert_close(refined / meta["logit_scale"], tensors["slide.logits_pamr"][0], atol=TOLERANCE, rtol=0)
