@@ -19,7 +19,6 @@ from transformers import (
     pipeline,
 )
 
-from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.commands.main import main
 from zegclip.loading import load_model, load_processor
 from zegclip.plain_clip import from_clip
@@ -134,16 +133,6 @@ def test_the_clip_stays_as_it_is_and_its_attention_is_kept(folder):
     assert clip.config._attn_implementation == clip.vision_model.config._attn_implementation == "eager"
     assert ours.clip.vision_model.config._attn_implementation == "eager"
     assert ours.clip.visual_projection.weight.data_ptr() == clip.visual_projection.weight.data_ptr()
-    embeds = torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
-    ours.config.dense_attention = "plain"
-    pixel_values = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        patches = clip.vision_model(pixel_values).last_hidden_state
-        patches = clip.visual_projection(clip.vision_model.post_layernorm(patches))[:, 1:]
-        expected = 40 * torch.einsum("bpd,nd->bnp", torch.nn.functional.normalize(patches, dim=-1), embeds)
-        torch.testing.assert_close(
-            ours(pixel_values, class_embeds=embeds).logits.flatten(2), expected, atol=1e-5, rtol=0
-        )
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(30, 8), (20, 16), (70, 14)])
@@ -313,19 +302,3 @@ def test_bad_arguments_of_the_command(folder, noise, tmp_path, capsys, labels, m
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("zegclip: ")
     assert named in message
-
-
-def test_a_trained_head_without_adapter_reads_patches_of_another_method(model):
-    """An ablation."""
-    embeds = torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
-    pixel_values = torch.randn(1, 3, 32, 40)
-    with torch.no_grad():
-        plain = model(pixel_values, class_embeds=embeds)
-        model.config.dense_attention = "naclip"
-        other = model(pixel_values, class_embeds=embeds)
-    assert other.score_function == "sigmoid"
-    assert other.logits.shape == plain.logits.shape
-    assert other.logits.isfinite().all()
-    assert not torch.allclose(other.patch_embeds, plain.patch_embeds, atol=1e-2)
-    assert ZegClipConfig(clip_config=model.config.clip_config, dense_attention="sclip").score_function == "sigmoid"
-    assert isinstance(model, ZegClipForSemanticSegmentation)
