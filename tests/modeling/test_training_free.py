@@ -104,7 +104,7 @@ def test_it_compiles_as_one_graph(training_free):
     torch.compiler.reset()
     compiled = torch.compile(training_free, backend="eager", fullgraph=True)
     with torch.no_grad():
-        for height, width, count in ((32, 40, 3), (29, 64, 5), (48, 48, 4)):
+        for height, width, count in ((32, 40, 3), (29, 64, 5)):  # the second with any size
             inputs = {"pixel_values": pictures(2, height, width), "class_embeds": names(count)}
             found = compiled(**inputs)
             assert found.score_function == "softmax"
