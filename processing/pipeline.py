@@ -76,6 +76,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             )
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
+        if image_processor is not None and not hasattr(image_processor, "window_size"):
+            raise InputError(
+                f"image_processor must be a ZegClipImageProcessor, not a {type(image_processor).__name__}."
+            )
         if image_processor is not None or tokenizer is not None:
             self.processor = type(self.processor)(
                 image_processor or self.processor.image_processor,
@@ -105,7 +109,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             background (`bool` or `list[str]`, *optional*):
                 Names of what is none of the labels, or `True` for 26 usual ones. They compete for the pixels, and
                 those that they win get no label. By default only where a single label would win every pixel: for a
-                training-free model, whose scores compare names.
+                training-free model, or with `training_free_weight`, as its scores compare names.
             refine (`bool`, *optional*, defaults to `False`):
                 Whether masks follow the outlines in the picture (PAMR); it takes seconds per picture and label.
             training_free_weight (`float`, *optional*, defaults to 0.0):
@@ -138,7 +142,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             MemoryError: If a picture is too large for the memory. A generator can continue with the next picture.
         """
         templates = kwargs.pop("hypothesis_template", self._forward_params.get("hypothesis_template"))
-        background = kwargs.get("background", self._preprocess_params.get("background"))
+        settings = {**self._preprocess_params, **kwargs}
+        others = {name: settings[name] for name in ("background", "training_free_weight") if name in settings}
         names = NameEncoder(self.model, self.processor, templates, self.names_cache_folder, self.show_progress)
         if candidate_labels is None:
             candidate_labels = self._preprocess_params.get("candidate_labels")
@@ -146,7 +151,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             if isinstance(candidate_labels, Iterator):
                 candidate_labels = list(candidate_labels)
             with self.device_placement():
-                names.encode(self._read_classes(candidate_labels, background)[0])  # errors of this call
+                names.encode(self._read_classes(candidate_labels, **others)[0])  # errors of this call
         # Shared by all pictures of the call: a batch size that ran out of memory is not tried again.
         batch_size = kwargs.pop("batch_size", None)
         if batch_size is None:
@@ -168,6 +173,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = _select(kwargs, "timeout", "candidate_labels", "background")
+        if "training_free_weight" in kwargs:
+            preprocess["training_free_weight"] = kwargs["training_free_weight"]
         forward = _select(kwargs, "names", "windows", "hypothesis_template", "window_size", "window_stride")
         forward |= _select(kwargs, "refine", "training_free_weight")
         postprocess = _select(kwargs, "threshold")
@@ -188,15 +195,23 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             return window_size
         return max(window_size * usual_stride // usual_size, 1)
 
-    def _read_classes(self, labels: Any, background: Any) -> tuple[list[str], list[int]]:
+    def _read_classes(
+        self, labels: Any, background: Any = None, training_free_weight: float = 0.0
+    ) -> tuple[list[str], list[int]]:
         """All names, and the class of each, -1 for the background."""
         names, class_of_name = read_classes(labels)
         if background is None:
-            background = self.model.config.score_function == "softmax" and not any(class_of_name)
+            compares = self.model.config.score_function == "softmax" or training_free_weight > 0
+            background = compares and not any(class_of_name)
         return add_background(names, class_of_name, background, self.model.config.vocabulary)
 
     def preprocess(
-        self, image: Any, timeout: float | None = None, candidate_labels: Any = None, background: Any = None
+        self,
+        image: Any,
+        timeout: float | None = None,
+        candidate_labels: Any = None,
+        background: Any = None,
+        training_free_weight: float = 0.0,
     ) -> dict[str, Any]:
         """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `classes`."""
         if isinstance(image, Mapping):
@@ -219,7 +234,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return {
             "pixel_values": inputs["pixel_values"],
             "original_size": size,
-            "classes": self._read_classes(candidate_labels, background),
+            "classes": self._read_classes(candidate_labels, background, training_free_weight),
         }
 
     def _forward(

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -299,7 +298,8 @@ def _score_chunks(
     if blend is None:
         return chunks
     others, weight = blend
-    return map(partial(torch.lerp, weight=weight), chunks, _score_chunks(others, target_size))
+    pairs = zip(chunks, _score_chunks(others, target_size), strict=True)
+    return (torch.lerp(own, other, weight) for own, other in pairs)
 
 
 def _softmax_chunks(
@@ -325,7 +325,6 @@ def _sigmoid_chunks(
     Yields:
         `(names, height, width)` float32.
     """
-    num_names = windows.logits.shape[1]
     size = (windows.height, windows.width)
     several = len(windows.boxes) > 1
     if several:
@@ -333,7 +332,7 @@ def _sigmoid_chunks(
         for top, left, bottom, right in windows.boxes:
             coverage[top:bottom, left:right] += 1
 
-    for names in class_chunks(num_names, *max(size, target_size or size, key=math.prod)):
+    for names in _name_chunks(windows, target_size):
         if several:
             scores = torch.zeros(names.stop - names.start, *size, device=windows.logits.device)
             for window, (top, left, bottom, right) in zip(windows.logits, windows.boxes):
@@ -366,7 +365,7 @@ def _logit_chunks(windows: WindowLogits, target_size: tuple[int, int] | None) ->
     down = _merging(tops, windows.logits.shape[-2], windows.height, size[0], maps)
     across = _merging(lefts, windows.logits.shape[-1], windows.width, size[1], maps)
     with torch.autocast(maps.device.type, enabled=False):  # which would round the logits
-        for names in class_chunks(len(maps), *size):
+        for names in _name_chunks(windows, target_size):
             yield down @ maps[names] @ across.T
 
 
@@ -383,6 +382,12 @@ def _merging(
         coverage[start:end] += 1
     merged = (weights / coverage).flatten(0, 1)[None]
     return nn.functional.interpolate(merged, target, mode="linear", align_corners=False)[0].T
+
+
+def _name_chunks(windows: WindowLogits, target_size: tuple[int, int] | None) -> Iterator[slice]:
+    """Chunks of names, the same for logits and for sigmoids: a blend takes them in pairs."""
+    size = (windows.height, windows.width)
+    return class_chunks(windows.logits.shape[1], *max(size, target_size or size, key=math.prod))
 
 
 def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
@@ -434,9 +439,7 @@ def best_of_names(scores: torch.Tensor, class_of_name: torch.Tensor) -> torch.Te
     Returns:
         `(classes, height, width)`.
     """
-    best = scores.new_full((int(class_of_name.max()) + 1, *scores.shape[1:]), -torch.inf)
-    is_class = class_of_name >= 0
-    return best.index_reduce_(0, class_of_name[is_class], scores[is_class], "amax")
+    return torch.stack([scores[class_of_name == index].amax(dim=0) for index in range(int(class_of_name.max()) + 1)])
 
 
 def resize_maps(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -141,12 +141,17 @@ def load_model(model: str | os.PathLike) -> ZegClipForSemanticSegmentation:
     """
     name = check_model_path(model)
     with _loading(name):
-        base_of(name)
+        base = base_of(name)
         plain = is_plain_clip(name)
         fields = _fields_of_plain_clip(name) if plain else {}
         # What transformers would log about missing and mismatched weights becomes an error below.
         loaded, info = ZegClipForSemanticSegmentation.from_pretrained(name, output_loading_info=True, **fields)
-    has_adapter = hasattr(loaded, "peft_config")  # which brings a decode head
+    has_adapter = hasattr(loaded, "peft_config")  # which brings a decode head, unless it is another method's
+    if has_adapter and not hasattr(loaded.decode_head, "modules_to_save") and is_plain_clip(base):
+        raise ModelError(
+            f"{name}: this adapter of a plain CLIP has no decode_head: to segment without training, merge it into the "
+            "CLIP (merge_and_unload) and save that."
+        )
     missing = sorted(key for key in info["missing_keys"] if not (has_adapter and key.startswith("decode_head.")))
     if missing:
         more = f" and {len(missing) - 1} other parts." if len(missing) > 1 else "."

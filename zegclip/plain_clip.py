@@ -1,5 +1,6 @@
 """A plain CLIP as a model that segments without training, by the method of NACLIP."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -164,11 +165,16 @@ def from_clip(model: CLIPModel, processor: Any) -> tuple[ZegClipForSemanticSegme
     Args:
         model: A `CLIPModel`.
         processor: A `CLIPProcessor`, or a [`ZegClipProcessor`], whose settings and templates are then kept.
+
+    Raises:
+        ModelError: If weights of the CLIP are missing.
     """
+    if not_loaded := _not_loaded(model):
+        raise ModelError(f"{model.name_or_path}: not a whole CLIP; it has no weights for {not_loaded[0]}.")
     fields = training_free_fields(getattr(model.config, "vocabulary", None))
     if isinstance(processor, ZegClipProcessor):
         fields["prompt_templates"] = list(processor.prompt_templates)
-    config = ZegClipConfig(clip_config=model.config, **fields)
+    config = ZegClipConfig(clip_config=copy.deepcopy(model.config), **fields)  # the caller's is not to change
     with quiet():
         ours, info = ZegClipForSemanticSegmentation.from_pretrained(
             None,
@@ -180,8 +186,8 @@ def from_clip(model: CLIPModel, processor: Any) -> tuple[ZegClipForSemanticSegme
         )
     if info["missing_keys"]:
         raise ModelError(
-            f"This {type(model).__name__} has no weights called {min(info['missing_keys']).removeprefix('clip.')}: "
-            "merge its adapters before, or load the CLIP anew."
+            f"This {type(model).__name__} is not a whole CLIP, as it has no weights called "
+            f"{min(info['missing_keys']).removeprefix('clip.')}: give a CLIPModel whose adapters are merged."
         )
     ours.to(model.device)
     ours.name_or_path = ours.config._name_or_path = model.name_or_path
@@ -190,3 +196,17 @@ def from_clip(model: CLIPModel, processor: Any) -> tuple[ZegClipForSemanticSegme
         processor = ZegClipProcessor(image_processor, processor.tokenizer, fields["prompt_templates"])
     logger.warning(SENTENCE.format(model.name_or_path or "This model"))
     return ours, processor
+
+
+def _not_loaded(model: CLIPModel) -> list[str]:
+    """Return the weights that `from_pretrained` did not find and drew at random, which it only logs."""
+    mark = "_is_hf_initialized"
+    if not any(hasattr(parameter, mark) for parameter in model.parameters()):
+        return []  # It was not loaded.
+    return [
+        f"{name}.{part}".lstrip(".")
+        for name, module in model.named_modules()
+        if getattr(module, mark, False)  # not one that was put into the model later
+        for part, parameter in module.named_parameters(recurse=False)
+        if not getattr(parameter, mark, False)
+    ]

@@ -46,7 +46,7 @@ AutoImageProcessor.register(
 PIPELINE_REGISTRY.register_pipeline(
     TASK,
     pipeline_class=ZeroShotImageSegmentationPipeline,
-    pt_model=AutoModelForSemanticSegmentation,
+    pt_model=(AutoModelForSemanticSegmentation, AutoModel),  # the second for a plain CLIP
     default={"model": (str(DEFAULT_MODEL), "main")},
     type="multimodal",
 )

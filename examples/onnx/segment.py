@@ -2,10 +2,11 @@
 Segment a picture with a folder that `zegclip onnx MODEL FOLDER` wrote.
 
     pip install numpy onnxruntime pillow tokenizers
-    python segment.py FOLDER picture.jpg --labels "cat, tree, sky" --output mask.png --overlay overlay.png
+    python segment.py FOLDER picture.jpg --labels "cat/kitten, tree, sky" --output mask.png --overlay overlay.png
 
 It needs neither zegclip nor PyTorch nor transformers, and gives the masks of zegclip's own pipeline. The functions can
-be copied: `encode_names` runs once for a list of names, whose embeddings then serve any number of pictures.
+be copied: `encode_names` runs once for a list of names, whose embeddings then serve any number of pictures. Slashes
+separate names of one class. A model without training compares names: give some of what else is there.
 """
 
 import argparse
@@ -112,7 +113,12 @@ def windows(length: int, size: int | None, stride: int | None) -> list[tuple[int
 def segment(
     session: onnxruntime.InferenceSession, settings: dict, embeds: np.ndarray, picture: Image.Image
 ) -> np.ndarray:
-    """Return the index of the best name in every pixel, `(height, width)`."""
+    """
+    Return the index of the best name in every pixel, `(height, width)`.
+
+    With a score function "sigmoid" the scores of overlapping windows are averaged, with "softmax" their logits, whose
+    softmax over all names is the score; the best logit is then the best score.
+    """
     pixels = prepare(picture, settings)
     height, width = pixels.shape[1:]
     cut = settings["window_size"], settings["window_stride"]
@@ -125,7 +131,9 @@ def segment(
         (logits,) = session.run(None, {"pixel_values": values, "class_embeds": embeds})
         for maps, (top, bottom, left, right) in zip(logits, part):
             maps = resize_maps(maps, bottom - top, right - left)
-            scores[:, top:bottom, left:right] += 1 / (1 + np.exp(-maps))
+            if settings["score_function"] == "sigmoid":
+                maps = 1 / (1 + np.exp(-maps))
+            scores[:, top:bottom, left:right] += maps
             coverage[top:bottom, left:right] += 1
     scores /= coverage
     # A name at a time: all names' scores at the size of a large picture would need much memory.
@@ -143,13 +151,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Segment a picture with ONNX files, without PyTorch.")
     parser.add_argument("folder", type=Path, help="made by `zegclip onnx MODEL FOLDER`")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--labels", required=True, help="class names with commas between them; at most 255")
+    parser.add_argument("--labels", required=True, help="classes with commas between them, at most 255")
     parser.add_argument("--output", type=Path, default=Path("mask.png"), help="index mask (default: %(default)s)")
     parser.add_argument("--overlay", type=Path, help="the picture with its classes in colour")
     arguments = parser.parse_args()
-    names = [name.strip() for name in arguments.labels.split(",")]
-    if not all(names) or len(names) > 255:
-        parser.error("--labels needs 1 to 255 names, none of them blank")
+    classes = [[name.strip() for name in part.split("/")] for part in arguments.labels.split(",")]
+    names = [name for synonyms in classes for name in synonyms]
+    class_of_name = np.array([index for index, synonyms in enumerate(classes) for _ in synonyms])
+    if not all(names) or len(classes) > 255:
+        parser.error("--labels needs 1 to 255 classes, whose names are not blank")
     if not (arguments.folder / "zegclip.json").is_file():
         parser.error(f"{arguments.folder} has no zegclip.json; make the folder with `zegclip onnx`")
 
@@ -169,16 +179,18 @@ def main() -> None:
     session = onnxruntime.InferenceSession(
         arguments.folder / "vision.onnx", providers=onnxruntime.get_available_providers()
     )
-    mask = segment(session, settings, embeds, picture)
+    if settings["score_function"] == "softmax" and len(classes) == 1:
+        parser.error("this model compares names, and a single class would win every pixel: give more --labels")
+    mask = class_of_name[segment(session, settings, embeds, picture)]
 
-    colours = np.array([colorsys.hsv_to_rgb(index * 0.618 % 1, 0.8, 0.9) for index in range(len(names))])
+    colours = np.array([colorsys.hsv_to_rgb(index * 0.618 % 1, 0.8, 0.9) for index in range(len(classes))])
     colours = (colours * 255).astype(np.uint8)
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(colours.tobytes())
     image.save(arguments.output)
     if arguments.overlay:
         Image.blend(picture, Image.fromarray(colours[mask]), 0.5).save(arguments.overlay)
-    for index, name in enumerate(names):
+    for index, (name, *_) in enumerate(classes):
         print(f"{name}: {100 * (mask == index).mean():.1f} %")
 
 

@@ -1,14 +1,17 @@
 """What tests of whole models share: inputs, and models whose trained values are away from their initial ones."""
 
 import copy
+import json
 import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model
+from safetensors import safe_open
+from transformers import CLIPConfig
 
-from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation
+from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 
 # What suits the tiny model of each trained decode head.
 HEADS = {
@@ -40,6 +43,34 @@ def golden_files(pattern):
     files = sorted(Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).parents[1] / "goldens")).glob(pattern))
     assert files or "ZEGCLIP_GOLDENS" in os.environ
     return files
+
+
+def read_dense_golden(path):
+    """The metadata and tensors of a file of the training-free methods."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["meta"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def dense_model(meta, tensors):
+    """A model with the weights of such a file."""
+    text = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    clip_config = CLIPConfig(
+        vision_config=meta["vision"],
+        text_config=text | {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1},
+        projection_dim=meta["projection_dim"],
+    )
+    config = ZegClipConfig(
+        clip_config=clip_config,
+        decode_head_type="similarity",
+        naclip_sigma=meta["gaussian_std"],
+        similarity_scale=meta["slide"]["logit_scale"],
+    )
+    model = ZegClipForSemanticSegmentation(config).eval()
+    weights = {name.removeprefix("hf."): value for name, value in tensors.items() if name.startswith("hf.")}
+    found = model.clip.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys
+    assert not [name for name in found.missing_keys if "vision" in name or "visual" in name]
+    return model
 
 
 def pictures(count=2, height=32, width=32, seed=0):

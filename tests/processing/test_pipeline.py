@@ -293,6 +293,45 @@ def test_synonyms_make_one_class(segment, model, processor):
     torch.testing.assert_close(loss, sum(model.compute_loss(best, labels)[0].values()))
 
 
+def test_a_blend_with_what_the_clip_says_without_training(model, processor):
+    """Also of an adapter with text prompts, which the training-free part must not use."""
+    prompts = DeepPromptConfig(num_tokens=2, text_prompts="words", text_prompt_ids=processor.text_prompt_ids())
+    model.add_adapter(prompts)
+    pipe = make_pipeline(model.eval(), processor)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "prompt" in name:
+                parameter.normal_()
+        inputs = processor(images=noise(), text=LABELS, return_tensors="pt")
+        names = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        own, alone = (model.get_class_embeds(**names, with_prompts=with_prompts) for with_prompts in (True, False))
+        assert not torch.allclose(own, alone, atol=1e-2)
+        windows = predict_windows(model, inputs["pixel_values"], own, 32, 20)
+        others = predict_windows(model.get_training_free_logits, inputs["pixel_values"], alone, 32, 20)
+    for weight in (0.25, 1.0):
+        ids, scores = merge_masks(windows, (40, 90), blend=(others, weight))
+        for index, result in enumerate(pipe(noise(), candidate_labels=LABELS, training_free_weight=weight)):
+            inside = ids == index
+            np.testing.assert_array_equal(np.asarray(result["mask"]), 255 * inside.numpy())
+            assert result["score"] == pytest.approx(scores[inside].mean().item() if inside.any() else 0.0, abs=1e-6)
+    assert same(
+        pipe(noise(), candidate_labels=LABELS, training_free_weight=0.0), pipe(noise(), candidate_labels=LABELS)
+    )
+
+
+def test_a_single_label_competes_in_a_blend_too(segment):
+    """Without training it would get the score 1 everywhere, whatever is there."""
+    options = {"candidate_labels": ["cat"], "training_free_weight": 1.0}
+    [alone] = segment(background=False, **options)
+    assert alone["score"] == 1.0
+    [usual] = segment(**options)
+    assert 0 <= usual["score"] < 1
+    assert same([usual], segment(background=True, **options))
+    as_default = segment(candidate_labels=["cat"])  # the trained head's sigmoid needs no others
+    assert same(as_default, segment(candidate_labels=["cat"], background=False))
+
+
 def test_arrays_and_tensors(segment):
     expected = segment()
     array = np.asarray(noise())
@@ -333,6 +372,8 @@ def test_parts_of_the_processor(model, processor, segment):
     assert same(own(noise(), candidate_labels=LABELS), segment())
     with pytest.raises(InputError, match="CLIPProcessor"):
         make_pipeline(model, CLIPProcessor(CLIPImageProcessorPil(), processor.tokenizer))
+    with pytest.raises(InputError, match="not a CLIPImageProcessorPil"):
+        make_pipeline(model, processor, image_processor=CLIPImageProcessorPil())
     with pytest.raises(InputError, match="not a CLIPVisionModel"):
         make_pipeline(model.clip.vision_model, processor)
 

@@ -1,22 +1,15 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from tiny_models import golden_files, read_dense_golden
 
 from zegclip.processing.refinement import REACH, affinity, refine
 
-GOLDENS = Path(os.environ.get("ZEGCLIP_GOLDENS", Path(__file__).resolve().parent.parent / "goldens"))
 
-
-@pytest.mark.parametrize("name", ["dense_a", "dense_b"])
-def test_it_equals_the_official_code(name):
-    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
-        logits, expected, picture = (
-            file.get_tensor(f"slide.{key}") for key in ("logits_resized", "logits_pamr", "pixel_values")
-        )
+@pytest.mark.parametrize("path", golden_files("dense_*.safetensors"), ids=lambda path: path.stem)
+def test_it_equals_the_official_code(path):
+    _, tensors = read_dense_golden(path)
+    logits, expected, picture = (tensors[f"slide.{key}"] for key in ("logits_resized", "logits_pamr", "pixel_values"))
     picture = F.interpolate(picture, logits.shape[-2:], mode="bilinear", align_corners=False)
     torch.testing.assert_close(refine(logits[0], picture[0]), expected[0], atol=1e-5, rtol=0)
 

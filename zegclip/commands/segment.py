@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
         "--background",
         action="store_true",
         help="let 26 usual names of backgrounds, such as sky, wall and floor, compete with the labels: their pixels "
-        "get no label (default: only for a single label of a model without training)",
+        "get no label (default: only for a single label without training)",
     )
     parser.add_argument(
         "--background-words", metavar="NAMES", help="comma-separated names to compete instead of these 26"

@@ -28,7 +28,7 @@ SETTINGS_FILE = "zegclip.json"
 OPSET = 18
 """Of ONNX; from December 2022, so that old runtimes know it."""
 TOLERANCE = 1e-4
-"""Largest difference between ONNX and PyTorch, of logits and of embeddings of length 1."""
+"""Largest difference between ONNX and PyTorch, of logits, or their cosines, and of embeddings of length 1."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # A dynamic axis must not be of length 0 or 1 while a graph is traced.
 _TRACED_NAMES = ("a", "b", "c")
@@ -146,6 +146,7 @@ def describe(model: ZegClipForSemanticSegmentation, processor: ZegClipProcessor)
     return {
         "format": 1,
         "method": model.config.decode_head_type,
+        "score_function": model.config.score_function,
         "prompt_templates": list(processor.prompt_templates),
         "context_length": length,
         "pad_token_id": tokenizer.pad_token_id,
@@ -168,7 +169,7 @@ def check_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcesso
         The largest difference of `class_embeds` and of `logits`.
 
     Raises:
-        UsageError: One sentence, if one of them is above `TOLERANCE`.
+        UsageError: One sentence, if one of them is above `TOLERANCE`, times the scale of logits that are cosines.
     """
     patch = model.config.clip_config.vision_config.patch_size
     differences = {"class_embeds": 0.0, "logits": 0.0}
@@ -178,10 +179,12 @@ def check_onnx(model: ZegClipForSemanticSegmentation, processor: ZegClipProcesso
             # Not `max`, which loses a NaN.
             if not difference <= differences[output]:
                 differences[output] = difference
+    scale = model.config.similarity_scale if model.config.score_function == "softmax" else 1.0
     for output, difference in differences.items():
-        if not difference <= TOLERANCE:
+        limit = TOLERANCE * (scale if output == "logits" else 1.0)
+        if not difference <= limit:
             raise UsageError(
-                f"{output} of the ONNX files differ from the model's by {difference:.1e}, more than {TOLERANCE:.0e}: "
+                f"{output} of the ONNX files differ from the model's by {difference:.1e}, more than {limit:.0e}: "
                 "onnxruntime may be too old."
             )
     return differences

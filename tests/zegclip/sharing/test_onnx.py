@@ -25,6 +25,7 @@ from zegclip.sharing.onnx import TOLERANCE, TextGraph, VisionGraph, check_onnx, 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "examples" / "onnx" / "segment.py"
 METHODS = ("zegclip", "spt-seg", "ldvc")
+TRAINING_FREE = ("naclip", "sclip", "clearclip", "maskclip")
 # Each takes long to export; SPT-SEG's differs least from ZegCLIP's.
 MOST_METHODS = ["zegclip", pytest.param("spt-seg", marks=pytest.mark.slow), "ldvc"]
 FILES = ["text.onnx", "tokenizer.json", "vision.onnx", "zegclip.json"]
@@ -34,6 +35,15 @@ _exported: dict[str, Path] = {}
 
 def build(method, model, processor):
     """Put a method's head and prompts on the tiny CLIP, with weights that make names and places matter."""
+    if method in TRAINING_FREE:
+        with torch.no_grad():
+            model.clip.text_model.embeddings.token_embedding.weight.mul_(20)
+        config = ZegClipConfig(
+            clip_config=model.config.clip_config, decode_head_type="similarity", dense_attention=method
+        )
+        training_free = ZegClipForSemanticSegmentation(config).eval()
+        training_free.clip.load_state_dict(model.clip.state_dict())
+        return training_free
     heads = {
         "zegclip": {"num_decoder_layers": 2},
         "spt-seg": {"decode_head_type": "spectral", "num_decoder_layers": 2, "decoder_low_frequency_heads": 1},
@@ -71,7 +81,11 @@ def built(request, model, processor, tmp_path_factory):
     return tiny, processor, _exported[request.param]
 
 
-@pytest.mark.parametrize("built", MOST_METHODS, indirect=True)
+@pytest.mark.parametrize(
+    "built",
+    [*MOST_METHODS, "naclip", *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINING_FREE[1:])],
+    indirect=True,
+)
 def test_files_give_what_the_model_gives(built):
     tiny, processor, folder = built
     for names, batch, size in (
@@ -185,6 +199,31 @@ def test_the_script_gives_the_pipelines_masks_without_torch_and_transformers(mod
     assert Image.open(tmp_path / "overlay.png").size == picture.size
     for label, mask in zip(labels, masks):
         assert f"{label}: {100 * mask.mean():.1f} %" in done.stdout
+
+
+@pytest.mark.parametrize("built", ["naclip"], indirect=True)
+def test_the_script_gives_the_masks_of_a_model_without_training(built, tmp_path, monkeypatch, capsys):
+    tiny, processor, folder = built
+    assert json.loads((folder / "zegclip.json").read_text())["score_function"] == "softmax"
+    noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((101, 67), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "picture.png")
+    segmenter = ZeroShotImageSegmentationPipeline(model=tiny, processor=processor)
+    results = segmenter(picture, candidate_labels=[["cat", "7"], "b c", "dog"])
+    masks = [np.asarray(result["mask"]) > 0 for result in results]
+    assert sum(mask.any() for mask in masks) > 1
+
+    def run(labels):
+        words = [SCRIPT, folder, tmp_path / "picture.png", "--labels", labels, "--output", tmp_path / "mask.png"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    run("cat/7, b c, dog")
+    assert (np.asarray(Image.open(tmp_path / "mask.png")) == np.argmax(masks, axis=0)).mean() > 0.999
+    assert capsys.readouterr().out.startswith("cat: ")
+    with pytest.raises(SystemExit):  # it would win every pixel
+        run("cat/7")
+    assert "single class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "value"), [("do_resize", False), ("do_normalize", False), ("resample", 3)])
