@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import alternate, ratio, run_cases, spread
+from measuring import added_memory, alternate, in_own_process, ratio, run_cases, spread
 from tqdm import tqdm
 from transformers import CLIPConfig
 
@@ -45,6 +45,7 @@ METHODS = ("plain", "maskclip", "sclip", "clearclip", "naclip")
 SIZES = ((512, 512), (800, 1333))  # Height and width that a picture has been resized to.
 WINDOW, STRIDE, AT_ONCE = 224, 112, 8
 NUM_NAMES = (171, 3 * 171)
+FEW_NAMES = 20
 SIGMA = 1.5  # For 8x8 patches, chosen on the tuning split.
 STRIP = Path(__file__).parents[1] / "docs" / "images" / "refinement.png"
 
@@ -84,11 +85,22 @@ def cost(repeats: int = 5, threads: int = 2) -> dict[str, Any]:
             (seconds,) = alternate({"best name": partial(merge_masks, windows)}, repeats, title="names").values()
             row = {"picture": f"{height}x{width}", "names": count, **spread(seconds)}
             names.append(row | {"ns_per_pixel_and_name": 1e6 * row["median_ms"] / (count * height * width)})
-        few = WindowLogits(logits[:, :20], boxes, height, width, "softmax")
+        few = WindowLogits(logits[:, :FEW_NAMES], boxes, height, width, "softmax")
         refined = {"plain": partial(merge_masks, few), "refined": partial(merge_masks, few, picture=picture)}
         seconds = alternate(refined, 2, title="refinement")
-        names.append({"picture": f"{height}x{width}", "names": "20, refined", **spread(seconds["refined"])})
+        row = {"picture": f"{height}x{width}", "names": f"{FEW_NAMES}, refined", **spread(seconds["refined"])}
+        names.append(row | {"maps_above_scores": in_own_process(memory_of_refinement, height, width)})
     return {"model": "ViT-B/16, random weights, float32", "windows": WINDOW, "towers": towers, "names": names}
+
+
+def memory_of_refinement(height: int, width: int) -> float:
+    """Return the peak above one copy of the scores, in maps of the picture's size."""
+    boxes = window_boxes(height, width, WINDOW, STRIDE)
+    logits = torch.randn(len(boxes), FEW_NAMES, WINDOW // 16, WINDOW // 16)
+    picture = torch.randn(3, height // 2, width // 2)
+    merge_masks(WindowLogits(logits[:1], boxes[:1], WINDOW, WINDOW, "softmax"), picture=picture)
+    step = partial(merge_masks, WindowLogits(logits, boxes, height, width, "softmax"), picture=picture)
+    return 1e6 * added_memory(step) / (4 * height * width) - FEW_NAMES
 
 
 def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, Any]:
@@ -143,7 +155,7 @@ def methods(clip: str = "outputs/plain_clip", pictures: int = 300) -> dict[str, 
         for title, place, method in tqdm(jobs, unit="run"):
             words = ["--model", place, "--decode_head_type", "similarity", "--dense_attention", method]
             words += ["--naclip_sigma", str(SIGMA), "--eval_split", "test", "--num_eval_pictures", str(pictures)]
-            words += ["--results_dir", str(Path(folder) / f"{title} {method}"), "--seen_offset", "0"]
+            words += ["--results_dir", str(Path(folder) / f"{title} {method}"), "--baseline", "false"]
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 figures = evaluate(words)["model, papers' protocol"]
