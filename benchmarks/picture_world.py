@@ -60,6 +60,7 @@ def figures(
         run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:], log=log)
     results = folder / f"{arguments.eval_split}_{arguments.num_pictures}"
     size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
+    size += ["--baseline_attention", "plain"]  # the best without training on this CLIP
     path = results / "results.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     if MODEL not in known or (baseline and BASELINE not in known):

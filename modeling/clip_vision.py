@@ -1,6 +1,7 @@
 """What differs from CLIP's own vision tower: how pictures and the position table are resized."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,26 +36,32 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
         height, width = ((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
         return height, width
 
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        """`(batch, 3, height, width)` to `(batch, 1 + patches, dim)`."""
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, with_adapter: bool = True
+    ) -> torch.Tensor:
+        """`(batch, 3, height, width)` to `(batch, 1 + patches, dim)`, as with the active adapter or without any."""
         size = [side * self.patch_size for side in self.patch_grid(pixel_values)]
-        return super().forward(resize(pixel_values, size), interpolate_pos_encoding)
-
-    def without_adapter(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """As `forward` of a CLIP without adapters."""
-        states = self(pixel_values, interpolate_pos_encoding=True)
-        first = self.class_embedding + self.position_embedding(self.position_ids)[:, :1]
+        states = super().forward(resize(pixel_values, size), interpolate_pos_encoding)
+        if with_adapter:
+            return states
+        first = self.class_embedding + self._first_position(self.position_embedding(self.position_ids)[0], False)
         return torch.cat([first.expand(states.shape[0], -1, -1), states[:, 1:]], dim=1)
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return `(1, 1 + patches, dim)` positions for a picture of `height` x `width` pixels."""
         side = self.image_size // self.patch_size
         table = self.position_embedding(self.position_ids)[0]  # its weight alone may be offloaded
-        first = table[:1]
-        if getattr(self._vision_model[0].encoder, "doubles_class_embedding", False):
-            first = first + self.class_embedding
         patches = resize(table[1:].T.reshape(1, -1, side, side), (height // self.patch_size, width // self.patch_size))
-        return torch.cat([first, patches.flatten(2)[0].T]).unsqueeze(0)
+        return torch.cat([self._first_position(table), patches.flatten(2)[0].T]).unsqueeze(0)
+
+    def _first_position(self, table: torch.Tensor, with_adapter: bool = True) -> torch.Tensor:
+        """`(1, dim)` position of the class token."""
+        encoder: Any = self._vision_model[0].encoder
+        if with_adapter and getattr(encoder, "active_name", lambda: None)() is not None:
+            return table[:1] + self.class_embedding if encoder.doubles_class_embedding else table[:1]
+        # The table of a converted checkpoint has the class embedding in it, for its adapter.
+        config = getattr(encoder, "base_layer", encoder).model_config.clip_config
+        return table[:1] - self.class_embedding if getattr(config, "class_embedding_doubled", False) else table[:1]
 
 
 __all__ = ["ZegClipVisionEmbeddings"]

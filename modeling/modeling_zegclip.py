@@ -307,7 +307,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         vision = self.clip.vision_model
         encoder = getattr(vision.encoder, "base_layer", vision.encoder)
         grid = vision.embeddings.patch_grid(pixel_values)
-        states = vision.pre_layrnorm(vision.embeddings.without_adapter(pixel_values))
+        states = vision.embeddings(pixel_values, interpolate_pos_encoding=True, with_adapter=False)
+        states = vision.pre_layrnorm(states)
         states = encoder(states, patch_grid=grid, dense_attention="naclip").last_hidden_state
         embeds = self.clip.visual_projection(vision.post_layernorm(states))[:, 1:].unflatten(1, grid)
         return TrainingFreeSegmenterOutput(

@@ -109,14 +109,23 @@ def add_background(
         vocabulary: All words that the model knows, for `BACKGROUND_WORDS`; `None` for any word.
 
     Raises:
-        InputError: As [`check_labels`], also for a name of the background that is among the names.
+        InputError: As [`check_labels`], also for a name of the background that is among the names, or if none of the
+            usual ones is left.
     """
     if isinstance(background, bool):
         taken = {name.lower() for name in names}
         known = BACKGROUND_WORDS if vocabulary is None else [word for word in BACKGROUND_WORDS if word in vocabulary]
         words = [word for word in known if word not in taken] if background else []
+        if background and not words:
+            raise InputError(
+                "The model knows none of the usual words of backgrounds, or all of them are labels: give your own as "
+                "background."
+            )
     else:
         words = check_labels(background)
+        for word in words:
+            if word in names:
+                raise InputError(f"{word!r} is a class name and also one of the background.")
     return check_labels([*names, *words]), [*class_of_name, *(-1 for _ in words)]
 
 

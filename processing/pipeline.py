@@ -44,7 +44,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     stride of the image processor.
     """
 
-    _load_processor: Any = True
+    _load_processor: Any = None  # If it fails, the constructor tries again and says why.
     _load_image_processor: Any = False
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
@@ -56,6 +56,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     """Whether to show a progress bar for encoding names, after some seconds, on a terminal."""
     _from_clip: ClassVar[Callable[[Any, Any], tuple[Any, Any]] | None] = None
     """Turns a plain CLIP and its processor into ours; registration sets it, code that came with a model has none."""
+    _load_stored_processor: ClassVar[Callable[[str], Any] | None] = None
+    """Loads the processor of a folder; set likewise."""
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        if processor is None:
+            processor = self._find_processor(model)
         from_clip = type(self)._from_clip
         if model.config.model_type == "clip" and from_clip is not None:
             model, processor = from_clip(model, processor)
@@ -74,12 +78,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             raise InputError(
                 f"This pipeline needs a CLIP, such as openai/clip-vit-base-patch16, not a {type(self.model).__name__}."
             )
+        for name in ("dtype", "torch_dtype"):  # of the model; with it, a tokenizer could not be saved
+            self.processor.tokenizer.init_kwargs.pop(name, None)
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
-        if image_processor is not None and not hasattr(image_processor, "window_size"):
-            raise InputError(
-                f"image_processor must be a ZegClipImageProcessor, not a {type(image_processor).__name__}."
-            )
         if image_processor is not None or tokenizer is not None:
             self.processor = type(self.processor)(
                 image_processor or self.processor.image_processor,
@@ -87,6 +89,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 self.processor.prompt_templates,
             )
             self.image_processor, self.tokenizer = self.processor.image_processor, self.processor.tokenizer
+
+    @classmethod
+    def _find_processor(cls, model: Any) -> Any:
+        """Load the processor of a model, which may be a folder with no more than a tokenizer."""
+        place = model.name_or_path
+        if not place:
+            raise InputError(
+                "This pipeline needs a processor=, as the model comes from no folder and not from the Hub."
+            )
+        if cls._load_stored_processor is not None and os.path.isdir(place):
+            return cls._load_stored_processor(place)
+        return ZegClipProcessor.from_pretrained(place, revision=getattr(model.config, "_commit_hash", None))
 
     def __call__(self, images: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """
@@ -218,6 +232,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             if "image" not in image:
                 raise InputError(f"A picture with labels of its own needs the key 'image', unlike {list(image)}.")
             own = image.get("candidate_labels")
+            if unknown := image.keys() - {"image", "candidate_labels"}:
+                raise InputError(f"A picture's own settings are candidate_labels alone, not {min(unknown)!r}.")
             image, candidate_labels = image["image"], candidate_labels if own is None else own
         if candidate_labels is None:
             raise InputError("candidate_labels is missing: give the names of the classes to segment.")

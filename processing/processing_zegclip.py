@@ -53,6 +53,11 @@ class ZegClipProcessor(ProcessorMixin):
         self.prompt_templates = check_templates(
             DEFAULT_PROMPT_TEMPLATES if prompt_templates is None else prompt_templates
         )
+        if image_processor is not None and not hasattr(image_processor, "window_size"):
+            raise InputError(
+                f"A ZegClipProcessor needs a ZegClipImageProcessor, not a {type(image_processor).__name__}: for a "
+                "plain CLIP use the pipeline, or zegclip.loading.load_processor."
+            )
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(

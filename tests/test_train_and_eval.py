@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from small_run import CONFIG, DATA, SMALL, cut_short, options, read_weights
+from transformers import CLIPImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from zegclip import ZegClipForSemanticSegmentation
 from zegclip.errors import UsageError, reporting_errors
@@ -371,6 +374,10 @@ def counted(output, title="model"):
 
 def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
     """In any of the ways to do so, and as the baseline of what was trained on it."""
+    clip_folder = shutil.copytree(clip_folder, tmp_path / "with_numbers")
+    # Its own numbers are those that it is trained with, so that a blend sees the same pictures as the baseline.
+    numbers = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    CLIPImageProcessorPil(**numbers).save_pretrained(clip_folder)
     fields = {"prompt_templates": "a {}", "window_size": 48}
     found = {}
     for method in ("naclip", "sclip", "plain"):
@@ -393,7 +400,7 @@ def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
         *(f"training-free baseline, {name} protocol, refined" for name in ("papers'", "free")),
     }
     assert "0.5 training-free" in (run / "README.md").read_text()
-    evaluate(run, tmp_path / "other", baseline=True, dense_attention="sclip")
+    evaluate(run, tmp_path / "other", baseline=True, baseline_attention="sclip")
     assert counted(tmp_path / "other") == counted(tmp_path / "eval")
     assert counted(tmp_path / "other", "training-free_baseline") != counted(
         tmp_path / "eval", "training-free_baseline"
@@ -503,3 +510,11 @@ def test_one_training_at_a_time_in_a_folder(clip_folder, tmp_path):
     with lock_output_dir(tmp_path / "run"), pytest.raises(UsageError, match="run: "):
         train(clip_folder, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_head_that_compares_names_is_trained_by_cross_entropy_alone(clip_folder, tmp_path):
+    fields = {"decode_head_type": "similarity", "num_prompt_tokens": 2, "cross_entropy_weight": 1}
+    with pytest.raises(UsageError, match="cross_entropy_weight"):
+        train(clip_folder, tmp_path / "refused", **fields)
+    train(clip_folder, tmp_path / "run", focal_weight=0, dice_weight=0, **fields)
+    assert ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "run").config.score_function == "softmax"

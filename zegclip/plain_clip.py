@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from zegclip.modeling.adapters import quiet
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
@@ -151,11 +152,9 @@ def image_processor_for(clip_config: CLIPConfig, image_processor: Any = None) ->
 
 def load_image_processor(place: str, clip_config: CLIPConfig) -> ZegClipImageProcessor:
     """As [`image_processor_for`], with the statistics that a CLIP's folder or Hub id states, if it does."""
-    try:
-        stored = AutoImageProcessor.from_pretrained(place)
-    except (OSError, ValueError):  # There is none.
-        stored = None
-    return image_processor_for(clip_config, stored)
+    files = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+    is_there = any(cached_file(place, file, _raise_exceptions_for_missing_entries=False) for file in files)
+    return image_processor_for(clip_config, AutoImageProcessor.from_pretrained(place) if is_there else None)
 
 
 def from_clip(model: CLIPModel, processor: Any) -> tuple[ZegClipForSemanticSegmentation, ZegClipProcessor]:

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from zegclip import DEFAULT_MODEL
+from zegclip.loading import load_processor
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation  # registers the tuner too
 from zegclip.plain_clip import from_clip
@@ -31,6 +32,7 @@ def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: A
 
 ZegClipForSemanticSegmentation._publish = push_to_hub
 ZeroShotImageSegmentationPipeline._from_clip = from_clip
+ZeroShotImageSegmentationPipeline._load_stored_processor = load_processor
 # Again where an earlier attempt was interrupted.
 AutoConfig.register(ZegClipConfig.model_type, ZegClipConfig, exist_ok=True)
 AutoModel.register(ZegClipConfig, ZegClipForSemanticSegmentation, exist_ok=True)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import get_peft_model
 from tiny_models import load, move, names, pictures
 from transformers import CLIPModel
@@ -122,3 +123,18 @@ def test_clips_own_patches_are_those_of_clip(training_free):
         cosines = torch.einsum("bpd,nd->bnp", torch.nn.functional.normalize(patches, dim=-1), names())
         found = training_free(pixel_values, class_embeds=names()).logits.flatten(2)
     torch.testing.assert_close(found, training_free.config.similarity_scale * cosines, atol=1e-4, rtol=0)
+
+
+def test_a_converted_table_without_its_adapter(model, training_free):
+    """It has the class embedding in it, for the adapter alone."""
+    embeds = F.normalize(torch.randn(3, training_free.config.clip_config.projection_dim), dim=-1)
+    with torch.no_grad():
+        expected = training_free(pictures(), class_embeds=embeds).logits
+        embeddings = model.clip.vision_model.embeddings
+        embeddings.position_embedding.weight[:1] += embeddings.class_embedding
+        model.config.clip_config.class_embedding_doubled = True
+        model.add_adapter(DeepPromptConfig(num_tokens=2))
+        found = model.get_training_free_logits(pictures(), embeds).logits
+        torch.testing.assert_close(found, expected)
+        model.disable_adapters()
+        torch.testing.assert_close(model.get_training_free_logits(pictures(), embeds).logits, expected)

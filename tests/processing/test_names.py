@@ -75,6 +75,8 @@ def test_background_competes_as_no_class():
     assert add_background(["cat"], [0], "sand, rock") == (["cat", "sand", "rock"], [0, -1, -1])
     with pytest.raises(InputError, match="'cat'"):
         add_background(["cat"], [0], ["cat"])
+    with pytest.raises(InputError, match="give your own"):
+        add_background(["cat"], [0], True, ["cat", "dog"])
 
 
 @pytest.mark.parametrize(

@@ -509,3 +509,19 @@ def test_a_model_in_training_mode_predicts_without_dropout_and_stays_in_it(pipe,
     pipe.model.train()
     assert same(segment(), expected)
     assert pipe.model.training
+
+
+def test_unknown_settings_of_a_picture_are_refused(segment):
+    with pytest.raises(InputError, match="'threshold'"):
+        segment({"image": noise(), "candidate_labels": LABELS, "threshold": 0.5})
+
+
+def test_a_pipeline_in_another_precision_is_saved(model, processor, tmp_path):
+    """transformers gives the tokenizer the dtype as well, which then cannot be saved."""
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    loaded = pipeline(TASK, model=str(tmp_path / "model"), dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "again")
+    again = pipeline(TASK, model=str(tmp_path / "again"))
+    assert again.model.dtype == torch.bfloat16
+    assert same(again(noise(), candidate_labels=LABELS), loaded(noise(), candidate_labels=LABELS))

@@ -18,11 +18,14 @@ from transformers import (
     SiglipModel,
     pipeline,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
+from zegclip import DeepPromptConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
 from zegclip.commands.main import main
 from zegclip.loading import load_model, load_processor
 from zegclip.plain_clip import from_clip
 from zegclip.processing.pipeline import TASK
+from zegclip.sharing.publishing import export
 
 LABELS = ["cat", "tree", "b"]
 
@@ -302,3 +305,45 @@ def test_bad_arguments_of_the_command(folder, noise, tmp_path, capsys, labels, m
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("zegclip: ")
     assert named in message
+
+
+def test_statistics_that_cannot_be_read_are_not_replaced(folder):
+    """OpenAI's would silently take their place."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "Unknown", "image_mean": [0.1, 0.2, 0.3]}'
+    )
+    with pytest.raises(ValueError, match="processor"):
+        load_processor(folder)
+    (folder / "preprocessor_config.json").unlink()
+    assert load_processor(folder).image_processor.image_mean == tuple(OPENAI_CLIP_MEAN)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_exported_model_has_the_sizes_of_its_kind(folder, trained, tmp_path, capsys):
+    """Those of ZegCLIP for what is trained on a plain CLIP, NACLIP's for the CLIP itself."""
+    if trained:
+        model = ZegClipForSemanticSegmentation.from_pretrained(folder, num_decoder_layers=1)
+        model.add_adapter(DeepPromptConfig(num_tokens=2))
+        export(model, tmp_path / "out")
+    else:
+        assert main(["export", str(folder), str(tmp_path / "out")]) == 0
+    found = ZegClipProcessor.from_pretrained(tmp_path / "out").image_processor
+    expected = load_processor(folder, for_training=trained).image_processor
+    for name in ("size", "window_size", "window_stride", "image_mean", "image_std"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert (found.window_size == 512) == trained
+
+
+def test_a_folder_with_a_tokenizer_alone_and_a_clip_from_it(clip, tokenizer, noise, tmp_path):
+    tokenizer.model_max_length = 77
+    save(tmp_path, clip, tokenizer)
+    expected = pipeline(TASK, model=load_model(tmp_path), processor=load_processor(tmp_path))
+    for model in (str(tmp_path), CLIPModel.from_pretrained(tmp_path)):
+        found = pipeline(TASK, model=model)(noise, candidate_labels=LABELS)
+        assert found == expected(noise, candidate_labels=LABELS)
+    with pytest.raises(ValueError, match="processor="):
+        pipeline(TASK, model=clip)
+    with pytest.raises(ValueError, match="load_processor"):
+        ZegClipProcessor(CLIPImageProcessorPil(), tokenizer)

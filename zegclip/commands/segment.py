@@ -144,7 +144,10 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = segmenting.Outcome()
     if todo:
         segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
-        names_of_all, _ = read_classes(labels)
+        names_of_all, class_of_name = read_classes(labels)
+        alone = not any(class_of_name) and segmenter.model.config.score_function == "softmax"
+        if processes.is_main and alone and "background" not in job:
+            print("note: without training, a single label competes with 26 usual backgrounds, such as sky and wall.")
         _warn_of_unknown_words(segmenter, names_of_all, embedded=arguments.model is None, silent=not processes.is_main)
         outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)

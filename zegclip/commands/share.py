@@ -117,8 +117,10 @@ def _load_model(model: str) -> "ZegClipForSemanticSegmentation":
 
 
 def _run_folder(model: str) -> Path | None:
-    """Return a model's folder, which may have the records of its training; `None` for a Hub id."""
-    return Path(model) if os.path.isdir(model) else None
+    """Return a model's folder, which may have the records of its training; `None` for a Hub id or a plain CLIP."""
+    from zegclip.plain_clip import is_plain_clip
+
+    return Path(model) if os.path.isdir(model) and not is_plain_clip(model) else None
 
 
 def run_onnx(arguments: argparse.Namespace) -> int:

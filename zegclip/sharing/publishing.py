@@ -210,7 +210,8 @@ def _load_processor(model: ZegClipForSemanticSegmentation) -> Any:
     if hasattr(model, "peft_config"):
         (name,) = model.active_adapters()
         source = getattr(model.peft_config[name], "origin", None) or source
-    return load_processor(source, list(model.config.prompt_templates))
+    trained = model.config.score_function == "sigmoid"
+    return load_processor(source, list(model.config.prompt_templates), for_training=trained)
 
 
 def _find_base(model: ZegClipForSemanticSegmentation) -> str | None:

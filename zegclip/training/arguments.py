@@ -206,6 +206,9 @@ class DataArguments:
         default=False,
         help="Evaluation: also evaluate what the CLIP says without training (NACLIP), in the same windows.",
     )
+    baseline_attention: str = HfArg(
+        default="naclip", help="Its last layer: plain, maskclip, sclip, clearclip or naclip."
+    )
     background_threshold: float = HfArg(
         default=0.0,
         help="Evaluation: pixels whose best score is lower belong to the data set's background, its first class.",

@@ -21,8 +21,8 @@ from accelerate import PartialState
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
 from zegclip.files import remove_leftovers, write_json
-from zegclip.loading import load_base, load_model, load_processor
-from zegclip.plain_clip import SENTENCE, is_plain_clip, training_free_fields
+from zegclip.loading import base_of, load_base, load_model, load_processor
+from zegclip.plain_clip import SENTENCE, is_plain_clip
 from zegclip.processing.class_embeds_cache import default_cache_folder
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import summarise
@@ -83,13 +83,14 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         )
     remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
     leaked = _warn_of_classes(models["model"], processor, split, data_args)
+    processors = {"model": processor}
     if data_args.baseline:
-        fields = training_free_fields(models["model"].config.vocabulary)
-        models[BASELINE] = load_base(source, fields | model_args.training_free_overrides()).eval()
+        fields = model_args.training_free_overrides() | {"dense_attention": data_args.baseline_attention}
+        models[BASELINE] = load_base(source, fields | {"decode_head_type": "similarity"}).eval()
+        processors[BASELINE] = _processor_of_baseline(base_of(str(source)), processor)
 
     folder = results_folder(data_args, training_args)
     skipped_file = folder / SKIPPED_FILE if data_args.skip_bad_samples else None
-    pictures = EvaluationPictures(data["validation"], split, processor.image_processor, skipped_file)
     offset = training_args.seen_offset
     if offset is None:
         offset = default_offset(data_args.setting, models["model"].config.score_function)
@@ -104,7 +105,8 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             PAPERS + marks: Protocol(images.window_size, images.window_stride, model_offset, *scoring),
             FREE + marks: Protocol(None, None, 0.0, *scoring),
         }
-        counts = count_classes(model, title, processor, pictures, protocols, data_args, training_args, folder)
+        pictures = EvaluationPictures(data["validation"], split, processors[title].image_processor, skipped_file)
+        counts = count_classes(model, title, processors[title], pictures, protocols, data_args, training_args, folder)
         for name, values in counts.items():
             row = f"{title}, {name}"
             results[row] = summarise(values, split)
@@ -129,17 +131,33 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     return results
 
 
+def _processor_of_baseline(base: str, processor: Any) -> Any:
+    """Return the baseline's processor: a plain CLIP's own statistics, with sizes and templates of the model."""
+    if not is_plain_clip(base):
+        return processor
+    images = processor.image_processor
+    sizes = {name: getattr(images, name) for name in ("size", "window_size", "window_stride")}
+    return load_processor(base, processor.prompt_templates, **sizes)
+
+
 def _set_training_free(model: Any, model_args: ModelArguments, data_args: DataArguments) -> None:
     """Change a model as the arguments say; `UsageError` if they would have no effect."""
     softmax = model.config.score_function == "softmax"
     if data_args.training_free_weight and softmax:
         raise UsageError("training_free_weight is for trained models: this one is training-free already.")
-    dense = model_args.has_dense_attention(model)
+    blended = data_args.training_free_weight > 0
+    has_effect = {
+        "dense_attention": model_args.has_dense_attention(model),
+        "naclip_sigma": blended or model_args.has_dense_attention(model),
+        "similarity_scale": blended or softmax,
+    }
     for name, value in model_args.training_free_overrides().items():
-        if softmax if name == "similarity_scale" else dense:
+        if has_effect[name]:
             setattr(model.config, name, value)
-        elif value != getattr(model.config, name) and not data_args.baseline:  # which has them in any case
+        elif value != getattr(model.config, name) and (name == "dense_attention" or not data_args.baseline):
             raise UsageError(f"{name} has no effect on this model, which has prompts or a head of its own.")
+    if blended and model_args.dense_attention not in (None, "naclip"):
+        raise UsageError("training_free_weight is that of NACLIP: leave dense_attention out.")
 
 
 def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> int:
@@ -194,6 +212,7 @@ def count_classes(
         "classes": split.nested_names() if split.names_of else split.names,
         "seen": split.seen_ids,
         "mask_values": split.mask_values,
+        "merged_mask_values": split.merged_values,
         "ignored_mask_values": split.ignored_values,
         "ignore_index": split.ignore_index,
         "prompt_templates": list(processor.prompt_templates),

@@ -198,6 +198,13 @@ def build_model(
     # A CLIP from the Hub is configured for smaller pictures than the crops.
     grid_size = math.ceil(crop_size / model.config.clip_config.vision_config.patch_size)
     text_prompt_ids = None if model_args.text_prompts is None else processor.text_prompt_ids()
+    if model.config.score_function == "softmax":
+        unsuited = [name for name in ("focal_weight", "dice_weight", "ssim_weight") if getattr(model.config, name)]
+        if unsuited or setting == "transductive":
+            raise UsageError(
+                f"decode_head_type {model.config.decode_head_type} compares names, so it is trained with "
+                "cross_entropy_weight alone, not transductively: set the weights of other losses to 0."
+            )
     model = get_peft_model(model, model_args.prompt_config(grid_size, text_prompt_ids))
     if model_args.dense_attention not in (None, "plain") and not model_args.has_dense_attention(model):
         raise UsageError(
