@@ -104,7 +104,7 @@ def add_background(
     Args:
         names: All names.
         class_of_name: The class of each.
-        background: Its names, as for [`check_labels`], or whether there are any: `BACKGROUND_WORDS` then, without
+        background: Its names, as for [`read_classes`], or whether there are any: `BACKGROUND_WORDS` then, without
             those that are among the names.
         vocabulary: All words that the model knows, for `BACKGROUND_WORDS`; `None` for any word.
 
@@ -122,7 +122,7 @@ def add_background(
                 "background."
             )
     else:
-        words = check_labels(background)
+        words, _ = read_classes(background)
         for word in words:
             if word in names:
                 raise InputError(f"{word!r} is a class name and also one of the background.")

@@ -384,17 +384,23 @@ def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
         evaluate(clip_folder, tmp_path / method, dense_attention=method, **fields)
         found[method] = counted(tmp_path / method)
     assert found["naclip"] != found["sclip"] != found["plain"]
-    evaluate(clip_folder, tmp_path / "usual", baseline=True, similarity_scale=100, **fields)
+    evaluate(
+        clip_folder, tmp_path / "usual", baseline=True, baseline_attention="naclip", similarity_scale=100, **fields
+    )
     # By default it is NACLIP, as the baseline is; a scale alone does not change which name is the best.
     assert counted(tmp_path / "usual") == counted(tmp_path / "usual", "training-free_baseline") == found["naclip"]
 
     run = tmp_path / "run"
     train(clip_folder, run, learning_rate=0.01, warmup_steps=0, **fields)
-    evaluate(run, tmp_path / "eval", baseline=True)
-    evaluate(run, tmp_path / "blended", baseline=True, training_free_weight=1, seen_offset=0)
+    evaluate(run, tmp_path / "eval", baseline=True, baseline_attention="naclip")
+    evaluate(
+        run, tmp_path / "blended", baseline=True, baseline_attention="naclip", training_free_weight=1, seen_offset=0
+    )
     of_blend, of_baseline = (counted(tmp_path / "blended", title) for title in ("model", "training-free_baseline"))
     assert [list(counts.values()) for counts in of_blend] == [list(counts.values()) for counts in of_baseline]
-    rows = evaluate(run, tmp_path / "refined", baseline=True, training_free_weight=0.5, refine=True)
+    rows = evaluate(
+        run, tmp_path / "refined", baseline=True, baseline_attention="naclip", training_free_weight=0.5, refine=True
+    )
     assert set(rows) == {
         *(f"model, {name} protocol, refined, 0.5 training-free" for name in ("papers'", "free")),
         *(f"training-free baseline, {name} protocol, refined" for name in ("papers'", "free")),

@@ -13,10 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from zegclip import DEFAULT_MODEL
-from zegclip.loading import load_processor
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation  # registers the tuner too
-from zegclip.plain_clip import from_clip
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
@@ -28,6 +26,20 @@ def push_to_hub(model: ZegClipForSemanticSegmentation, repo_id: str, **kwargs: A
     from zegclip.sharing.publishing import push
 
     return push(model, repo_id, **kwargs)
+
+
+def from_clip(model: Any, processor: Any) -> tuple[Any, Any]:
+    """See [`zegclip.plain_clip.from_clip`], imported likewise: that module may be what is being imported."""
+    from zegclip.plain_clip import from_clip as turn
+
+    return turn(model, processor)
+
+
+def load_processor(folder: str) -> Any:
+    """See [`zegclip.loading.load_processor`]."""
+    from zegclip.loading import load_processor as load
+
+    return load(folder)
 
 
 ZegClipForSemanticSegmentation._publish = push_to_hub
