@@ -15,6 +15,7 @@ import string
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +129,7 @@ def name_sets(evaluated: Evaluated) -> dict[str, Any]:
         pixel_values = sample["pixel_values"][None].to(model.device)
         alone = predict_windows(model, pixel_values, class_embeds[shown], *evaluated.windows)
         asked = predict_windows(model, pixel_values, class_embeds, *evaluated.windows)
-        dropped = WindowLogits(asked.logits[:, shown], asked.boxes, asked.height, asked.width)
+        dropped = replace(asked, logits=asked.logits[:, shown])
         first, second = (shown[merge_masks(windows, tuple(labels.shape))[0]][valid] for windows in (alone, dropped))
         counts["right, asked for the classes that are shown"] += int((first == labels[valid]).sum())
         counts["right, asked for all and others dropped"] += int((second == labels[valid]).sum())

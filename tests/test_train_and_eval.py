@@ -368,7 +368,7 @@ def test_classes_with_several_names(clip_folder, tmp_path, fields):
 
 def counted(output, title="model"):
     """What an evaluation has counted under each protocol, picture by picture."""
-    (file,) = (output / "eval_picture_world_tuning" / title).glob("counts-*.jsonl")
+    (file,) = output.glob(f"eval_*/{title}/counts-*.jsonl")
     return [json.loads(line)["counts"] for line in file.read_text().splitlines()]
 
 
@@ -413,6 +413,16 @@ def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
     )
     of_refined = counted(tmp_path / "refined", "training-free_baseline")
     assert [list(counts.values()) for counts in of_refined] != [list(counts.values()) for counts in of_baseline]
+
+
+def test_the_scale_of_a_plain_clip_decides_which_scores_are_below_a_threshold(clip_folder, tmp_path):
+    folder = export(tmp_path, folder=2) / "folder"
+    lines = (folder / "classes.txt").read_text().split()
+    (folder / "classes.txt").write_text("\n".join(["background", *lines[1:]]))
+    fields = {"dataset": folder, "eval_split": "train", "setting": "cross_dataset", "prompt_templates": "a {}"}
+    for scale in (1, 100):
+        evaluate(clip_folder, tmp_path / str(scale), **fields, background_threshold=0.1, similarity_scale=scale)
+    assert counted(tmp_path / "1") != counted(tmp_path / "100")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 import zegclip
 from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
-from zegclip.processing.names import check_labels, find_unknown_words
+from zegclip.processing.names import find_unknown_words, nested_classes
 from zegclip.segmenting.segmenter import load_segmenter, summarise
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
@@ -29,8 +29,8 @@ class Segmentation:
 
     Attributes:
         overlay: RGB, the picture under its classes with a legend beside it.
-        rows: For each label, in order: its name, its share of the pixels in percent, and its mean score there, in
-            [0, 1], or a dash where it has no pixel.
+        rows: For each class, in order: its first name, its share of the pixels in percent, and its mean score there,
+            in [0, 1], or a dash where it has no pixel.
         warning: One sentence about labels that the model cannot know, plain text; `None` if there is none.
     """
 
@@ -71,7 +71,7 @@ def segment_picture(
 
     Args:
         path: The picture's file; `None` if there is none yet.
-        label_text: Class names with commas between them.
+        label_text: Class names with commas between them; slashes separate the names of one class: `cat/kitten, tree`.
         model_name: One of `models`, which is loaded at its first use and kept.
         models: From [`read_models`].
         threshold: Pixels whose best score is lower, in [0, 1], belong to no label.
@@ -82,19 +82,23 @@ def segment_picture(
     """
     if path is None:
         raise ValueError("There is no picture yet: upload one, or choose an example.")
-    labels = check_labels(label_text.split(",") if label_text.strip() else [])
+    classes = nested_classes(label_text)
+    labels = [names[0] for names in classes]
     if model_name not in models:
         raise ValueError(f"There is no model {model_name!r} here: choose from {', '.join(models)}.")
     file = Path(path)
     # As bytes, so that a message has the picture's name and not its path on the server.
     picture = load_rgb(file.read_bytes(), name=file.name)
     segmenter = _segmenter(models[model_name])
-    ids, scores = segmenter(picture, candidate_labels=labels, threshold=threshold)
+    ids, scores = segmenter(picture, candidate_labels=classes, threshold=threshold)
     rows = [
         (row["label"], f"{100 * row['share']:.1f} %", f"{row['score']:.2f}" if row["share"] else "-")
         for row in summarise(ids, scores, labels)
     ]
     warning = find_unknown_words(
-        labels, segmenter.model.config.vocabulary, segmenter.model.config.prompt_templates, f"The {model_name}"
+        [name for names in classes for name in names],
+        segmenter.model.config.vocabulary,
+        segmenter.model.config.prompt_templates,
+        f"The {model_name}",
     )
     return Segmentation(overlay(picture, ids, labels, make_colours(len(labels))), rows, warning)

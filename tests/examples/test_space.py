@@ -62,6 +62,11 @@ def test_rows_are_those_of_the_command_line(segmenting, tmp_path):
     ]
     with Image.open(tmp_path / "scene_2_overlay.png") as drawn:
         assert np.array_equal(result.overlay, drawn)
+    # The first name of a class stands for all of them.
+    both = segmenting.segment_picture(str(SCENE), "boat/fish, cup/zebra, brick, sky", *models, models)
+    assert [row[0] for row in both.rows] == ["boat", "cup", "brick", "sky"]
+    assert both.rows[0] != result.rows[0]
+    assert "'zebra'" in both.warning
     # Above every score, nothing has a label.
     nothing = segmenting.segment_picture(str(SCENE), "boat, sky", *models, models, threshold=1.0)
     assert nothing.rows == [("boat", "0.0 %", "-"), ("sky", "0.0 %", "-")]

@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
     from zegclip.plain_clip import SENTENCE, is_plain_clip
-    from zegclip.processing.names import check_labels, nested_classes, read_classes
+    from zegclip.processing.names import nested_classes, read_classes
     from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings["refine"] = arguments.refine or None
     settings["background"] = arguments.background or None
     if arguments.background_words is not None:
-        settings["background"] = check_labels(arguments.background_words)
+        settings["background"], _ = read_classes(arguments.background_words)
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
     todo = names if arguments.overwrite else segmenting.find_unfinished(names, labels, output, **job)

@@ -51,14 +51,17 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
         size, stride = (kwargs.get(name, getattr(usual, name)) for name in ("window_size", "window_stride"))
         height, width = model_inputs["pixel_values"].shape[-2:]
         boxes = window_boxes(height, width, size, stride)
+        passes = 2 if kwargs.get("training_free_weight") else 1
         disable = None if self.show_progress and len(boxes) > 1 else True
-        bar = tqdm(total=len(boxes), unit="window", delay=_DELAY, leave=False, disable=disable)
+        bar = tqdm(total=passes * len(boxes), unit="window", delay=_DELAY, leave=False, disable=disable)
 
-        def count(module: torch.nn.Module, given: tuple, named: dict[str, torch.Tensor], output: Any) -> None:
-            bar.update(len(named["pixel_values"]))
+        def count(module: torch.nn.Module, given: tuple, image_embeds: torch.Tensor) -> None:
+            # Windows that are done again, as memory ran out behind this module, are not to count beyond the total.
+            bar.update(min(len(image_embeds), bar.total - bar.n))
 
         with bar:
-            hook = self.model.register_forward_hook(count, with_kwargs=True)
+            # Both passes call it; the one without training does not call the model's `forward`.
+            hook = self.model.clip.visual_projection.register_forward_hook(count)
             try:
                 return super()._forward(model_inputs, *args, **kwargs)
             finally:

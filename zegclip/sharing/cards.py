@@ -39,7 +39,10 @@ _SETTINGS = {
     "transductive": "transductive: masks of seen classes, then self-training with the names of unseen ones",
     "fully_supervised": "fully supervised: masks of all classes",
 }
-_TAGS = {"ZegCLIP": "zegclip", "SPT-SEG": "spt-seg", "LDVC": "ldvc", "the training-free baseline": "baseline"}
+_DENSE_METHODS = {"naclip": "NACLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP"}
+_TRAINING_FREE = {"plain": "CLIP's own last layer", **_DENSE_METHODS}
+_TAGS = {"ZegCLIP": "zegclip", "SPT-SEG": "spt-seg", "LDVC": "ldvc", _TRAINING_FREE["plain"]: "baseline"}
+_TAGS |= {method: tag for tag, method in _DENSE_METHODS.items()}
 _FIGURE_COLUMNS = FIGURE_TITLES | {"miou_seen": "mIoU seen", "miou_unseen": "mIoU unseen"}
 _LOSSES = ("focal_weight", "dice_weight", "ssim_weight", "cross_entropy_weight")
 _LOSS_FIELDS = (*_LOSSES, "focal_alpha", "focal_gamma", "ignored_pixels_as_negatives", "prompt_templates")
@@ -116,6 +119,7 @@ def _render(facts: ModelFacts, repo_id: str | None) -> str:
     """Fill in the template."""
     config, prompts, run = facts.config, facts.prompts or {}, facts.run
     method, dataset = _name_method(config, prompts), name_dataset(run.get("dataset"))
+    training_free = _is_training_free(config, prompts)
     title = f"{method[0].upper()}{method[1:]}"
     if dataset:
         title += f" on {dataset}, {run['setting'].replace('_', ' ')}"
@@ -127,6 +131,7 @@ def _render(facts: ModelFacts, repo_id: str | None) -> str:
     evaluations = [item for item in evaluations if item["script"] == "eval.py"] or evaluations
     results = [result for item in evaluations for result in _eval_results(item)]
     tags = ["zero-shot-image-segmentation", "zegclip", "peft" if facts.prompts is not None else ""]
+    tags += ["training-free"] if training_free else []
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
@@ -145,6 +150,9 @@ def _render(facts: ModelFacts, repo_id: str | None) -> str:
         title=_text(title),
         method=method,
         mixture=_describe_mixture(config, prompts) if method == "a mixture" else "",
+        training_free=training_free,
+        dense_attention=config["dense_attention"],
+        is_softmax=DECODE_HEADS[config["decode_head_type"]].score_function == "softmax",
         is_adapter=facts.prompts is not None,
         spectral=config["decode_head_type"] == "spectral" or prompts.get("spectral_prompt"),
         consensus=config["decode_head_type"] == "consensus",
@@ -163,11 +171,17 @@ def _render(facts: ModelFacts, repo_id: str | None) -> str:
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
+def _is_training_free(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> bool:
+    """Return whether nothing of a model was trained on masks: neither its decode head nor prompts have weights."""
+    has_prompts = prompts.get("num_tokens") or prompts.get("text_prompts")
+    return config["decode_head_type"] == "similarity" and not has_prompts
+
+
 def _name_method(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> str:
-    """Return `ZegCLIP`, `SPT-SEG`, `LDVC`, `the training-free baseline`, or `a mixture`."""
+    """Return `ZegCLIP`, `SPT-SEG`, `LDVC`, a method without training, or `a mixture`."""
     num_tokens, text_prompts = prompts.get("num_tokens", 0), prompts.get("text_prompts")
-    if config["decode_head_type"] == "similarity" and not num_tokens and not text_prompts:
-        return "the training-free baseline"
+    if _is_training_free(config, prompts):
+        return _TRAINING_FREE[config["dense_attention"]]
     if not num_tokens or prompts["num_deep_layers"] is not None or set(config["descriptor"]) != {"product", "text"}:
         return "a mixture"
     parts = (config["decode_head_type"], bool(prompts["spectral_prompt"]), text_prompts is not None)
@@ -192,6 +206,8 @@ def _describe_mixture(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> 
         f"text prompts `{prompts['text_prompts']}`" if prompts.get("text_prompts") else "no text prompts",
         f"loss of {', '.join(_loss_terms(config)).replace('_', ' ')}",
     ]
+    if config["dense_attention"] != "plain":
+        parts.insert(0, f"last layer of {_DENSE_METHODS[config['dense_attention']]}")
     return ", ".join(parts)
 
 
@@ -261,7 +277,12 @@ def _data_rows(facts: ModelFacts, dataset: str, seen: Sequence[str], unseen: Seq
 def _hyper_parameters(facts: ModelFacts) -> dict[str, str]:
     config, prompts, run = facts.config, facts.prompts, facts.run
     head = DECODE_HEADS[config["decode_head_type"]]
-    rows = {name: config[name] for name in (*head.config_fields, "decoder_dropout", "decode_head_init")}
+    dense = {name: config[name] for name in _dense_fields(config)}
+    if _is_training_free(config, prompts or {}):
+        first, *others = config["prompt_templates"]
+        templates = f"{len(others) + 1}, such as {first}" if others else first
+        return {name: _value(value) for name, value in (dense | {"prompt_templates": templates}).items()}
+    rows = {name: config[name] for name in (*head.config_fields, "decoder_dropout", "decode_head_init")} | dense
     if prompts is not None:
         rows |= {title: prompts[name] for name, title in _PROMPT_FIELDS.items()}
         if prompts["spectral_prompt"]:
@@ -279,6 +300,17 @@ def _hyper_parameters(facts: ModelFacts) -> dict[str, str]:
     if run.get("dataset") == "picture_world":
         rows["scene_seed"] = run.get("scene_seed")
     return {name: _value(value) for name, value in rows.items() if value is not None}
+
+
+def _dense_fields(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields of the last layer and of the scale of cosines, as far as they mean something."""
+    is_similarity, method = config["decode_head_type"] == "similarity", config["dense_attention"]
+    fields = {
+        "dense_attention": method != "plain" or is_similarity,
+        "naclip_sigma": method == "naclip",
+        "similarity_scale": is_similarity,
+    }
+    return [name for name, is_used in fields.items() if is_used]
 
 
 def _text(value: Any) -> str:

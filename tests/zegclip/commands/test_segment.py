@@ -228,6 +228,6 @@ def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_pat
     printed, other = segment(labels="cat/dog, tree")
     assert "done before" not in printed
     assert other["labels"] != record["labels"]
-    _, record = segment("--background-words", "sky, sea", "--refine", labels="cat")
-    assert record["settings"] == {"background": ["sky", "sea"], "refine": True}
-    assert "done before" in segment("--background-words", "sky, sea", "--refine", labels="cat")[0]
+    _, record = segment("--background-words", "sky/cloud, sea", "--refine", labels="cat")
+    assert record["settings"] == {"background": ["sky", "cloud", "sea"], "refine": True}
+    assert "done before" in segment("--background-words", "sky, cloud, sea", "--refine", labels="cat")[0]

@@ -1,9 +1,11 @@
 """Segmentation of many pictures: what is found, written, known to be finished and shared by processes."""
 
+import functools
 import io
 import json
 import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,23 +104,37 @@ def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path,
     assert not list((tmp_path / "results").glob("one_more*"))
 
 
-def test_windows_of_one_picture_are_counted_on_a_terminal(model_folder, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "total"),
+    [({"window_size": 16}, 21), ({"window_size": 16, "training_free_weight": 0.5}, 42), ({"window_size": None}, 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("show", [True, False])
+def test_windows_of_one_picture_are_counted_on_a_terminal(
+    model_folder, pictures, tmp_path, monkeypatch, settings, total, show
+):
+    """In both passes, if there are two."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(segment, "_DELAY", 0)
+    monkeypatch.setattr(segment, "tqdm", functools.partial(segment.tqdm, mininterval=0, miniters=1))
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
     segmenter = load_segmenter(model_folder, "cpu")
-    for show, window_size in ((True, 16), (True, None), (False, 16)):
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stderr", Terminal())
-            paths = {str(pictures / "one.png"): "one"}
-            given = {"show_progress": show, "window_size": window_size}
-            segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", **given)
-            shown = sys.stderr.getvalue()
-        assert ("window" in shown) == (show and window_size is not None)
-    assert not segmenter.model._forward_hooks
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Terminal())
+        paths = {str(pictures / "one.png"): "one"}
+        segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name", show_progress=show, **settings)
+        shown = re.findall(r"(\d+)/(\d+)", sys.stderr.getvalue())
+    counts = [int(count) for count, of in shown]
+    assert counts == sorted(counts)
+    assert {int(of) for count, of in shown} == ({total} if total and show else set())
+    if counts:
+        assert counts[-1] == total
+        assert len(set(counts)) > total / 8  # the windows of a forward pass
+    assert not any(module._forward_hooks for module in segmenter.model.modules())
 
 
 def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):

@@ -187,6 +187,36 @@ def test_a_whole_model_has_a_card_of_its_configuration(model_folder):
 
 
 @pytest.mark.parametrize(
+    ("dense_attention", "method", "authors"),
+    [
+        ("naclip", "NACLIP", "Hajimiri"),
+        ("sclip", "SCLIP", "Yuille"),
+        ("clearclip", "ClearCLIP", "Lan, Mengcheng"),
+        ("maskclip", "MaskCLIP", "Zhou, Chong"),
+        ("plain", "CLIP's own last layer", "Radford"),
+    ],
+)
+def test_a_card_of_a_training_free_model_says_nothing_of_training(model_folder, dense_attention, method, authors):
+    change(model_folder / "config.json", decode_head_type="similarity", dense_attention=dense_attention)
+    card = ModelCard.load(write_card(model_folder))
+    assert "training-free" in card.data.tags
+    assert f"\n# {method}\n" in card.text
+    (rows,) = tables_of(card.text)
+    fields = {"`dense_attention`", "`similarity_scale`", "`prompt_templates`"}
+    assert {row[0] for row in rows[2:]} == fields | ({"`naclip_sigma`"} if dense_attention == "naclip" else set())
+    for part in ("never seen", "masks in training", "its training", "the training's", "training data", "decode head"):
+        assert part not in card.text
+    assert card.text.count("@inproceedings") == card.text.count(authors) == 1
+    # Below a trained head, it is one part of the model, and its paper one of those to cite.
+    change(model_folder / "config.json", decode_head_type="zegclip")
+    text = write_card(model_folder).read_text()
+    assert "never seen" in text
+    shown = dense_attention != "plain"
+    assert (f"| `dense_attention` | {dense_attention} |" in text) == (authors in text) == shown
+    assert "`similarity_scale`" not in text
+
+
+@pytest.mark.parametrize(
     ("base", "model", "expected"),
     [
         ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
