@@ -36,6 +36,8 @@ def test_importing_the_package_alone_imports_neither_torch_nor_transformers():
         "import zegclip; import accelerate",
         "from zegclip.modeling.configuration_zegclip import ZegClipConfig",
         "from zegclip import *",
+        "import zegclip.loading",
+        "import zegclip.plain_clip",
     ],
 )
 def test_everything_is_registered_whatever_is_imported_first(first):
