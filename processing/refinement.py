@@ -5,17 +5,19 @@ Source: Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Label
 NACLIP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
+
+from .resizing import resize_matrix
 
 STEPS = 10
 DILATIONS = (8, 16)
 # How far a score can move.
 REACH = STEPS * max(DILATIONS)
 # Side of the tiles, in pixels, whose affinities are in memory at a time.
-TILE_SIDE = 640
+TILE_SIDE = 512
 
 
 @torch.no_grad()
@@ -25,7 +27,7 @@ def refine(scores: torch.Tensor, picture: torch.Tensor, tile_side: int = TILE_SI
 
     Args:
         scores: `(classes, height, width)`, of any meaning; NACLIP refines logits.
-        picture: `(3, height, width)`, the processed picture at the size of the scores.
+        picture: `(3, height, width)`, the processed picture, which is resized to the size of the scores.
         tile_side: Side of the tiles in pixels.
 
     Returns:
@@ -51,11 +53,14 @@ def refined_tiles(
         Rows and columns of a tile, and its refined maps `(height, width)` float32, one class after the other.
     """
     height, width = scores.shape[-2:]
+    down = resize_matrix(picture.shape[-2], height, picture.device)
+    across = resize_matrix(picture.shape[-1], width, picture.device)
     for top in range(0, height, tile_side):
         for left in range(0, width, tile_side):
             rows = slice(max(top - REACH, 0), min(top + tile_side + REACH, height))
             columns = slice(max(left - REACH, 0), min(left + tile_side + REACH, width))
-            weights = affinity(picture[:, rows, columns].float())
+            # One colour of this part at a time.
+            weights = affinity(down[rows] @ colour @ across[columns].T for colour in picture.float())
             cut = (
                 slice(top - rows.start, top - rows.start + tile_side),
                 slice(left - columns.start, left - columns.start + tile_side),
@@ -65,7 +70,7 @@ def refined_tiles(
             del weights  # before those of the next tile
 
 
-def affinity(picture: torch.Tensor) -> torch.Tensor:
+def affinity(colours: Iterable[torch.Tensor]) -> torch.Tensor:
     """
     Return how much each pixel takes from its neighbours, eight at each dilation.
 
@@ -73,15 +78,15 @@ def affinity(picture: torch.Tensor) -> torch.Tensor:
     the standard deviation of a colour in the neighbourhoods, the pixel itself counted once for each.
 
     Args:
-        picture: `(3, height, width)` float32.
+        colours: `(height, width)` float32 each.
 
     Returns:
         `(16, height, width)` float32, whose sum over the neighbours is 1.
     """
     # All in place and one colour at a time: these maps are what refinement needs most of its memory for.
-    similarity = picture.new_zeros(8 * len(DILATIONS), *picture.shape[-2:])
+    similarity = torch.empty(0)
     count = 9 * len(DILATIONS)
-    for colour in picture:
+    for number, colour in enumerate(colours, start=1):
         mean = len(DILATIONS) * colour
         for neighbour in _neighbours(colour):
             mean += neighbour
@@ -91,9 +96,11 @@ def affinity(picture: torch.Tensor) -> torch.Tensor:
             variance += (neighbour - mean).square_()
         del mean
         scale = variance.div_(count - 1).sqrt_().mul_(0.1).add_(1e-8)
+        if number == 1:
+            similarity = colour.new_zeros(8 * len(DILATIONS), *colour.shape)
         for row, neighbour in zip(similarity, _neighbours(colour), strict=True):
             row -= (colour - neighbour).abs_().div_(scale)
-    similarity /= len(picture)
+    similarity /= number
     similarity -= similarity.amax(dim=0)
     similarity.exp_()
     similarity /= similarity.sum(dim=0)

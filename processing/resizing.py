@@ -80,6 +80,17 @@ def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tenso
     return ((upper + lower + 2) >> 2).clamp(0, 255).to(torch.uint8)
 
 
+def resize_matrix(old_side: int, new_side: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    Matrix `(new_side, old_side)` float32 of a bilinear resize of float32 maps along one side.
+
+    `resize_matrix(height, new_height) @ map @ resize_matrix(width, new_width).T` is the resized map, and some of the
+    rows of the matrices give a part of it.
+    """
+    columns = torch.eye(old_side, device=device)[None]
+    return nn.functional.interpolate(columns, new_side, mode="linear", align_corners=False)[0].T
+
+
 def _interpolation(
     old_side: int, new_side: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -124,4 +135,4 @@ def nearest_indices(old_side: int, new_side: int) -> np.ndarray:
     return np.minimum((np.arange(new_side) * (1 / (new_side / old_side))).astype(np.int64), old_side - 1)
 
 
-__all__ = ["nearest_indices", "resize_bilinear", "resize_nearest", "resized_shape"]
+__all__ = ["nearest_indices", "resize_bilinear", "resize_matrix", "resize_nearest", "resized_shape"]

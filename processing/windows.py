@@ -18,6 +18,7 @@ from torch import nn
 
 from .input_error import InputError
 from .refinement import refined_tiles
+from .resizing import resize_matrix
 
 # Scores at full resolution per chunk of classes, which fit into the cache of a CPU; a chunk has at least one class.
 SCORES_PER_CHUNK = 2**21
@@ -240,7 +241,7 @@ def merge_masks(
     maps = _collect(chunks, windows, target_size)
     ids = torch.empty(maps.shape[1:], dtype=torch.int64, device=maps.device)
     best = torch.empty(maps.shape[1:], device=maps.device)
-    for tile, refined in refined_tiles(maps, resize_maps(picture, *maps.shape[1:])):
+    for tile, refined in refined_tiles(maps, picture):
         ids[tile], best[tile] = _best((chunk[None] for chunk in refined), as_logits)
     return ids, best
 
@@ -376,12 +377,10 @@ def _merging(
     weights = torch.zeros(len(intervals), cells, length, device=like.device)
     coverage = torch.zeros(length, device=like.device)
     for row, (start, end) in zip(weights, intervals, strict=True):
-        row[:, start:end] = nn.functional.interpolate(
-            torch.eye(cells, device=like.device)[None], end - start, mode="linear", align_corners=False
-        )[0]
+        row[:, start:end] = resize_matrix(cells, end - start, like.device).T
         coverage[start:end] += 1
-    merged = (weights / coverage).flatten(0, 1)[None]
-    return nn.functional.interpolate(merged, target, mode="linear", align_corners=False)[0].T
+    merged = (weights / coverage).flatten(0, 1)
+    return merged.T if target == length else resize_matrix(length, target, like.device) @ merged.T
 
 
 def _name_chunks(windows: WindowLogits, target_size: tuple[int, int] | None) -> Iterator[slice]:
