@@ -36,6 +36,7 @@ def train(clip_folder, output, **fields):
     return read_weights(output)
 
 
+@pytest.mark.slow
 def test_one_seed_trains_the_same_bits_with_any_number_of_workers(clip_folder, tmp_path):
     weights = train(clip_folder, tmp_path / "first")
     assert train(clip_folder, tmp_path / "again") == weights

@@ -341,7 +341,11 @@ def test_a_model_is_evaluated_on_classes_of_another_data_set(clip_folder, tmp_pa
         assert not figures.get("hiou", 0) > 0
 
 
-@pytest.mark.parametrize("fields", [{}, {"text_prompts": "words"}, {"setting": "transductive"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"text_prompts": "words"}, pytest.param({"setting": "transductive"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_classes_with_several_names(clip_folder, tmp_path, fields):
     """They have one loss and one figure; that a class is its own synonym changes nothing."""
     folder = export(tmp_path, folder=4) / "folder"

@@ -309,6 +309,7 @@ def test_a_repository_holds_the_last_push_alone(hub, artefacts, tmp_path):
     assert "POST /api/models/someone/one/branch/other" in hub.requests
 
 
+@pytest.mark.slow
 def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_folder, processor, tmp_path):
     environment = {**hub.environment(), "TRANSFORMERS_OFFLINE": "0"}
     done = run_python(PUSH, *artefacts.values(), clip_folder, HF_HOME=str(tmp_path / "home"), **hub.environment())
