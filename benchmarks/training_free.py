@@ -47,7 +47,7 @@ WINDOW, STRIDE, AT_ONCE = 224, 112, 8
 NUM_NAMES = (171, 3 * 171)
 FEW_NAMES = 20
 SIGMA = 1.5  # For 8x8 patches, chosen on the tuning split.
-STRIP = Path(__file__).parents[1] / "docs" / "images" / "refinement.png"
+STRIP = Path(__file__).parents[1] / "docs" / "images" / "refinement.jpg"
 
 
 @torch.inference_mode()
@@ -129,7 +129,7 @@ def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, 
             present = np.unique(np.stack(list(maps.values()))).tolist()
             blank = ["" for _ in present]
             strips.append(class_panes(scene.image, maps, split, make_colours(len(split.names)), present, blank))
-    arrange(strips, 1).save(STRIP)
+    arrange(strips, 1).save(STRIP, quality=90)
     rows = [
         {
             "masks": title,
