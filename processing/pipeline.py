@@ -125,7 +125,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 those that they win get no label. By default only where a single label would win every pixel: for a
                 training-free model, or with `training_free_weight`, as its scores compare names.
             refine (`bool`, *optional*, defaults to `False`):
-                Whether masks follow the outlines in the picture (PAMR); it takes seconds per picture and label.
+                Whether masks follow the outlines in the picture (PAMR); it takes longer.
             training_free_weight (`float`, *optional*, defaults to 0.0):
                 Weight, in [0, 1], of what the CLIP says without training (NACLIP) in the scores of a trained model. It
                 takes a second pass.

@@ -538,3 +538,13 @@ def test_a_head_that_compares_names_is_trained_by_cross_entropy_alone(clip_folde
         train(clip_folder, tmp_path / "refused", **fields)
     train(clip_folder, tmp_path / "run", focal_weight=0, dice_weight=0, **fields)
     assert ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "run").config.score_function == "softmax"
+
+
+def test_a_plain_clip_has_its_own_sizes_where_no_configuration_is_named(clip_folder, tmp_path):
+    words = ["--model", clip_folder, "--num_eval_pictures", "1", "--prompt_templates", "a {}", "--use_cpu"]
+    evaluate_command.evaluate([*map(str, words), "--results_dir", str(tmp_path)])
+    used = json.loads((tmp_path / "model" / "evaluation.json").read_text())["image_processor"]
+    expected = load_processor(clip_folder).image_processor.to_dict()
+    assert {name: used[name] for name in ("size", "window_size", "image_mean")} == {
+        name: json.loads(json.dumps(expected[name])) for name in ("size", "window_size", "image_mean")
+    }

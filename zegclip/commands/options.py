@@ -62,7 +62,12 @@ def read_labels(path: Path) -> list[list[str]]:
     """
     from zegclip.processing.names import nested_classes, split_synonyms
 
-    return _read_lines(path, "class name", lambda lines: nested_classes(list(map(split_synonyms, lines))))
+    def read(lines: list[str]) -> list[list[str]]:
+        if lines[0].startswith(("{", "[")):  # JSON would become names without an error
+            raise UsageError(f"{path}: each line is a class name, but the first is {lines[0]!r}.")
+        return nested_classes(list(map(split_synonyms, lines)))
+
+    return _read_lines(path, "class name", read)
 
 
 def read_templates(path: Path) -> list[str]:

@@ -70,7 +70,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--refine",
         action="store_true",
-        help="let masks follow the outlines in the picture (PAMR); it takes seconds per picture and label",
+        help="let masks follow the outlines in the picture (PAMR); it takes longer",
     )
     parser.add_argument(
         "--training-free-weight",

@@ -110,10 +110,14 @@ def _load_model(model: str) -> "ZegClipForSemanticSegmentation":
     import torch
 
     from zegclip.loading import load_model
+    from zegclip.plain_clip import SENTENCE, is_plain_clip
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return load_model(model)
+        loaded = load_model(model)
+    if is_plain_clip(model):
+        print(SENTENCE.format(model))
+    return loaded
 
 
 def _run_folder(model: str) -> Path | None:
@@ -126,15 +130,12 @@ def _run_folder(model: str) -> Path | None:
 def run_onnx(arguments: argparse.Namespace) -> int:
     """Run `zegclip onnx`."""
     from zegclip.files import check_new_folder, new_folder
-    from zegclip.loading import load_model, load_processor
-    from zegclip.plain_clip import SENTENCE, is_plain_clip
+    from zegclip.loading import load_processor
     from zegclip.sharing import onnx as onnx_export
 
     check_new_folder(arguments.output)
     onnx_export.check_packages()
-    model = load_model(arguments.model).float()
-    if is_plain_clip(arguments.model):
-        print(SENTENCE.format(arguments.model))
+    model = _load_model(arguments.model).float()
     processor = load_processor(arguments.model)
     with new_folder(arguments.output) as folder:
         folder.mkdir()

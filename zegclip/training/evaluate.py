@@ -7,6 +7,8 @@ and the free one (the whole picture at once, no offset). Background, refinement 
 evaluation.
 """
 
+import argparse
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from accelerate import PartialState
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError
 from zegclip.files import remove_leftovers, write_json
-from zegclip.loading import base_of, load_base, load_model, load_processor
+from zegclip.loading import base_of, check_model_path, load_base, load_model, load_processor
 from zegclip.plain_clip import SENTENCE, is_plain_clip
 from zegclip.processing.class_embeds_cache import default_cache_folder
 from zegclip.processing.class_split import ClassSplit
@@ -48,6 +50,7 @@ from zegclip.training.training_arguments import ZegClipTrainingArguments
 PAPERS = "papers' protocol"
 FREE = "free protocol"
 BASELINE = "training-free baseline"
+PLAIN_CLIP_CONFIG = "picture_world_training_free"
 
 
 def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -64,7 +67,8 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     Raises:
         UsageError, InputError, ModelError: If the arguments, the data or the results folder do not fit.
     """
-    model_args, data_args, training_args = parse_arguments(argv, DEFAULT_CONFIG, "zegclip eval")
+    words = sys.argv[1:] if argv is None else list(argv)
+    model_args, data_args, training_args = parse_arguments(words, _default_config(words), "zegclip eval")
     if model_args.init_adapter is not None:
         raise UsageError("init_adapter is what a training starts from; what is to be evaluated is the model.")
     source = model_args.model or DEFAULT_MODEL
@@ -129,6 +133,14 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 unseen_trained_on=leaked,
             )
     return results
+
+
+def _default_config(words: Sequence[str]) -> str:
+    """Return the configuration to use if none is named: the picture world's, whose sizes do not fit a plain CLIP."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model")
+    model = parser.parse_known_args(words)[0].model
+    return PLAIN_CLIP_CONFIG if model is not None and is_plain_clip(check_model_path(model)) else DEFAULT_CONFIG
 
 
 def _processor_of_baseline(base: str, processor: Any) -> Any:

@@ -231,3 +231,12 @@ def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_pat
     _, record = segment("--background-words", "sky/cloud, sea", "--refine", labels="cat")
     assert record["settings"] == {"background": ["sky", "cloud", "sea"], "refine": True}
     assert "done before" in segment("--background-words", "sky, cloud, sea", "--refine", labels="cat")[0]
+
+
+def test_json_as_a_file_of_labels_is_refused(segment, noise, tmp_path, capsys):
+    noise.save(tmp_path / "a.png")
+    (tmp_path / "labels.json").write_text('{"0": ["cat", "kitten"]}')
+    words = segment(tmp_path / "a.png", "--labels-file", tmp_path / "labels.json")
+    at = words.index("--labels")
+    assert main(words[:at] + words[at + 2 :]) == 1
+    assert "labels.json" in capsys.readouterr().err
