@@ -78,10 +78,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             raise InputError(
                 f"This pipeline needs a CLIP, such as openai/clip-vit-base-patch16, not a {type(self.model).__name__}."
             )
-        for name in ("dtype", "torch_dtype"):  # of the model; with it, a tokenizer could not be saved
-            self.processor.tokenizer.init_kwargs.pop(name, None)
         if not hasattr(self.processor, "prompt_templates"):
             raise InputError(f"This pipeline needs a ZegClipProcessor, not {type(self.processor).__name__}.")
+        for name in ("dtype", "torch_dtype"):  # of the model; with it, a tokenizer could not be saved
+            self.processor.tokenizer.init_kwargs.pop(name, None)
         if image_processor is not None or tokenizer is not None:
             self.processor = type(self.processor)(
                 image_processor or self.processor.image_processor,
