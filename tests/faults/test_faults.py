@@ -23,7 +23,8 @@ TRAIN = ["train.py", *options(**SMALL | {
     "eval_strategy": "no",
 })]  # fmt: skip
 EVAL = ["eval.py", *options(num_eval_pictures=40, use_cpu=True, baseline="no", save_predictions=True)]
-ALL = pytest.mark.parametrize("command", ["train.py", "eval.py", "segment", "export"])
+COMMANDS = ["train.py", "eval.py", "segment", "export"]
+ALL = pytest.mark.parametrize("command", COMMANDS)
 
 
 @pytest.fixture
@@ -63,8 +64,14 @@ def is_at_work(command, out):
     return any(out.rglob("*.json*")) if command == "segment" else any(out.rglob("counts-*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@ALL
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [
+        pytest.param("train.py", signal.SIGINT, 130, marks=pytest.mark.slow),
+        *((command, signal.SIGINT, 130) for command in ("eval.py", "segment", "export")),
+        *((command, signal.SIGTERM, 143) for command in COMMANDS),
+    ],
+)
 def test_an_interruption_leaves_nothing_temporary(runner, commands, tmp_path, command, number, status):
     runner.start(*commands[command])
     runner.wait_for(lambda: is_at_work(command, tmp_path / "out"))
