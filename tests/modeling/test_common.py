@@ -166,6 +166,9 @@ def test_a_whole_model_may_be_offloaded(make, tmp_path, kind):
         loaded = load(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "disk")
         assert any(parameter.is_meta for parameter in loaded.parameters())
         torch.testing.assert_close(logits(loaded, ASKED), logits(made, ASKED), atol=1e-6, rtol=0)
+        with torch.no_grad():
+            alone = [model.get_training_free_logits(pictures(), names()).logits for model in (loaded, made)]
+        torch.testing.assert_close(*alone, atol=1e-5, rtol=0)
 
 
 def test_sizes_that_do_not_match_are_started_anew_if_asked(make, tmp_path):
