@@ -263,21 +263,23 @@ def _best(chunks: Iterable[torch.Tensor], as_logits: bool) -> tuple[torch.Tensor
     """The result of [`running_max`]; of logits, the softmax of the largest."""
     if not as_logits:
         return running_max(chunks)
-    totals: list[torch.Tensor] = []
+    total = _LogSumExp()
+    ids, best = running_max(total.add_all(chunks))
+    return ids, (best - total.value).exp_()
 
-    def counted() -> Iterator[torch.Tensor]:
+
+class _LogSumExp:
+    """Logarithm of the sum of the exponentials of all names' maps, given in chunks."""
+
+    def __init__(self) -> None:
+        self.value = torch.tensor(-torch.inf)
+
+    def add_all(self, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Pass chunks on, each once it is added."""
         for chunk in chunks:
-            totals[:] = [_add_up(totals, chunk)]
+            total = chunk.logsumexp(dim=0) if len(chunk) > 1 else chunk[0]  # the same, and free
+            self.value = torch.logaddexp(self.value.to(total), total)
             yield chunk
-
-    ids, best = running_max(counted())
-    return ids, (best - totals[0]).exp_()
-
-
-def _add_up(totals: list[torch.Tensor], chunk: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the sum of all exponentials so far."""
-    total = chunk.logsumexp(dim=0) if len(chunk) > 1 else chunk[0]
-    return torch.logaddexp(totals[0], total) if totals else total.clone()
 
 
 def _score_chunks(
@@ -307,12 +309,12 @@ def _softmax_chunks(
     windows: WindowLogits, target_size: tuple[int, int] | None, offsets: torch.Tensor | None
 ) -> Iterator[torch.Tensor]:
     # Twice over all names: the sum comes first, and keeping all maps would need too much memory.
-    totals: list[torch.Tensor] = []
-    for chunk in _logit_chunks(windows, target_size):
-        totals[:] = [_add_up(totals, chunk)]
+    total = _LogSumExp()
+    for _ in total.add_all(_logit_chunks(windows, target_size)):
+        pass
     start = 0
     for chunk in _logit_chunks(windows, target_size):
-        scores = chunk.sub_(totals[0]).exp_()
+        scores = chunk.sub_(total.value).exp_()
         yield scores if offsets is None else scores.sub_(offsets[start : start + len(chunk)])
         start += len(chunk)
 

@@ -37,8 +37,8 @@ def add_parser(commands: Any) -> None:
         "torchrun or accelerate launch (-m zegclip segment ...), the processes share the pictures, each on its own "
         "device.",
         epilog='Example: zegclip segment street.jpg --labels "road, car, tree" --threshold 0.2. Without a threshold, '
-        "every pixel gets one of the labels, even if none of them is there; the command says so where the mean score "
-        "is low.",
+        "every pixel gets one of the labels, even if none of them is there; with a trained model, the command says so "
+        "where the mean score is low.",
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
     names = parser.add_mutually_exclusive_group(required=True)
