@@ -143,6 +143,36 @@ def read_sample(row: Mapping[str, Any], split: ClassSplit, index: int | None = N
         raise InputError(f"{mask_name}: {error}") from error
 
 
+def name_pictures(data: Dataset) -> list[str]:
+    """
+    Name each picture of a split: its path without suffix, relative to the folder that all of them are in.
+
+    So a folder of such names looks like that of the masks. A name that is taken already, ignoring case, gets a
+    number: `a_2`. A picture without a path is called by its row: `000006`.
+
+    Args:
+        data: Rows with `image`, not decoded.
+    """
+    paths: list[str | None] = []
+    for batch in data.select_columns("image").with_format("arrow").iter(100):
+        paths += [path for chunk in batch["image"].chunks for path in chunk.field("path").to_pylist()]
+    # Of a file in an archive (`zip://a/b.jpg::archive.zip`), the path in it.
+    places = [path and os.path.abspath(path.split("::")[0].split("://")[-1]) for path in paths]
+    folders = {os.path.dirname(place) for place in places if place}
+    root = os.path.commonpath(folders) if folders else ""
+    names: list[str] = []
+    taken: set[str] = set()
+    for row, place in enumerate(places):
+        stem = os.path.splitext(os.path.relpath(place, root))[0] if place else f"{row:06d}"
+        name, number = stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(Path(name).as_posix())
+    return names
+
+
 def find_files(
     row: Mapping[str, Any], index: int | None = None
 ) -> tuple[tuple[bytes | Path, str], tuple[bytes | Path, str]]:
@@ -397,4 +427,4 @@ def _input_error(text: str) -> InputError:
     return InputError(on_one_line(text))
 
 
-__all__ = ["FEATURES", "check_sizes", "find_files", "load_folder", "load_pictures", "read_sample"]
+__all__ = ["FEATURES", "check_sizes", "find_files", "load_folder", "load_pictures", "name_pictures", "read_sample"]

@@ -21,9 +21,10 @@ from zegclip.drawing.overlay import index_mask, make_colours
 from zegclip.errors import UsageError
 from zegclip.files import read_json, replacing, write_json
 from zegclip.processing.class_split import Setting
+from zegclip.processing.datasets import name_pictures
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
-from zegclip.training.pictures import EvaluationPictures, content_of_sample, name_predictions
+from zegclip.training.pictures import EvaluationPictures, content_of_sample
 
 INDUCTIVE_OFFSET = 0.1
 """Subtracted from the scores of seen classes in the papers' inductive evaluation (`zegclip.md` section 6)."""
@@ -167,7 +168,7 @@ class CountStore:
         """Delete the saved predictions of pictures without counts."""
         folders = list(self.folder.glob("predictions/*"))
         if folders:
-            names = name_predictions(pictures.data)
+            names = name_pictures(pictures.data)
             kept = {f"{names[index]}.png" for index in self.read() if index < len(names)}
             for folder in folders:
                 for path in folder.rglob("*.png"):
@@ -311,7 +312,7 @@ def evaluate_pictures(
         class_of_name: As for [`predict_map`].
         embeds_without_prompts: As for [`predict_map`].
         save_predictions: Whether to save each predicted map in the store's folder, as a PNG with the picture's name
-            (see [`name_predictions`]) and the data set's mask values.
+            (see [`name_pictures`]) and the data set's mask values.
         title: For the progress bar.
 
     Returns:
@@ -320,7 +321,7 @@ def evaluate_pictures(
     state = PartialState()
     split = pictures.split
     values = np.arange(len(split.names)) if split.mask_values is None else np.array(split.mask_values)
-    names = name_predictions(pictures.data) if save_predictions else None
+    names = name_pictures(pictures.data) if save_predictions else None
     store.forget_others(pictures, names)
     done = store.read().keys()
     # Every process must have read before any writes.

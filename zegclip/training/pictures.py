@@ -216,36 +216,6 @@ def spread_evenly(length: int, count: int) -> list[int]:
     return [(2 * place + 1) * length // (2 * count) for place in range(count)]
 
 
-def name_predictions(data: Dataset) -> list[str]:
-    """
-    Name the prediction of each picture: its path without suffix, relative to the folder that all pictures are in.
-
-    So the folder of predictions looks like that of the masks. A name that is taken already, ignoring case, gets a
-    number: `a_2`. A picture without a path is called by its row: `000006`.
-
-    Args:
-        data: Rows with `image`, not decoded.
-    """
-    paths: list[str | None] = []
-    for batch in data.select_columns("image").with_format("arrow").iter(100):
-        paths += [path for chunk in batch["image"].chunks for path in chunk.field("path").to_pylist()]
-    # Of a file in an archive (`zip://a/b.jpg::archive.zip`), the path in it.
-    places = [path and os.path.abspath(path.split("::")[0].split("://")[-1]) for path in paths]
-    folders = {os.path.dirname(place) for place in places if place}
-    root = os.path.commonpath(folders) if folders else ""
-    names: list[str] = []
-    taken: set[str] = set()
-    for row, place in enumerate(places):
-        stem = os.path.splitext(os.path.relpath(place, root))[0] if place else f"{row:06d}"
-        name, number = stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        names.append(Path(name).as_posix())
-    return names
-
-
 def content_of_rows(data: Dataset) -> str:
     """
     Return a short key of the pictures and masks of a data set, in their order.

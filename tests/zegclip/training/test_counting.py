@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 
 from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.datasets import name_pictures
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.refinement import refine
@@ -25,7 +26,7 @@ from zegclip.training.counting import (
     fingerprint,
     predict_map,
 )
-from zegclip.training.pictures import EvaluationPictures, name_predictions
+from zegclip.training.pictures import EvaluationPictures
 
 SPLIT = ClassSplit(names=("a", "b", "c"), seen_ids=(0, 1), unseen_ids=(2,))
 PROTOCOLS = {"windows": Protocol(32, 20, 0.1), "whole": Protocol(None, None, 0.0)}
@@ -125,7 +126,7 @@ def test_predictions_can_be_read_as_the_data_sets_masks(model, class_embeds, run
 def test_pictures_without_paths_are_named_by_their_rows(pictures):
     files = [(None, b"x"), ("a.png", b"x"), ("../a.png", b"x"), ("zip://b/a.jpg::/data.zip", None), (None, b"x")]
     rows = [{"image": {"path": path, "bytes": content}, "mask": None} for path, content in files]
-    names = name_predictions(Dataset.from_list(rows, features=pictures.data.features))
+    names = name_pictures(Dataset.from_list(rows, features=pictures.data.features))
     assert [names[0], names[4]] == ["000000", "000004"]
     assert len(set(names)) == 5
     assert not any(".." in name or name.startswith("/") for name in names)
