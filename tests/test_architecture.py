@@ -14,6 +14,7 @@ RANKS = {
     "sharing": 3,
     "training": 4,
     "segmenting": 4,
+    "exporting": 4,
     "commands": 5,
 }
 ENTRANCE = {"zegclip/__init__.py": 6, "zegclip/__main__.py": 6, "zegclip/registration.py": 6}  # leads to every room

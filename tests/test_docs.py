@@ -239,6 +239,7 @@ def test_the_page_on_own_data_works_from_top_to_bottom(place):
         "eval.py": "--num_eval_pictures 2 --use_cpu",
         "zegclip check": "--workers 0",
         "zegclip segment": "",
+        "zegclip export-data": "",
         "zegclip bundle": "",
     }
     page = "docs/own_data.md"

@@ -1,11 +1,16 @@
 """Types of options, and class names, that several commands read."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zegclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from zegclip.processing.class_split import ClassSplit
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -34,6 +39,42 @@ def fraction(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
     return number
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `load_pictures` needs to read pictures and masks."""
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="a benchmark (voc, voc20, voc21, coco_stuff, coco_stuff171, coco_object, pascal_context_59, "
+        "pascal_context_60, ade20k, cityscapes), a folder, or a Hub id such as owner/name",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark, in its standard layout")
+    parser.add_argument(
+        "--classes-file",
+        metavar="FILE",
+        help="class names of a folder or Hub id: a text file, one per line in the order of mask values from 0, or "
+        "JSON from mask values to names (default: its own classes.txt or id2label.json)",
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="column of the pictures, if it is ambiguous")
+    parser.add_argument("--mask-column", metavar="NAME", help="column of the masks, if it is ambiguous")
+
+
+def load_data_of(
+    arguments: argparse.Namespace, unseen: Collection[str] | None = None, ignored: Collection[str] = ()
+) -> "tuple[DatasetDict, ClassSplit]":
+    """Load what the options of [`add_data_options`] describe; see `load_pictures`."""
+    from zegclip.processing.datasets import load_pictures
+
+    return load_pictures(
+        arguments.dataset,
+        data_dir=arguments.data_dir,
+        classes_file=arguments.classes_file,
+        unseen=unseen,
+        ignored=ignored,
+        image_column=arguments.image_column,
+        mask_column=arguments.mask_column,
+    )
 
 
 def add_output_option(parser: argparse.ArgumentParser, default: str) -> None:

@@ -1,0 +1,1 @@
+"""Pictures and class maps in the formats of other tools."""

@@ -1,0 +1,57 @@
+"""The results of `zegclip segment` as a data set."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from zegclip.drawing.overlay import NO_LABEL, NO_LABEL_16_BIT
+from zegclip.errors import UsageError
+from zegclip.processing.class_split import ClassSplit, split_classes
+from zegclip.processing.datasets import FEATURES
+
+_MASK = "_mask.png"
+
+
+def has_predictions(folder: Path) -> bool:
+    """Return whether `zegclip segment` has written into a folder."""
+    return any(_record_of(mask).is_file() for mask in folder.glob(f"*{_MASK}"))
+
+
+def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
+    """
+    Load the masks that `zegclip segment` has written, with their pictures, as `load_pictures` loads a data set.
+
+    Args:
+        folder: Its output folder. Pictures lie where they were segmented.
+
+    Returns:
+        All pictures as the split `train`, and the labels as classes; pixels without a label are ignored.
+
+    Raises:
+        UsageError: If a record is not one of `zegclip segment`, or pictures were segmented into different labels.
+    """
+    rows: dict[str, list[str]] = {"image": [], "mask": []}
+    labels: list[str] = []
+    for mask in sorted(folder.glob(f"*{_MASK}")):
+        record = _record_of(mask)
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+            picture, found = str(content["image"]), [str(row["label"]) for row in content["labels"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{record}: this is not the JSON file of a picture from zegclip segment.") from error
+        if labels and found != labels:
+            raise UsageError(
+                f"{record} has other labels than {_record_of(Path(rows['mask'][0]))}: segment all pictures into the "
+                "same labels first."
+            )
+        labels = found
+        rows["image"].append(picture)
+        rows["mask"].append(str(mask))
+    no_label = NO_LABEL_16_BIT if len(labels) > NO_LABEL else NO_LABEL
+    split = split_classes(labels, ignored_values=[no_label])
+    return DatasetDict(train=Dataset.from_dict(rows, features=FEATURES)), split
+
+
+def _record_of(mask: Path) -> Path:
+    return mask.with_name(f"{mask.name.removesuffix(_MASK)}.json")
