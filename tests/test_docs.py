@@ -155,7 +155,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((120, 96), 80).convert("RGB").save("picture.png")
     Path("outputs").mkdir()
-    Path("outputs/zegclip_folder").symlink_to(DEFAULT_MODEL)
+    Path("outputs/my-data").symlink_to(DEFAULT_MODEL)
     if "openai/clip" in python_blocks(PAGES[page]):  # A folder stands in for the Hub id.
         load_base(DEFAULT_MODEL, {}).clip.save_pretrained("openai/clip-vit-base-patch16")
         load_processor(DEFAULT_MODEL).save_pretrained("openai/clip-vit-base-patch16")
@@ -235,8 +235,9 @@ def test_the_page_on_own_data_works_from_top_to_bottom(place):
     """With a few scenes and steps instead of thousands."""
     fewer = {
         "-m zegclip.picture_world.dataset": "--num-scenes 6",
-        "train.py": "--max_steps 3 --num_eval_pictures 2 --total_train_batch_size 2 --num_prompt_tokens 2 --use_cpu",
-        "eval.py": "--num_eval_pictures 2 --use_cpu",
+        "zegclip init": "--overwrite",
+        "zegclip train": "--max_steps 3 --num_eval_pictures 2 --total_train_batch_size 2 --use_cpu",
+        "zegclip eval": "--num_eval_pictures 2 --use_cpu",
         "zegclip check": "--workers 0",
         "zegclip segment": "",
         "zegclip export-data": "",
@@ -255,10 +256,10 @@ def test_the_page_on_own_data_works_from_top_to_bottom(place):
         assert finished.returncode == 0, f"{line}\n{finished.stderr[-2000:]}"
         done.add(kind)
     assert done == set(fewer)
-    for name in ("check", "zegclip_folder/curves.png", "zegclip_folder/per_class.md", "with_baseline/results.json"):
+    for name in ("check", "my-data/curves.png", "my-data/per_class.md", "with_baseline/results.json"):
         assert (place / "outputs" / name).exists()
-    assert list((place / "outputs" / "zegclip_folder").glob("samples/step_*.png"))
+    assert list((place / "outputs" / "my-data").glob("samples/step_*.png"))
     assert len(list((place / "outputs" / "masks").glob("*_mask.png"))) == 6
-    assert (place / "outputs" / "zegclip_folder_whole" / "model.safetensors").is_file()
+    assert (place / "outputs" / "my-data_whole" / "model.safetensors").is_file()
     Image.effect_noise((120, 96), 80).convert("RGB").save("picture.png")
     exec(compile(python_blocks(text), page, "exec"), {"__name__": "__main__"})

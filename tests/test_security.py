@@ -160,6 +160,8 @@ def test_no_command_reaches_for_the_network(model, processor, clip_folder, check
         [*segment, "b", "--model", "model"],
         ["zegclip", "demo", "--output", "demo"],
         ["zegclip", "check", "folder", "--output", "check", "--workers", "0"],
+        ["zegclip", "init", "folder"],
+        ["zegclip", "export-data", "folder", "colours", "--to", "colours"],
         ["zegclip", "convert", str(checkpoint), "converted"],
         [str(ROOT / "train.py"), *small, "--model", str(clip_folder), "--output_dir", "run", "--max_steps", "2"],
         [str(ROOT / "eval.py"), *small, "--model", "run", "--output_dir", "run"],
