@@ -29,7 +29,7 @@ from transformers import CLIPConfig
 import zegclip
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.drawing.legend import arrange
-from zegclip.drawing.overlay import class_panes, find_boundaries, make_colours
+from zegclip.drawing.overlay import class_panes
 from zegclip.loading import load_base, load_model, load_processor
 from zegclip.picture_world.dataset import scene_seeds
 from zegclip.picture_world.drawing import draw_scene
@@ -103,6 +103,15 @@ def memory_of_refinement(height: int, width: int) -> float:
     return 1e6 * added_memory(step) / (4 * height * width) - FEW_NAMES
 
 
+def before_outlines(ids: np.ndarray, width: int) -> np.ndarray:
+    """Mark the pixels, `(height, width)` bool, up to `width` pixels before another class begins."""
+    marked = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, width + 1):
+        marked[:, :-step] |= ids[:, :-step] != ids[:, step:]
+        marked[:-step] |= ids[:-step] != ids[step:]
+    return marked
+
+
 def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, Any]:
     """The embedded model with and without refinement, on drawn scenes of four times the side that it sees."""
     model = load_model(zegclip.DEFAULT_MODEL)
@@ -116,7 +125,7 @@ def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, 
     for number in tqdm(scene_seeds("test")[:pictures], unit="picture"):
         scene = draw_scene(number, "test", size=side)
         truth = np.asarray(scene.mask).astype(np.int64)
-        at_edge = find_boundaries(truth, 8)
+        at_edge = before_outlines(truth, 8)
         maps = {"truth": truth}
         for title in counts:
             start = time.perf_counter()
@@ -128,7 +137,7 @@ def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, 
         if len(strips) < shown:
             present = np.unique(np.stack(list(maps.values()))).tolist()
             blank = ["" for _ in present]
-            strips.append(class_panes(scene.image, maps, split, make_colours(len(split.names)), present, blank))
+            strips.append(class_panes(scene.image, maps, split, present, blank))
     arrange(strips, 1).save(STRIP, quality=90)
     rows = [
         {

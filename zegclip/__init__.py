@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from zegclip.drawing.overlay import draw
     from zegclip.modeling.configuration_zegclip import ZegClipConfig
     from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
     from zegclip.modeling.prompt_config import DeepPromptConfig
@@ -45,6 +46,7 @@ _MODULES = {
     "ZegClipImageProcessorPil": "zegclip.processing.image_processing_pil_zegclip",
     "ZegClipProcessor": "zegclip.processing.processing_zegclip",
     "ZeroShotImageSegmentationPipeline": "zegclip.processing.pipeline",
+    "draw": "zegclip.drawing.overlay",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "ZegClipImageProcessorPil",
     "ZegClipProcessor",
     "ZeroShotImageSegmentationPipeline",
+    "draw",
 ]
 
 

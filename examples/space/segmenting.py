@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image
 
 import zegclip
-from zegclip.drawing.overlay import make_colours, overlay
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.names import find_unknown_words, nested_classes
 from zegclip.segmenting.segmenter import load_segmenter, summarise
@@ -101,4 +100,5 @@ def segment_picture(
         segmenter.model.config.prompt_templates,
         f"The {model_name}",
     )
-    return Segmentation(overlay(picture, ids, labels, make_colours(len(labels))), rows, warning)
+    # The page shows the picture already.
+    return Segmentation(zegclip.draw(picture, ids, labels, side_by_side=False), rows, warning)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from zegclip.drawing.overlay import index_mask, make_colours
+from zegclip.drawing.colours import index_mask, make_colours
 from zegclip.processing.class_split import split_classes
 from zegclip.processing.datasets import read_sample
 from zegclip.processing.image_reading import load_class_ids

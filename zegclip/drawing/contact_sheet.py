@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from zegclip.drawing.legend import arrange
-from zegclip.drawing.overlay import class_panes, class_shares, make_colours
+from zegclip.drawing.overlay import class_panes, class_shares
 from zegclip.processing.class_split import ClassSplit
 
 
@@ -16,15 +16,14 @@ def draw_contact_sheet(pictures: Iterable[tuple[str, Image.Image, np.ndarray]], 
 
     Args:
         pictures: At least one; title, RGB picture, and `(height, width)` ids of its size, or -1 for ignored pixels.
-        split: The classes. Each has the same colour on the whole sheet.
+        split: The classes.
 
     Returns:
         RGB.
     """
-    colours = make_colours(len(split.names))
     tiles = []
     for title, picture, ids in pictures:
         shown = class_shares(ids, len(split.names))
         ignored = f"{100 * (ids < 0).mean():.1f} %"
-        tiles.append(class_panes(picture, {"classes": ids}, split, colours, *shown, title=title, ignored=ignored))
+        tiles.append(class_panes(picture, {"classes": ids}, split, *shown, title=title, ignored=ignored))
     return arrange(tiles, columns=3, gap=0)

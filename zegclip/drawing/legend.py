@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from zegclip.drawing.colours import fill_colours
+
 LETTER = 14
 """Height of the text on sheets in pixels."""
 GAP = 8
@@ -25,13 +27,14 @@ class LegendEntry(NamedTuple):
     A line of a legend.
 
     Attributes:
-        fill: What the swatch shows: a colour, a picture as high and wide as a letter, or `None` for no swatch.
+        swatch: A class's colour, which is shown as in pictures: its outline around its filling. Or a picture as high
+            and wide as a letter, or `None` for none.
         text: Name of the class; long ones are shortened.
         value: Number at the right.
         mark: Follows the text and is never cut off.
     """
 
-    fill: tuple[int, ...] | Image.Image | None
+    swatch: tuple[int, ...] | Image.Image | None
     text: str
     value: str = ""
     mark: str = ""
@@ -76,7 +79,7 @@ def draw_legend(
     """
     line, gap = round(1.6 * letter), letter // 2
     font = load_font(letter)
-    texts = [shorten(entry.text, font, _LONGEST_TEXT * letter) + entry.mark for entry in entries]
+    texts = [shorten_name(entry.text, font, letter) + entry.mark for entry in entries]
     text_width = math.ceil(max(map(font.getlength, texts)))
     value_width = math.ceil(max(font.getlength(text) for text in (heading, *(entry.value for entry in entries))))
     column = letter + text_width + value_width + 5 * gap
@@ -90,9 +93,13 @@ def draw_legend(
         middle = top + index % rows * line + line // 2
         if index % rows == 0:
             draw.text((right, gap + line // 2), heading, fill="black", font=font, anchor="rm")
-        if entry.fill is not None:
-            box = (left, middle - letter // 2, left + letter, middle - letter // 2 + letter)
-            legend.paste(entry.fill, box)
+        box = (left, middle - letter // 2, left + letter, middle - letter // 2 + letter)
+        if isinstance(entry.swatch, Image.Image):
+            legend.paste(entry.swatch, box)
+            draw.rectangle(box, outline="grey")
+        elif entry.swatch is not None:
+            fill = tuple(fill_colours(np.array(entry.swatch)).tolist())
+            draw.rectangle(box, fill=fill, outline=entry.swatch, width=max(letter // 6, 2))
             draw.rectangle(box, outline="grey")
         draw.text((left + letter + gap, middle), text, fill="black", font=font, anchor="lm")
         draw.text((right, middle), entry.value, fill="black", font=font, anchor="rm")
@@ -131,6 +138,11 @@ def arrange(parts: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Load the font that matplotlib brings along: it has more scripts than Pillow's own."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def shorten_name(name: str, font: ImageFont.FreeTypeFont, letter: int) -> str:
+    """Shorten a class's name as in legends, to a width of 16 times the letters' height."""
+    return shorten(name, font, _LONGEST_TEXT * letter)
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -8,14 +8,12 @@ import torch
 from PIL import Image
 
 from zegclip.drawing.legend import GAP, LETTER, arrange, draw_text
-from zegclip.drawing.overlay import class_panes, make_colours
+from zegclip.drawing.overlay import class_panes
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import class_counts, class_ious
 
 
-def sample_strip(
-    picture: Image.Image, truth: np.ndarray, predicted: np.ndarray, split: ClassSplit, alpha: float = 0.55
-) -> Image.Image:
+def sample_strip(picture: Image.Image, truth: np.ndarray, predicted: np.ndarray, split: ClassSplit) -> Image.Image:
     """
     Put a picture, its true classes and its predicted classes side by side, with one legend for both.
 
@@ -28,7 +26,6 @@ def sample_strip(
         truth: `(height, width)` ids of the picture's size, or the split's ignore index.
         predicted: `(height, width)` ids.
         split: The classes.
-        alpha: Share of the class colours, in [0, 1].
 
     Returns:
         RGB.
@@ -55,8 +52,7 @@ def sample_strip(
         f"prediction (pAcc {_per_cent(accuracy)})": predicted,
     }
     ious = [_per_cent(iou) for iou in class_ious(counts)[shown]]
-    colours = make_colours(len(split.names))  # the same on every strip
-    return class_panes(picture, maps, split, colours, shown, ious, heading="IoU %", alpha=alpha)
+    return class_panes(picture, maps, split, shown, ious, heading="IoU %")
 
 
 def sample_sheet(strips: Sequence[Image.Image], title: str) -> Image.Image:

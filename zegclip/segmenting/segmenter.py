@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from zegclip.drawing.overlay import index_mask, make_colours, overlay
+from zegclip.drawing.colours import index_mask, make_colours
+from zegclip.drawing.overlay import draw
 from zegclip.errors import UsageError, explain_fault
 from zegclip.files import writing_to
 from zegclip.identity import file_state
@@ -217,10 +218,10 @@ def write_results(
         labels: Class names.
         record: The contents of the JSON file.
     """
-    colours = make_colours(len(labels))
     with writing_to(output) as folder:
-        overlay(picture, ids, labels, colours).save(folder / f"{name}_overlay.png")
-        index_mask(ids, colours).save(folder / f"{name}_mask.png")
+        # Less compression: a third of the time for a tenth more bytes.
+        draw(picture, ids, labels).save(folder / f"{name}_overlay.png", compress_level=1)
+        index_mask(ids, make_colours(len(labels))).save(folder / f"{name}_mask.png")
         # A file name need not be valid UTF-8; invalid bytes are escaped.
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")

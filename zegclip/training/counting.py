@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from zegclip.drawing.overlay import index_mask, make_colours
+from zegclip.drawing.colours import index_mask, make_colours
 from zegclip.errors import UsageError
 from zegclip.files import read_json, replacing, write_json
 from zegclip.processing.class_split import Setting

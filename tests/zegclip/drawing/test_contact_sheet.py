@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zegclip.drawing.colours import make_colours
 from zegclip.drawing.contact_sheet import draw_contact_sheet
-from zegclip.drawing.overlay import make_colours
 from zegclip.processing.class_split import ClassSplit
 
 SPLIT = ClassSplit(names=("cat", "dog", "sky"), seen_ids=(0,), unseen_ids=(1,))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zegclip.drawing.overlay import FIRST_COLOURS, make_colours
+from zegclip.drawing.colours import FIRST_COLOURS, edge_colours, fill_colours, make_colours
 from zegclip.drawing.samples import sample_sheet, sample_strip
 from zegclip.processing.class_split import ClassSplit
 
@@ -44,25 +44,19 @@ def panes_of(strip, width=384, height=384):
     return *panes, pixels[:, lefts[3] :]
 
 
-def blend(colour):
-    return (0.5 * np.array(colour) + 0.5 * np.array(GREY)).round()
-
-
 def test_a_strip_shows_picture_truth_and_prediction():
     truth, predicted = scene()
-    picture, shown_truth, shown_prediction, _ = panes_of(
-        sample_strip(grey_picture(truth), truth, predicted, SPLIT, alpha=0.5)
-    )
+    picture, shown_truth, shown_prediction, _ = panes_of(sample_strip(grey_picture(truth), truth, predicted, SPLIT))
     assert (picture == GREY).all()
-    colours = FIRST_COLOURS  # By id, so that a class has one colour on all strips.
+    fillings = fill_colours(make_colours(5))  # By id, so that a class has one colour on all strips.
     for row, column in ((30, 30), (90, 20), (90, 60), (30, 90), (90, 90)):
         for shown, ids in ((shown_truth, truth), (shown_prediction, predicted)):
             found = shown[4 * row, 4 * column]
-            np.testing.assert_allclose(found, blend(colours[ids[row, column]]), atol=1)
+            assert (found == fillings[ids[row, column]]).all()
     stripes = shown_truth[4:56].reshape(-1, 3)
     assert {tuple(pixel) for pixel in stripes.tolist()} == {(255, 255, 255), (150, 150, 150)}
-    np.testing.assert_allclose(shown_prediction[30, 30], blend(colours[0]), atol=1)
-    assert (shown_truth[4 * 48 - 1, 200] == 255).all()  # a boundary
+    assert (shown_prediction[30, 30] == fillings[0]).all()
+    assert (shown_truth[4 * 48 - 1, 200] == edge_colours(make_colours(1))).all()  # an outline
 
 
 def test_the_legend_lists_what_occurs_and_marks_unseen_classes():
@@ -88,8 +82,8 @@ def test_ids_beyond_8_bits_and_another_ignore_index():
     split = ClassSplit(names=names, seen_ids=(0,), unseen_ids=(299,), ignore_index=65535, ignored_values=(65535,))
     truth = np.full((96, 96), 299, dtype=np.uint16)
     truth[:48], truth[:, :48] = 65535, 255
-    _, shown_truth, _, legend = panes_of(sample_strip(grey_picture(truth), truth, truth * 0, split, alpha=0.5))
-    np.testing.assert_allclose(shown_truth[-10, -10], blend(make_colours(300)[299]), atol=1)
+    _, shown_truth, _, legend = panes_of(sample_strip(grey_picture(truth), truth, truth * 0, split))
+    assert (shown_truth[-10, -10] == fill_colours(make_colours(300)[299])).all()
     assert has_colour(legend, FIRST_COLOURS[0])
 
 

@@ -80,7 +80,7 @@ def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
             assert row["score"] == pytest.approx(result["score"], abs=2e-6)
 
 
-@pytest.mark.parametrize("step", ["load_rgb", "summarise", "overlay", "ClassMapPipeline.preprocess"])
+@pytest.mark.parametrize("step", ["load_rgb", "summarise", "draw", "ClassMapPipeline.preprocess"])
 def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path, monkeypatch, step):
     """In whatever step; the others have their results."""
     noise(width=50).save(pictures / "one_more.png")
@@ -94,7 +94,7 @@ def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path,
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory") if ids_known else MemoryError("no room")
         return usual(*args, **kwargs)
 
-    ids_known = step in ("summarise", "overlay")
+    ids_known = step in ("summarise", "draw")
     monkeypatch.setattr(f"zegclip.segmenting.segmenter.{step}", refuse_the_second)
     outcome = segment_pictures(segmenter, paths, LABELS, tmp_path / "results", "name")
     assert outcome.segmented == 2

@@ -10,7 +10,7 @@ from datasets import DatasetDict, Image
 from PIL import Image as PILImage
 
 from zegclip.commands.main import main
-from zegclip.drawing.overlay import make_colours
+from zegclip.drawing.colours import make_colours
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.processing.datasets import load_pictures
