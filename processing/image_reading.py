@@ -10,7 +10,7 @@ from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from .input_error import InputError
-from .stored_ids import find_stored_numbers, restore_numbers
+from .stored_ids import LOSSY_FORMATS, find_stored_numbers, restore_numbers
 
 PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -70,7 +70,9 @@ def load_upright(picture: Image.Image) -> Image.Image:
     return _decode_upright(picture, _name(picture))
 
 
-def load_class_ids(mask: Source, name: str | None = None, timeout: float | None = None) -> np.ndarray:
+def load_class_ids(
+    mask: Source, name: str | None = None, timeout: float | None = None, *, equal_channels: bool = False
+) -> np.ndarray:
     """
     Read a label map: one class id per pixel. The ids are the numbers stored in the file, whatever grey value or
     colour they are displayed as: palette indices, or integers of 1, 2, 4, 8, 16 or 32 bits, also where 0 is white.
@@ -82,6 +84,7 @@ def load_class_ids(mask: Source, name: str | None = None, timeout: float | None 
         mask: A path, an `http(s)` URL, the bytes of a file or a PIL image.
         name: Name of the mask in error messages, if it is given as bytes.
         timeout: Seconds to wait for a URL; `None` for no limit.
+        equal_channels: Whether three channels that are the same in all pixels are read as ids too.
 
     Returns:
         `(height, width)` int64.
@@ -92,13 +95,39 @@ def load_class_ids(mask: Source, name: str | None = None, timeout: float | None 
     """
     name = _name(mask, name)
     image = _open(mask, name, timeout)
+    equal_channels = equal_channels and image.format not in LOSSY_FORMATS and not _has_16_bits(image)
     try:
         stored = find_stored_numbers(image, name)
     except InputError:
-        _decode_upright(image, name)  # If the file is damaged as well, that error takes precedence.
+        image = _decode_upright(image, name)  # If the file is damaged as well, that error takes precedence.
+        if equal_channels and image.mode in ("LA", "RGB", "RGBA"):
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+            if np.array_equal(red, green) and np.array_equal(red, blue):
+                return red.astype(np.int64)
         raise
     values = np.asarray(_decode_upright(image, name))
     return (values if stored is None else restore_numbers(values, stored, name)).astype(np.int64)
+
+
+def load_colours(mask: str | Path | bytes, name: str | None = None) -> np.ndarray:
+    """
+    Read a label map whose classes are colours. A pixel has the colour that is stored, however transparent it is.
+
+    Args:
+        mask: A path or the bytes of a file.
+        name: Name of the mask in error messages, if it is given as bytes.
+
+    Returns:
+        `(height, width, 3)` uint8.
+
+    Raises:
+        InputError: If the file cannot be read (see [`load_rgb`]) or has no 8-bit colours. The message names the file.
+    """
+    name = _name(mask, name)
+    image = _open(mask, name, None)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX") or _has_16_bits(image):
+        raise InputError(f"{name} has colour mode {image.mode}, but classes that are colours need 8-bit RGB.")
+    return np.asarray(_decode_upright(image, name).convert("RGB"))
 
 
 def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[int, tuple[int, int]]:
@@ -215,6 +244,12 @@ def _decode_upright(image: Image.Image, name: str) -> Image.Image:
         raise InputError(f"{name} is truncated or damaged: {error}") from error
 
 
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return whether channels have 16 bits each, of which Pillow keeps 8 in colours."""
+    arguments = [tile[3] for tile in getattr(image, "tile", [])]
+    return any("16" in str(argument[0] if isinstance(argument, tuple) else argument) for argument in arguments)
+
+
 def _has_orientation(image: Image.Image) -> bool:
     try:
         return ExifTags.Base.Orientation in image.getexif()
@@ -295,6 +330,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "exif_frame",
     "load_class_ids",
+    "load_colours",
     "load_rgb",
     "load_upright",
     "on_one_line",

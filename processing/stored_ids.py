@@ -16,7 +16,8 @@ from .input_error import InputError
 
 # Modes with one number per pixel, in which a label map may be stored.
 _CLASS_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
-_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
+"""Formats that may compress with loss, which changes numbers."""
 _LOSSLESS_TIFF_COMPRESSIONS = (
     "raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma",
     "zstd",
@@ -55,7 +56,7 @@ def find_stored_numbers(image: Image.Image, name: str) -> StoredNumbers | None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise _no_label_map(name, f"it contains {frames} images")
-    if image.format in _LOSSY_FORMATS:
+    if image.format in LOSSY_FORMATS:
         raise _no_label_map(name, f"{image.format} changes class ids when it compresses; use PNG")
     if image.mode not in _CLASS_ID_MODES:
         raise _no_label_map(name, f"its mode is {image.mode}, but class ids need a palette or one integer channel")
@@ -191,4 +192,4 @@ def _no_label_map(name: str, reason: str) -> InputError:
     return InputError(f"{name} is not a label map: {reason}.")
 
 
-__all__ = ["StoredNumbers", "find_stored_numbers", "restore_numbers"]
+__all__ = ["LOSSY_FORMATS", "StoredNumbers", "find_stored_numbers", "restore_numbers"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from zegclip.processing.image_reading import load_class_ids, load_rgb
+from zegclip.processing.image_reading import load_class_ids, load_colours, load_rgb
 from zegclip.processing.input_error import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -187,6 +187,56 @@ def test_masks_with_colours_are_refused(tmp_path, mode):
         Image.new(mode, (2, 2)).save(tmp_path / "mask.png")
         with pytest.raises(InputError, match=f"mask 3 .*{mode}"):
             load_class_ids((tmp_path / "mask.png").read_bytes(), name="mask 3")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_three_equal_channels_are_ids_only_where_that_is_asked_for(tmp_path, suffix):
+    ids = NOISE[..., 0]
+    path = tmp_path / f"mask{suffix}"
+    Image.fromarray(np.stack([ids] * 3, axis=-1)).save(path)
+    assert np.array_equal(load_class_ids(path, equal_channels=True), ids)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_class_ids(path)
+
+
+def write_16_bit_rgb(path, value):
+    """A PNG that Pillow reads, but cannot write."""
+    row = b"\0" + struct.pack(">HHH", value, value, value) * 4
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 4)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("kind", ["colours", "lossy", "16 bits"])
+def test_other_channels_are_no_ids(tmp_path, kind):
+    path = tmp_path / ("mask.jpg" if kind == "lossy" else "mask.png")
+    if kind == "16 bits":
+        write_16_bit_rgb(path, 3)
+    else:
+        Image.fromarray(NOISE if kind == "colours" else np.stack([NOISE[..., 0]] * 3, axis=-1)).save(path)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_class_ids(path, equal_channels=True)
+    if kind == "16 bits":
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            load_colours(path)
+
+
+def test_colours_are_those_that_are_stored(tmp_path):
+    """Neither transparency nor a palette changes them, and they are upright."""
+    path = tmp_path / "mask.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = np.zeros((*NOISE.shape[:2], 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([NOISE, alpha], axis=-1)).save(path, exif=exif)
+    assert np.array_equal(load_colours(path), np.rot90(NOISE, -1))
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+    image.putpalette([1, 2, 3, 4, 5, 6])
+    image.save(path, transparency=0)
+    assert load_colours(path).tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
 @pytest.mark.parametrize("step", ["load", "convert"])
