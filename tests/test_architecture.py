@@ -11,6 +11,7 @@ RANKS = {
     "processing": 0,
     "picture_world": 1,
     "drawing": 3,
+    "importing": 3,
     "sharing": 3,
     "training": 4,
     "segmenting": 4,

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import zegclip
-from zegclip.commands import check, convert, demo, evaluate, export_data, init, segment, share, train, verify
+from zegclip.commands import check, convert, demo, evaluate, export_data, import_, init, segment, share, train, verify
 from zegclip.errors import TRACEBACK_VARIABLE, report_error
 from zegclip.files import exiting_on_sigterm
 
-COMMANDS = (segment, demo, check, init, train, evaluate, export_data, convert, share, verify)
+COMMANDS = (segment, demo, import_, check, init, train, evaluate, export_data, convert, share, verify)
 """Each module imports what takes time only when it runs, so that help and usage errors come at once."""
-RESUMABLE = ("segment", "train", "eval", "verify")
+RESUMABLE = ("segment", "train", "eval", "import", "verify")
 """Commands that continue from what has been saved."""
 
 

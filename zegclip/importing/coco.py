@@ -1,0 +1,207 @@
+"""COCO JSON: polygons and run lengths."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zegclip.errors import UsageError
+from zegclip.importing.layouts import divide
+from zegclip.importing.listing import Listing, Place, one_line, split_of, split_within
+from zegclip.importing.painting import Region, check_packages, paint_regions
+from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, is_background, label_of
+from zegclip.processing.input_error import InputError
+
+_KEYS = ("images", "annotations", "categories")
+
+
+def find_coco(listing: Listing) -> list[Place]:
+    """Return the JSON files that have COCO's three lists."""
+    return [place for place in listing.having(".json") if _has_keys(listing.path(place.path))]
+
+
+def read_coco(listing: Listing) -> Source:
+    """
+    Read all COCO JSON files of a source.
+
+    Raises:
+        UsageError: If there is none, or a category has no name.
+        InputError: If a file is damaged.
+    """
+    check_packages("pycocotools")
+    files = find_coco(listing)
+    if not files:
+        raise UsageError(f"{listing.root}: no JSON file in it has COCO's images, annotations and categories.")
+    contents = {place: _read(listing.path(place.path)) for place in files}
+    names = _class_names(contents)
+    classes, background = add_background(names)
+    result = Source("coco", classes, [])
+    index = _index_pictures(listing)
+    found: dict[Place, tuple[Place, Mapping[str, Any]]] = {}
+    for file, content in contents.items():
+        for image in content["images"]:
+            name = str(image.get("file_name", ""))
+            try:
+                picture = _find_picture(name, index, file)
+            except InputError as error:
+                result.skipped.append(Skipped(f"{file.path}: {one_line(name)}", str(error)))
+                continue
+            if picture in found:
+                reason = f"it is listed twice, in {found[picture][0].path} and {file.path}."
+                result.skipped.append(Skipped(picture.path, reason))
+                continue
+            found[picture] = (file, image)
+    splits = {picture: split for picture, (file, _) in found.items() if (split := _split(file)) is not None}
+    divided = divide(listing, list(found), splits)
+    result.notes += divided.notes
+    result.skipped += divided.skipped
+    regions = {file: _group_regions(file, content, classes) for file, content in contents.items()}
+    empty = 0
+    for picture, name in divided.names.items():
+        file, image = found[picture]
+        origin = f"{listing.path(file.path)}, image {image['id']}"
+        of_image = regions[file].get(image["id"], _OfImage())
+        if of_image.fault:
+            result.skipped.append(Skipped(picture.path, of_image.fault))
+            continue
+        empty += of_image.empty
+        width, height = image.get("width"), image.get("height")
+        if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+            result.skipped.append(Skipped(picture.path, f"{file.path} does not say its width and height."))
+            continue
+        read = partial(paint_regions, of_image.regions, (width, height), background, origin)
+        result.items.append(Item(listing.path(picture.path), divided.splits[picture], name, origin, read))
+    if empty:
+        result.notes.append(f"{empty} outlines with fewer than three corners cover no pixel and were left out.")
+    unused = sum(1 for place in index.places if place not in found)
+    if unused:
+        result.notes.append(f"{unused} pictures are in no JSON file and were left out.")
+    return result
+
+
+class _Index:
+    """Pictures by the end of their paths."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
+        self.by_name: dict[str, list[Place]] = defaultdict(list)
+        for place in places:
+            self.by_name[PurePosixPath(place.path).name].append(place)
+
+
+def _index_pictures(listing: Listing) -> _Index:
+    return _Index([place for place in listing.places if place.is_image and place.role in ("picture", None, "mask")])
+
+
+def _find_picture(name: str, index: _Index, file: Place) -> Place:
+    """Return the picture with this name or path; of several, the one that lies beside the file or in its split."""
+    wanted = PurePosixPath(name.replace("\\", "/"))
+    candidates = index.by_name.get(wanted.name, [])
+    parts = [part for part in wanted.parts if part not in ("/", ".", "..")]
+    for length in range(len(parts), 0, -1):
+        fitting = [
+            place for place in candidates if PurePosixPath(place.path).parts[-length:] == tuple(parts[-length:])
+        ]
+        if len(fitting) > 1:
+            folder, split = file.path.rpartition("/")[0], _split(file)
+            closer = [place for place in fitting if place.path.rpartition("/")[0] == folder]
+            fitting = closer or [place for place in fitting if split is not None and place.split == split] or fitting
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            paths = f"{one_line(fitting[0].path)} and {one_line(fitting[1].path)}"
+            raise InputError(f"several pictures have this name, such as {paths}.")
+    raise InputError("there is no such picture.")
+
+
+def _split(file: Place) -> str | None:
+    """Return the split that a file's folder or name says."""
+    return file.split or split_of(file.stem) or split_within(file.stem)
+
+
+def _class_names(contents: Mapping[Place, Mapping[str, Any]]) -> list[ClassName]:
+    """Return the names of all files, by id, without a category that is only the group of all others."""
+    names: list[str] = []
+    used = set()
+    groups: set[str] = set()
+    for file, content in contents.items():
+        by_id: dict[Any, str] = {}
+        for category in content["categories"]:
+            name = category.get("name") if isinstance(category, dict) else None
+            number = category.get("id") if isinstance(category, dict) else None
+            if not isinstance(name, str) or not isinstance(number, int):
+                raise InputError(f"{file.path}: the category {category!r} has no name and number.")
+            if number in by_id or name in by_id.values():
+                raise InputError(f"{file.path}: the category {name!r} or its number {number} occurs twice.")
+            by_id[number] = name
+            groups.add(str(category.get("supercategory")))
+        names += [by_id[number] for number in sorted(by_id) if by_id[number] not in names]
+        used |= {by_id.get(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
+    # Roboflow's first category is the project, of which all others are kinds.
+    kept = [name for name in names if name in used or name not in groups or is_background(name)]
+    return [*(kept or names)]
+
+
+@dataclass
+class _OfImage:
+    """The regions of an image, how many outlines enclose nothing, and why the image cannot be used."""
+
+    regions: list[Region] = field(default_factory=list)
+    empty: int = 0
+    fault: str = ""
+
+
+def _group_regions(file: Place, content: Mapping[str, Any], classes: Sequence[ClassName]) -> dict[int | str, _OfImage]:
+    """Return the regions of each image by its id."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    positions = {label_of(name): index for index, name in enumerate(classes)}
+    found: dict[int | str, _OfImage] = defaultdict(_OfImage)
+    for entry in content["annotations"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
+            raise InputError(f"{file.path}: the annotation {str(entry)[:80]} belongs to no image.")
+        of_image = found[entry["image_id"]]
+        outline, box, label = entry.get("segmentation"), entry.get("bbox"), names.get(entry.get("category_id"))
+        if label not in positions:
+            of_image.fault = f"{file.path}: annotation {entry.get('id')} is of no known category."
+        elif isinstance(outline, dict):
+            of_image.regions.append(Region(positions[label], outline))
+        elif isinstance(outline, list) and outline:
+            # Polygons of one or two corners enclose nothing; pycocotools takes four numbers for a box.
+            enclosing = [polygon for polygon in outline if not isinstance(polygon, list) or len(polygon) >= 6]
+            of_image.regions.append(Region(positions[label], enclosing))
+            of_image.empty += not enclosing
+        elif isinstance(box, list) and any(box[2:]):
+            of_image.fault = f"{file.path}: annotation {entry.get('id')} has a box, but no outline."
+        else:
+            of_image.empty += 1
+    return found
+
+
+def _has_keys(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(1)
+            if start not in (b"{", b"\xef", b" ", b"\n", b"\r", b"\t"):
+                return False
+            content = file.read()
+    except OSError:
+        return False
+    return all(f'"{key}"'.encode() in content for key in _KEYS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: this file is not JSON.") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _KEYS):
+        raise InputError(f"{path}: images, annotations and categories must be lists.")
+    for image in content["images"]:
+        if not isinstance(image, dict) or not isinstance(image.get("id"), (int, str)):
+            raise InputError(f"{path}: the image {str(image)[:80]} has no id.")
+    if len({image["id"] for image in content["images"]}) < len(content["images"]):
+        raise InputError(f"{path}: two images have the same id.")
+    return content

@@ -1,0 +1,235 @@
+"""Which mask belongs to which picture, and to which split: by folders, suffixes and lists."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from zegclip.errors import UsageError
+from zegclip.importing.listing import ARRAY_SUFFIXES, Listing, Place, common_folders, one_line, split_of
+from zegclip.importing.sources import Skipped
+from zegclip.processing.class_split import read_text
+from zegclip.processing.image_reading import PICTURE_SUFFIXES
+
+MASK_SUFFIXES = ("_L", "_mask", "_masks", "_GT", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation")
+"""Ends of the names of masks that lie beside their pictures."""
+_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass
+class Pairs:
+    """
+    Pictures with their masks.
+
+    Attributes:
+        masks: For each picture its masks, each with what its name says beyond the picture's: the mask suffix and
+            folders, by which several masks of one picture differ.
+        splits: The split of each picture.
+        names: The path of each picture within its split, without suffix.
+        notes: As for [`Source`], as is `skipped`.
+    """
+
+    masks: dict[Place, list[tuple[Place, str]]]
+    splits: dict[Place, str]
+    names: dict[Place, str]
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def pair_masks(listing: Listing) -> Pairs:
+    """
+    Find pictures and masks.
+
+    Raises:
+        UsageError: If there are no pictures or no masks, or names fit in several ways.
+    """
+    pictures, masks, notes = _tell_apart(listing)
+    if not pictures or not masks:
+        missing = "masks" if pictures else "pictures"
+        raise UsageError(
+            f"{listing.root}: no {missing} were found in it; name the folders with --pictures and --masks, such as "
+            "--pictures photos --masks drawn."
+        )
+    found = _match(pictures, masks)
+    unused = set(masks) - {mask for of_picture in found.values() for mask, _ in of_picture}
+    result = divide(listing, pictures)
+    result.notes = notes + result.notes
+    listed = set(result.splits)
+    result.masks = {picture: found[picture] for picture in pictures if picture in listed and found[picture]}
+    for picture in pictures:
+        if picture in listed and not found[picture]:
+            result.skipped.append(Skipped(picture.path, "there is no mask for this picture."))
+    if unused:
+        first = min(place.path for place in unused)
+        result.notes.append(f"{len(unused)} masks have no picture and were left out, such as {one_line(first)}.")
+    return result
+
+
+def divide(listing: Listing, pictures: Sequence[Place], default: Mapping[Place, str] | None = None) -> Pairs:
+    """
+    Find the split and name of each picture, from folders or lists.
+
+    Args:
+        listing: The source.
+        pictures: Its pictures.
+        default: Splits that the source says elsewhere, for pictures whose folders say none.
+
+    Returns:
+        Pairs without masks.
+    """
+    result = Pairs({}, {}, {})
+    lists = _read_lists(listing, {picture.stem for picture in pictures})
+    folders = {picture: picture.split for picture in pictures}
+    if lists and not any(folders.values()):
+        of_stem: dict[str, list[Place]] = defaultdict(list)
+        for picture in pictures:
+            of_stem[picture.stem].append(picture)
+        for split, (path, stems) in lists.items():
+            for stem in stems:
+                for picture in of_stem.get(stem, ()):
+                    if result.splits.setdefault(picture, split) != split:
+                        raise UsageError(
+                            f"{listing.path(path)} lists {one_line(stem)}, which is also in the split "
+                            f"{result.splits[picture]}: remove it from one of them."
+                        )
+                if stem not in of_stem:
+                    result.skipped.append(Skipped(path, f"it lists {one_line(stem)}, but there is no such picture."))
+        if left := len(pictures) - len(result.splits):
+            paths = ", ".join(path for path, _ in lists.values())
+            result.notes.append(f"{left} pictures are in none of the lists {paths} and were left out.")
+    else:
+        result.splits = {picture: folders[picture] or (default or {}).get(picture) or "train" for picture in pictures}
+    depth = common_folders(picture.inner for picture in result.splits)
+    taken: dict[tuple[str, str], Place] = {}
+    for picture in list(result.splits):
+        inner = "/".join(picture.inner.split("/")[depth:] if picture.inner else [])
+        name = f"{inner}/{picture.stem}" if inner else picture.stem
+        other = taken.setdefault((result.splits[picture], name.lower()), picture)
+        if other is not picture:
+            reason = f"its name without suffix is that of {one_line(other.path)}, so masks would be ambiguous."
+            result.skipped.append(Skipped(picture.path, reason))
+            del result.splits[picture]
+            continue
+        result.names[picture] = name
+    return result
+
+
+def _read_lists(listing: Listing, known: Collection[str]) -> dict[str, tuple[str, list[str]]]:
+    """Return path and stems of each split's list, in VOC's folder of lists or at the top; `known` are all stems."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for place in listing.having(".txt"):
+        folders = place.path.lower().split("/")[:-1]
+        in_lists = folders[-2:] == ["imagesets", "segmentation"] or folders[-1:] == ["imagesets"]
+        split = split_of(place.stem)
+        if in_lists and place.stem.lower() == "default":  # CVAT's, of a task without splits
+            split = "train"
+        if split is None or not (in_lists or not folders):
+            continue
+        lines = read_text(str(listing.path(place.path))).split("\n")
+        # A line may hold the path of the mask as well, and a name may hold spaces.
+        stems = [
+            first if (first := _stem_of(line.split()[0])) in known else _stem_of(line.strip())
+            for line in lines
+            if line.strip()
+        ]
+        if split in found:
+            raise UsageError(f"{listing.root}: both {found[split][0]} and {place.path} list a split; remove one.")
+        found[split] = (place.path, stems)
+    return found
+
+
+def _stem_of(path: str) -> str:
+    name = PurePosixPath(path.replace("\\", "/")).name
+    return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in PICTURE_SUFFIXES else name
+
+
+def _tell_apart(listing: Listing) -> tuple[list[Place], list[Place], list[str]]:
+    """Return pictures, masks and notes."""
+    arrays = [place for place in listing.having(*ARRAY_SUFFIXES) if place.role != "other"]
+    masks = [place for place in listing.places if place.role == "mask" and (place.is_image or place in arrays)]
+    pictures = [place for place in listing.places if place.is_image and place.role == "picture"]
+    rest = [place for place in listing.places if place.is_image and place.role is None]
+    notes: list[str] = []
+    if masks:
+        masks, notes = _choose_folder(masks)
+        pictures = pictures or rest
+        return pictures, masks, notes
+    pictures = pictures + rest if not pictures or not arrays else pictures
+    if arrays:
+        return pictures, arrays, notes
+    # Beside each other: names with a suffix, or with the same stem and another format.
+    by_stem: dict[tuple[str, str], list[Place]] = defaultdict(list)
+    for place in pictures:
+        by_stem[place.path.rpartition("/")[0], place.stem].append(place)
+    for place in pictures:
+        folder = place.path.rpartition("/")[0]
+        beside = by_stem[folder, place.stem]
+        suffixed = any(
+            place.stem.endswith(suffix) and (folder, place.stem.removesuffix(suffix)) in by_stem
+            for suffix in MASK_SUFFIXES
+        )
+        same = place.suffix == ".png" and any(other.suffix in _PHOTO_SUFFIXES for other in beside)
+        if suffixed or (same and len(beside) == 2):
+            masks.append(place)
+    chosen = set(masks)
+    return [place for place in pictures if place not in chosen], masks, notes
+
+
+def _choose_folder(masks: list[Place]) -> tuple[list[Place], list[str]]:
+    """Of masks in several folders, keep those that say more; refuse if it is not known which."""
+    folders = Counter(mask.folder for mask in masks)
+    if "segmentationclassraw" in folders and "segmentationclass" in folders:
+        kept = [mask for mask in masks if mask.folder != "segmentationclass"]
+        return kept, ["masks are those of SegmentationClassRaw, not SegmentationClass (--masks chooses)."]
+    keys = Counter((mask.split, mask.inner, mask.stem) for mask in masks)
+    if len(folders) > 1 and (twice := [mask for mask in masks if keys[mask.split, mask.inner, mask.stem] > 1]):
+        names = sorted({mask.path.rpartition("/")[0] for mask in twice})[:2]
+        raise UsageError(f"{names[0]} and {names[-1]} have masks of the same names: choose a folder with --masks.")
+    return masks, []
+
+
+def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, list[tuple[Place, str]]]:
+    """
+    Return the masks of each picture: those with its name, or with its name and something behind it.
+
+    Splits and folders must be the same; where one side has none, they are compared without.
+    """
+    found: dict[Place, list[tuple[Place, str]]] = {picture: [] for picture in pictures}
+    left: Collection[Place] = list(masks)
+    for parts in ((True, True), (False, True), (True, False), (False, False)):
+        index: dict[tuple[str | None, str, str], list[Place]] = defaultdict(list)
+        for picture in pictures:
+            index[_key(picture, picture.stem, *parts)].append(picture)
+        still: list[Place] = []
+        for mask in left:
+            owner, rest = _longest(mask, index, parts)
+            if owner is None:
+                still.append(mask)
+            else:
+                # A class may also be a folder.
+                label = "" if parts[1] or mask.inner == owner.inner else mask.inner.rpartition("/")[2]
+                found[owner].append((mask, rest or label))
+        left = still
+    return found
+
+
+def _longest(
+    mask: Place, index: Mapping[tuple[str | None, str, str], list[Place]], parts: tuple[bool, bool]
+) -> tuple[Place | None, str]:
+    """Return the only picture with the longest name that the mask's begins with, and the rest of the mask's."""
+    stem = mask.stem
+    ends = [len(stem), *(end for end in range(len(stem) - 1, 0, -1) if not stem[end].isalnum())]
+    for end in ends:
+        pictures = index.get(_key(mask, stem[:end], *parts), ())
+        if len(pictures) == 1 and pictures[0] is not mask:
+            return pictures[0], stem[end:]
+    return None, ""
+
+
+def _key(place: Place, stem: str, with_split: bool, with_inner: bool) -> tuple[str | None, str, str]:
+    return place.split if with_split else None, place.inner if with_inner else "", stem
+
+
+def rests_of(pairs: Pairs) -> Counter[str]:
+    """Count what names of masks say beyond their pictures'."""
+    return Counter(rest for masks in pairs.masks.values() for _, rest in masks)

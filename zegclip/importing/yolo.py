@@ -1,0 +1,146 @@
+"""YOLO's segmentation labels: a text file of polygons per picture, and `data.yaml` with the names."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from zegclip.errors import UsageError
+from zegclip.importing.layouts import divide
+from zegclip.importing.listing import Listing, Place, one_line
+from zegclip.importing.painting import Region, check_packages, paint_regions
+from zegclip.importing.sources import ClassName, Item, Source, add_background
+from zegclip.processing.class_split import read_text
+from zegclip.processing.image_reading import read_frame
+from zegclip.processing.input_error import InputError
+
+
+def find_yolo(listing: Listing) -> list[Place]:
+    """Return the YAML files that name classes."""
+    return [place for place in listing.having(".yaml", ".yml") if _read_names(listing.path(place.path)) is not None]
+
+
+def read_yolo(listing: Listing) -> Source:
+    """
+    Read a source of YOLO's layout.
+
+    Raises:
+        UsageError: If there is not exactly one file with names, or there are no labels.
+    """
+    check_packages("pycocotools")
+    files = find_yolo(listing)
+    if len(files) != 1:
+        named = ", ".join(place.path for place in files) or "none"
+        raise UsageError(f"{listing.root}: one YAML file with the names of YOLO's classes is needed; found: {named}.")
+    names = _read_names(listing.path(files[0].path)) or []
+    classes, background = add_background(list(names))
+    moved = len(classes) - len(names)
+    labels = {_key(place): place for place in listing.having(".txt")}
+    pictures = [place for place in listing.places if place.is_image and place.role != "other"]
+    if not any(_key(picture) in labels for picture in pictures):
+        raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")
+    result = divide(listing, pictures, _splits_of_yaml(listing, files[0], pictures))
+    source = Source("yolo", classes, [], result.notes, result.skipped)
+    without = 0
+    for picture, name in result.names.items():
+        label = labels.get(_key(picture))
+        path = listing.path(picture.path)
+        without += label is None
+        origin = f"{one_line(path)} without labels" if label is None else str(listing.path(label.path))
+        read = partial(read_polygons, None if label is None else origin, path, len(names), moved, background)
+        source.items.append(Item(path, result.splits[picture], name, origin, read))
+    if without:
+        source.notes.append(f"{without} pictures have no label file and became {classes[background]!r}, as YOLO does.")
+    return source
+
+
+def read_polygons(labels: str | None, picture: Path, num_classes: int, moved: int, background: int) -> np.ndarray:
+    """
+    Read a label file and paint its polygons over the upright picture.
+
+    Args:
+        labels: The file; `None`: there is none, and everything is background.
+        picture: The picture, whose size the polygons' fractions are of.
+        num_classes: Number of classes that the file may name.
+        moved: What to add to their numbers.
+        background: Id where there is no polygon.
+
+    Returns:
+        `(height, width)` int64.
+
+    Raises:
+        InputError: If a line is no polygon of a known class.
+    """
+    orientation, (width, height) = read_frame(picture)
+    if orientation >= 5:
+        width, height = height, width
+    regions = []
+    for number, line in enumerate(read_text(labels).split("\n") if labels else (), start=1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            class_id, corners = int(words[0]), np.array(words[1:], dtype=np.float64)
+        except ValueError as error:
+            raise InputError(f"{labels}: line {number} is not a class with numbers.") from error
+        if not 0 <= class_id < num_classes:
+            raise InputError(f"{labels}: line {number} is of class {class_id}, but there are {num_classes} names.")
+        if len(corners) == 4:
+            raise InputError(f"{labels}: line {number} is a box, which has no outline.")
+        if len(corners) % 2 or len(corners) < 6:
+            raise InputError(f"{labels}: line {number} is not a polygon.")
+        if not (np.abs(corners) <= 2).all():
+            raise InputError(f"{labels}: line {number} has corners that are not fractions of the picture.")
+        pixels = corners.reshape(-1, 2) * (width, height)
+        regions.append(Region(class_id + moved, [pixels.ravel().tolist()]))
+    return paint_regions(regions, (width, height), background, str(labels))
+
+
+def _read_names(path: Path) -> list[ClassName] | None:
+    """Return the names of a `data.yaml`; `None` if it is something else."""
+    content = _read_yaml(path)
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and set(names) == {str(index) for index in range(len(names))}:
+        names = [names[str(index)] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        return None
+    return [str(name) for name in names]
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        # All values are text there: `no` stays a name.
+        return yaml.load(read_text(str(path)), yaml.BaseLoader)  # noqa: S506
+    except (yaml.YAMLError, InputError, RecursionError):
+        return None
+
+
+def _key(place: Place) -> tuple[str, ...]:
+    """Return what is the same in the paths of a picture and its labels: all but the folder's kind and the suffix."""
+    path = PurePosixPath(place.path).with_suffix("")
+    return tuple("images" if part == "labels" else part for part in path.parts)
+
+
+def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) -> dict[Place, str]:
+    """Return the split of each picture as the YAML file says: folders or lists of pictures."""
+    content = _read_yaml(listing.path(file.path))
+    found: dict[Place, str] = {}
+    for key, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        values = content.get(key) or []
+        for value in [values] if isinstance(values, str) else values:
+            wanted = [
+                part for part in PurePosixPath(str(value).replace("\\", "/")).parts if part not in ("..", ".", "/")
+            ]
+            listed = [place for place in listing.places if place.path.endswith("/".join(wanted)) and wanted]
+            stems: set[str] | None = None
+            if listed and str(value).endswith(".txt"):
+                text = read_text(str(listing.path(listed[0].path)))
+                stems = {PurePosixPath(line.strip()).stem for line in text.split("\n") if line.strip()}
+            for picture in pictures:
+                inside = "/".join(wanted) + "/" in f"{picture.path.rpartition('/')[0]}/" if wanted else False
+                if picture.stem in stems if stems is not None else inside:
+                    found.setdefault(picture, split)
+    return found
