@@ -238,6 +238,7 @@ def test_the_page_on_own_data_works_from_top_to_bottom(place):
         "zegclip init": "--overwrite",
         "zegclip train": "--max_steps 3 --num_eval_pictures 2 --total_train_batch_size 2 --use_cpu",
         "zegclip eval": "--num_eval_pictures 2 --use_cpu",
+        "zegclip import": "--workers 0",
         "zegclip check": "--workers 0",
         "zegclip segment": "",
         "zegclip export-data": "",
