@@ -54,6 +54,11 @@ class ClassTable:
         return np.array([colour for colour, _ in self.colours or ()], dtype=np.int64).reshape(-1, 3)
 
 
+def has_table(listing: Listing) -> bool:
+    """Return whether a source has a file of a known name that names classes."""
+    return any(place.path.split("/")[-1].lower() in _NAMES for place in listing.places)
+
+
 def find_table(listing: Listing, given: Path | None) -> ClassTable | None:
     """
     Read the file that names the classes: the given one, or the one of a known name in the source or its splits.

@@ -12,7 +12,7 @@ from zegclip.errors import UsageError
 from zegclip.importing.layouts import divide
 from zegclip.importing.listing import Listing, Place, one_line, split_of, split_within
 from zegclip.importing.painting import Region, check_packages, paint_regions
-from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, is_background, label_of
+from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, label_of
 from zegclip.processing.input_error import InputError
 
 _KEYS = ("images", "annotations", "categories")
@@ -36,9 +36,9 @@ def read_coco(listing: Listing) -> Source:
     if not files:
         raise UsageError(f"{listing.root}: no JSON file in it has COCO's images, annotations and categories.")
     contents = {place: _read(listing.path(place.path)) for place in files}
-    names = _class_names(contents)
+    names, notes = _class_names(contents)
     classes, background = add_background(names)
-    result = Source("coco", classes, [])
+    result = Source("coco", classes, [], notes)
     index = _index_pictures(listing)
     found: dict[Place, tuple[Place, Mapping[str, Any]]] = {}
     for file, content in contents.items():
@@ -122,11 +122,10 @@ def _split(file: Place) -> str | None:
     return file.split or split_of(file.stem) or split_within(file.stem)
 
 
-def _class_names(contents: Mapping[Place, Mapping[str, Any]]) -> list[ClassName]:
-    """Return the names of all files, by id, without a category that is only the group of all others."""
+def _class_names(contents: Mapping[Place, Mapping[str, Any]]) -> tuple[list[ClassName], list[str]]:
+    """Return the names in all files, by id, without a category that only stands for all others; and notes."""
     names: list[str] = []
-    used = set()
-    groups: set[str] = set()
+    used, groups, projects = set(), set(), set()
     for file, content in contents.items():
         by_id: dict[Any, str] = {}
         for category in content["categories"]:
@@ -137,12 +136,15 @@ def _class_names(contents: Mapping[Place, Mapping[str, Any]]) -> list[ClassName]
             if number in by_id or name in by_id.values():
                 raise InputError(f"{file.path}: the category {name!r} or its number {number} occurs twice.")
             by_id[number] = name
-            groups.add(str(category.get("supercategory")))
+            groups.add(category.get("supercategory"))
+            if category.get("supercategory") == "none":
+                projects.add(name)
         names += [by_id[number] for number in sorted(by_id) if by_id[number] not in names]
         used |= {by_id.get(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
     # Roboflow's first category is the project, of which all others are kinds.
-    kept = [name for name in names if name in used or name not in groups or is_background(name)]
-    return [*(kept or names)]
+    left_out = [name for name in names if name in projects & groups - used]
+    notes = [f"the category {name!r} has no outlines, but stands for others, and was left out." for name in left_out]
+    return [name for name in names if name not in left_out], notes
 
 
 @dataclass

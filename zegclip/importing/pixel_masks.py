@@ -207,7 +207,8 @@ def _decide_binary(listing: Listing, table: ClassTable | None) -> _Decision:
     if len(names) != 2:
         raise UsageError(
             f"{listing.root}: the masks have the values 0 and 255 alone, so there is one class: give its name with "
-            "--classes, a text file with one line; --format ids ignores 255 instead."
+            "--classes, a text file with one line; --format class-masks takes it from names of files or folders, and "
+            "--format ids ignores 255 instead."
         )
     notes = [f"masks are black for {label_of(names[0])!r} and white for {label_of(names[1])!r}."]
     return _Decision("binary", names, read_binary, notes)
@@ -284,10 +285,17 @@ def _load_mat(path: Path, variable: str | None) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        content = loadmat(path, simplify_cells=True)
+        content = loadmat(path, squeeze_me=False, struct_as_record=True)  # or a mask of one row is a list
     except Exception as error:  # Of many types for a damaged file; NotImplementedError for version 7.3.
         raise InputError(f"{one_line(path)} cannot be read as a file of MATLAB up to version 7.2: {error}") from error
-    arrays = dict(_arrays_in("", {name: value for name, value in content.items() if not name.startswith("__")}))
+    arrays = {
+        name: array
+        for variable_name, value in content.items()
+        if not variable_name.startswith("__")
+        for name, array in _arrays_in(variable_name, value)
+    }
+    # Beside a mask, a single number is something else.
+    arrays = {name: array for name, array in arrays.items() if array.size > 1} or arrays
     if variable is not None:
         if variable not in arrays:
             raise InputError(f"{one_line(path)} has no array {variable!r}; it has {', '.join(arrays) or 'none'}.")
@@ -300,14 +308,14 @@ def _load_mat(path: Path, variable: str | None) -> np.ndarray:
     return next(iter(arrays.values()))
 
 
-def _arrays_in(start: str, content: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
-    found: list[tuple[str, np.ndarray]] = []
-    for name, value in content.items():
-        if isinstance(value, dict):
-            found += _arrays_in(f"{start}{name}.", value)
-        elif isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "biuf":
-            found.append((f"{start}{name}", value))
-    return found
+def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
+    """Return the arrays of two dimensions with numbers in a variable, also in the fields of structs."""
+    if not isinstance(value, np.ndarray):
+        return []
+    if value.dtype.names is not None and value.size == 1:
+        fields = value.ravel()[0]
+        return [found for field in value.dtype.names for found in _arrays_in(f"{name}.{field}", fields[field])]
+    return [(name, value)] if value.ndim == 2 and value.size and value.dtype.kind in "biuf" else []
 
 
 def read_ids(path: Path, split: ClassSplit, variable: str | None = None) -> np.ndarray:

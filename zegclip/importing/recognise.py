@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from zegclip.errors import UsageError
 from zegclip.importing.class_masks import is_brush_export, pair_brushes, read_class_masks
-from zegclip.importing.class_tables import ClassTable, find_table
+from zegclip.importing.class_tables import ClassTable, find_table, has_table
 from zegclip.importing.coco import find_coco, read_coco
 from zegclip.importing.layouts import MASK_SUFFIXES, Pairs, pair_masks, rests_of
 from zegclip.importing.listing import Listing
@@ -93,7 +93,7 @@ def _have_labels(listing: Listing) -> bool:
 def _have_names(listing: Listing, folder: str, stem: re.Pattern[str]) -> bool:
     """Return whether all masks of a folder are called as a benchmark's, and nothing else names their classes."""
     masks = [place for place in listing.places if place.is_image and place.folder == folder]
-    return bool(masks) and all(stem.fullmatch(mask.stem) for mask in masks) and not listing.having(".csv")
+    return bool(masks) and all(stem.fullmatch(mask.stem) for mask in masks) and not has_table(listing)
 
 
 def _read_benchmark(listing: Listing, name: str) -> Source:

@@ -614,3 +614,15 @@ def test_a_killed_import_goes_on(source, target, run, tmp_path):
     assert sum(record_of(target)["pixels"].values()) == 60 * 1600
     names = {path.name for path in target.rglob("*")}
     assert not [name for name in names if name.startswith(".")]
+
+
+def test_a_category_without_outlines_stays_a_class(source, target, run):
+    """COCO's "person" is its own supercategory; only the project of Roboflow, of which others are kinds, goes."""
+    categories = [(1, "person", "person"), (3, "cat", None), (4, "dog", "pets"), (5, "pets", "none"), (6, "None", "x")]
+    write_coco(source / "a.json", DRAWN, lambda box, size: [polygon(box)], categories=categories)
+    for one in DRAWN:
+        one.save_picture(source / f"{one.name}.jpg")
+    status, output = run()
+    assert status == 0
+    assert (target / "classes.txt").read_text().split() == ["background", "person", "cat", "dog", "None"]
+    assert "'pets'" in output
