@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from zegclip.drawing.overlay import make_colours
+from zegclip.drawing.colours import make_colours
 from zegclip.errors import UsageError
 from zegclip.processing.class_split import ClassSplit, read_class_names
 from zegclip.processing.input_error import InputError

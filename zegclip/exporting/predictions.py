@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from zegclip.drawing.overlay import NO_LABEL, NO_LABEL_16_BIT
+from zegclip.drawing.colours import NO_LABEL, NO_LABEL_16_BIT
 from zegclip.errors import UsageError
 from zegclip.processing.class_split import ClassSplit, split_classes
 from zegclip.processing.datasets import FEATURES
