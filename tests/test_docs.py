@@ -234,7 +234,7 @@ def test_relative_links_lead_somewhere(page):
 def test_the_page_on_own_data_works_from_top_to_bottom(place):
     """With a few scenes and steps instead of thousands."""
     fewer = {
-        "-m zegclip.picture_world.dataset": "--num-scenes 6",
+        "examples/peoples_data.py": "--num-train 6 --num-val 6",
         "zegclip init": "--overwrite",
         "zegclip train": "--max_steps 3 --num_eval_pictures 2 --total_train_batch_size 2 --use_cpu",
         "zegclip eval": "--num_eval_pictures 2 --use_cpu",

@@ -21,6 +21,8 @@ from zegclip.processing.image_reading import load_colours
 from zegclip.processing.input_error import InputError
 
 _BRUSH = re.compile(r"task-(\d+)-annotation-(\d+)-by-.*?-tag-(.+)-(\d+)")
+_TAG = re.compile(r"-tag-(.+)-\d+")
+"""Behind a picture's name, as `zegclip export-data` writes it, with the class as in a URL."""
 _BETWEEN = 0.1
 """Largest share of pixels that are neither dark nor light."""
 
@@ -174,4 +176,6 @@ def read_foreground(path: Path) -> np.ndarray:
 
 
 def _class_of(rest: str) -> str:
+    if match := _TAG.fullmatch(rest):
+        return unquote(match[1])
     return rest.strip("_-. ")
