@@ -85,12 +85,20 @@ def test_an_interruption_leaves_nothing_temporary(runner, commands, tmp_path, co
     assert not (tmp_path / "out" / "shared").exists()
 
 
+def kill_workers(pid):
+    """Kill the worker processes of a command that are alive, and return them."""
+    workers = [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    for worker in workers:
+        worker.kill()
+    return workers
+
+
 @pytest.mark.parametrize("command", ["train.py", "eval.py"])
 def test_a_worker_process_dies(runner, commands, tmp_path, command):
     runner.start(*commands[command], "--dataloader_num_workers", "1")
     runner.wait_for(lambda: is_at_work(command, tmp_path / "out"))
-    [worker] = [child for child in psutil.Process(runner.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
-    worker.kill()
+    # Between two epochs there is none for a moment.
+    runner.wait_for(lambda: kill_workers(runner.pid))
     assert runner.wait() == 1
     assert "process" in complaint(runner.log.read_text())
     assert not leftovers(tmp_path)
