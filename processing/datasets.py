@@ -322,7 +322,7 @@ def _load_tables(place: str, image_column: str | None, mask_column: str | None) 
     if os.path.isdir(place) and not _is_saved(place) and not _has_tables(place):
         raise _input_error(
             f"{place} is not a data set: it has neither images and masks, nor metadata.jsonl, nor subfolders that do, "
-            "nor Parquet files."
+            "nor Parquet files. zegclip import turns other layouts into one of these."
         )
     try:
         tables = load_from_disk(place) if _is_saved(place) else load_dataset(place)

@@ -101,7 +101,7 @@ def load_class_ids(
     except InputError:
         image = _decode_upright(image, name)  # If the file is damaged as well, that error takes precedence.
         if equal_channels and image.mode in ("LA", "RGB", "RGBA"):
-            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+            red, green, blue = np.moveaxis(_drawn_colours(image), 2, 0)
             if np.array_equal(red, green) and np.array_equal(red, blue):
                 return red.astype(np.int64)
         raise
@@ -111,7 +111,11 @@ def load_class_ids(
 
 def load_colours(mask: str | Path | bytes, name: str | None = None) -> np.ndarray:
     """
-    Read a label map whose classes are colours. A pixel has the colour that is stored, however transparent it is.
+    Read a label map whose classes are colours.
+
+    A wholly transparent pixel is black, as nothing is drawn there; any other has the colour that is stored. If all
+    pixels have one colour, their transparency is the shape: they are black where less than half opaque, and white
+    elsewhere if the colour is black. Transparency that leaves nothing is not read, nor is that of a palette.
 
     Args:
         mask: A path or the bytes of a file.
@@ -127,7 +131,21 @@ def load_colours(mask: str | Path | bytes, name: str | None = None) -> np.ndarra
     image = _open(mask, name, None)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX") or _has_16_bits(image):
         raise InputError(f"{name} has colour mode {image.mode}, but classes that are colours need 8-bit RGB.")
-    return np.asarray(_decode_upright(image, name).convert("RGB"))
+    return _drawn_colours(_decode_upright(image, name))
+
+
+def _drawn_colours(image: Image.Image) -> np.ndarray:
+    """Return `(height, width, 3)` uint8 colours, see [`load_colours`]."""
+    if image.mode not in ("LA", "RGBA"):
+        return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGBA"))
+    colours, alpha = pixels[..., :3], pixels[..., 3]
+    is_one = bool((colours == colours[:1, :1]).all())
+    drawn = alpha >= 128 if is_one else alpha > 0
+    if drawn.all() or not drawn.any():
+        return colours
+    shown = colours if colours.any() else np.full_like(colours, 255)
+    return np.where(drawn[..., None], shown, np.uint8(0))
 
 
 def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[int, tuple[int, int]]:
@@ -156,6 +174,12 @@ def read_palette(mask: str | Path | bytes, name: str | None = None) -> np.ndarra
     with _open(mask, _name(mask, name), None) as image:
         colours = np.array((image.getpalette() if image.mode == "P" else None) or [], dtype=np.uint8).reshape(-1, 3)
     return None if np.array_equal(colours, np.arange(len(colours))[:, None].repeat(3, axis=1)) else colours
+
+
+def read_storage(mask: str | Path | bytes, name: str | None = None) -> tuple[str, bool]:
+    """Read the colour mode of a stored label map, and whether its format may compress with loss."""
+    with _open(mask, _name(mask, name), None) as image:
+        return image.mode, image.format in LOSSY_FORMATS
 
 
 def exif_frame(image: Image.Image) -> tuple[int, int, int]:
@@ -336,5 +360,6 @@ __all__ = [
     "on_one_line",
     "read_frame",
     "read_palette",
+    "read_storage",
     "to_8_bit",
 ]

@@ -1,10 +1,15 @@
 """`zegclip check`: read a data set before training on it."""
 
 import argparse
-import os
 from typing import Any
 
-from zegclip.commands.options import add_data_options, add_output_option, check_output_folder, integer, load_data_of
+from zegclip.commands.options import (
+    add_data_options,
+    add_output_option,
+    add_workers_option,
+    check_output_folder,
+    load_data_of,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -23,13 +28,7 @@ def add_parser(commands: Any) -> None:
         "--ignored-classes", nargs="*", metavar="NAME", default=(), help="classes whose pixels are ignored"
     )
     add_output_option(parser, "zegclip-check")
-    parser.add_argument(
-        "--workers",
-        type=integer(0),
-        default=min(os.cpu_count() or 1, 8),
-        metavar="N",
-        help="processes that read; 0: read in the main process (default: %(default)s)",
-    )
+    add_workers_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -1,12 +1,11 @@
 """`zegclip import`: turn what annotation tools leave into a folder that training reads."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zegclip.commands.options import fraction, integer
+from zegclip.commands.options import add_workers_option, fraction
 from zegclip.errors import UsageError
 from zegclip.importing import FORMATS
 
@@ -58,13 +57,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--copy", action="store_true", help="copy pictures (default: hard links, and copies where there are none)"
     )
-    parser.add_argument(
-        "--workers",
-        type=integer(0),
-        default=min(os.cpu_count() or 1, 8),
-        metavar="N",
-        help="processes that read; 0: read in the main process (default: %(default)s)",
-    )
+    add_workers_option(parser)
     parser.set_defaults(run=run)
 
 

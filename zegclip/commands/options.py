@@ -1,6 +1,7 @@
 """Types of options, and class names, that several commands read."""
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,17 @@ def add_output_option(parser: argparse.ArgumentParser, default: str) -> None:
     """Add `--output DIR`."""
     parser.add_argument(
         "--output", type=Path, default=Path(default), metavar="DIR", help="output folder (default: %(default)s)"
+    )
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers N`."""
+    parser.add_argument(
+        "--workers",
+        type=integer(0),
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that read; 0: read in the main process (default: %(default)s)",
     )
 
 

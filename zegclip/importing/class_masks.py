@@ -13,7 +13,7 @@ import numpy as np
 from zegclip.errors import UsageError
 from zegclip.importing.class_tables import ClassTable
 from zegclip.importing.layouts import Pairs, divide
-from zegclip.importing.listing import Listing, Place, one_line
+from zegclip.importing.listing import Listing, NameIndex, Place, one_line
 from zegclip.importing.painting import by_area
 from zegclip.importing.pixel_masks import load_ids
 from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, label_of
@@ -73,7 +73,7 @@ def pair_brushes(listing: Listing) -> Pairs:
 
 
 def _pictures_of_tasks(listing: Listing, pictures: Sequence[Place]) -> dict[str, Place]:
-    by_name = {PurePosixPath(picture.path).name: picture for picture in pictures}
+    by_name = NameIndex((PurePosixPath(picture.path).name, picture) for picture in pictures)
     found = {match[1]: picture for picture in pictures if (match := re.fullmatch(r"(?:task-)?(\d+)", picture.stem))}
     for file in listing.having(".json"):
         try:
@@ -87,9 +87,9 @@ def _pictures_of_tasks(listing: Listing, pictures: Sequence[Place]) -> dict[str,
             for value in values:
                 name = PurePosixPath(unquote(str(value)).partition("?")[0].replace("\\", "/")).name
                 # An upload is called by eight letters, a hyphen and its own name.
-                picture = by_name.get(name) or by_name.get(re.sub(r"^[0-9a-f]{8}-", "", name))
-                if picture is not None:
-                    found[str(task.get("id"))] = picture
+                named = by_name.find(name) or by_name.find(re.sub(r"^[0-9a-f]{8}-", "", name))
+                if len(named) == 1:
+                    found[str(task.get("id"))] = named[0]
                     break
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zegclip.errors import UsageError
 from zegclip.importing.layouts import divide
-from zegclip.importing.listing import Listing, Place, one_line, split_of, split_within
+from zegclip.importing.listing import Listing, NameIndex, Place, one_line, split_of, split_within
 from zegclip.importing.painting import Region, check_packages, paint_regions
 from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, label_of
 from zegclip.processing.input_error import InputError
@@ -39,7 +39,8 @@ def read_coco(listing: Listing) -> Source:
     names, notes = _class_names(contents)
     classes, background = add_background(names)
     result = Source("coco", classes, [], notes)
-    index = _index_pictures(listing)
+    pictures = [place for place in listing.places if place.is_image and place.role in ("picture", None, "mask")]
+    index = NameIndex((PurePosixPath(picture.path).name, picture) for picture in pictures)
     found: dict[Place, tuple[Place, Mapping[str, Any]]] = {}
     for file, content in contents.items():
         for image in content["images"]:
@@ -76,35 +77,19 @@ def read_coco(listing: Listing) -> Source:
         result.items.append(Item(listing.path(picture.path), divided.splits[picture], name, origin, read))
     if empty:
         result.notes.append(f"{empty} outlines with fewer than three corners cover no pixel and were left out.")
-    unused = sum(1 for place in index.places if place not in found)
-    if unused:
+    if unused := len(set(pictures) - found.keys()):
         result.notes.append(f"{unused} pictures are in no JSON file and were left out.")
     return result
 
 
-class _Index:
-    """Pictures by the end of their paths."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self.places = places
-        self.by_name: dict[str, list[Place]] = defaultdict(list)
-        for place in places:
-            self.by_name[PurePosixPath(place.path).name].append(place)
-
-
-def _index_pictures(listing: Listing) -> _Index:
-    return _Index([place for place in listing.places if place.is_image and place.role in ("picture", None, "mask")])
-
-
-def _find_picture(name: str, index: _Index, file: Place) -> Place:
+def _find_picture(name: str, index: NameIndex, file: Place) -> Place:
     """Return the picture with this name or path; of several, the one that lies beside the file or in its split."""
     wanted = PurePosixPath(name.replace("\\", "/"))
-    candidates = index.by_name.get(wanted.name, [])
-    parts = [part for part in wanted.parts if part not in ("/", ".", "..")]
-    for length in range(len(parts), 0, -1):
-        fitting = [
-            place for place in candidates if PurePosixPath(place.path).parts[-length:] == tuple(parts[-length:])
-        ]
+    candidates = index.find(wanted.name)
+    folders = [part for part in wanted.parts[:-1] if part not in ("/", ".", "..")]
+    for length in range(len(folders), -1, -1):
+        inside = folders[len(folders) - length :]
+        fitting = [place for place in candidates if place.path.split("/")[-1 - length : -1] == inside]
         if len(fitting) > 1:
             folder, split = file.path.rpartition("/")[0], _split(file)
             closer = [place for place in fitting if place.path.rpartition("/")[0] == folder]

@@ -42,6 +42,31 @@ def nearest_listed(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return found
 
 
+def merge_near(counts: Sequence[tuple[Colour, int]], smallest: float) -> list[tuple[Colour, int]]:
+    """
+    Count colours within `DISTANCE` of a more frequent one as that.
+
+    Args:
+        counts: Colours with their numbers of pixels, the most frequent one first.
+        smallest: Colours that are less frequent, and near none, are left out.
+
+    Returns:
+        The same, merged.
+    """
+    colours = np.array([colour for colour, _ in counts]).reshape(-1, 3)
+    left = np.array([count for _, count in counts])
+    merged = []
+    for index, (colour, _) in enumerate(counts):
+        if left[index] == 0:
+            continue
+        if left[index] < smallest:
+            break
+        near = (np.linalg.norm(colours - colours[index], axis=1) <= DISTANCE) & (left > 0)
+        merged.append((colour, int(left[near].sum())))
+        left[near] = 0
+    return sorted(merged, key=lambda row: (-row[1], row[0]))
+
+
 def pack(colours: np.ndarray) -> np.ndarray:
     """Return colours `(..., 3)` as one number each, `(...)` int64."""
     return np.asarray(colours).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])

@@ -1,12 +1,21 @@
 """Which mask belongs to which picture, and to which split: by folders, suffixes and lists."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from zegclip.errors import UsageError
-from zegclip.importing.listing import ARRAY_SUFFIXES, Listing, Place, common_folders, one_line, split_of
+from zegclip.importing.listing import (
+    ARRAY_SUFFIXES,
+    Listing,
+    NameIndex,
+    Place,
+    common_folders,
+    one_line,
+    split_of,
+)
 from zegclip.importing.sources import Skipped
 from zegclip.processing.class_split import read_text
 from zegclip.processing.image_reading import PICTURE_SUFFIXES
@@ -45,6 +54,11 @@ def pair_masks(listing: Listing) -> Pairs:
     """
     pictures, masks, notes = _tell_apart(listing)
     if not pictures or not masks:
+        if not masks and any(_is_labelme(listing.path(place.path)) for place in listing.having(".json")[:1]):
+            raise UsageError(
+                f"{listing.root}: its JSON files are labelme's, which are not read: turn them into VOC's layout with "
+                "labelme's own script labelme2voc.py, and import that."
+            )
         missing = "masks" if pictures else "pictures"
         raise UsageError(
             f"{listing.root}: no {missing} were found in it; name the folders with --pictures and --masks, such as "
@@ -65,6 +79,14 @@ def pair_masks(listing: Listing) -> Pairs:
     return result
 
 
+def _is_labelme(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+
+
 def divide(listing: Listing, pictures: Sequence[Place], default: Mapping[Place, str] | None = None) -> Pairs:
     """
     Find the split and name of each picture, from folders or lists.
@@ -81,18 +103,16 @@ def divide(listing: Listing, pictures: Sequence[Place], default: Mapping[Place, 
     lists = _read_lists(listing, {picture.stem for picture in pictures})
     folders = {picture: picture.split for picture in pictures}
     if lists and not any(folders.values()):
-        of_stem: dict[str, list[Place]] = defaultdict(list)
-        for picture in pictures:
-            of_stem[picture.stem].append(picture)
+        of_stem = NameIndex((picture.stem, picture) for picture in pictures)
         for split, (path, stems) in lists.items():
             for stem in stems:
-                for picture in of_stem.get(stem, ()):
+                for picture in of_stem.find(stem):
                     if result.splits.setdefault(picture, split) != split:
                         raise UsageError(
                             f"{listing.path(path)} lists {one_line(stem)}, which is also in the split "
                             f"{result.splits[picture]}: remove it from one of them."
                         )
-                if stem not in of_stem:
+                if not of_stem.find(stem):
                     result.skipped.append(Skipped(path, f"it lists {one_line(stem)}, but there is no such picture."))
         if left := len(pictures) - len(result.splits):
             paths = ", ".join(path for path, _ in lists.values())
@@ -160,12 +180,12 @@ def _tell_apart(listing: Listing) -> tuple[list[Place], list[Place], list[str]]:
     # Beside each other: names with a suffix, or with the same stem and another format.
     by_stem: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for place in pictures:
-        by_stem[place.path.rpartition("/")[0], place.stem].append(place)
+        by_stem[place.path.rpartition("/")[0], place.stem.casefold()].append(place)
     for place in pictures:
-        folder = place.path.rpartition("/")[0]
-        beside = by_stem[folder, place.stem]
+        folder, stem = place.path.rpartition("/")[0], place.stem
+        beside = by_stem[folder, stem.casefold()]
         suffixed = any(
-            place.stem.endswith(suffix) and (folder, place.stem.removesuffix(suffix)) in by_stem
+            stem.endswith(suffix) and (folder, stem.removesuffix(suffix).casefold()) in by_stem
             for suffix in MASK_SUFFIXES
         )
         same = place.suffix == ".png" and any(other.suffix in _PHOTO_SUFFIXES for other in beside)
@@ -192,17 +212,19 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
     """
     Return the masks of each picture: those with its name, or with its name and something behind it.
 
-    Splits and folders must be the same; where one side has none, they are compared without.
+    Splits and folders must be the same; where one side has none, they are compared without. Names may differ in case
+    where this leaves one picture.
     """
     found: dict[Place, list[tuple[Place, str]]] = {picture: [] for picture in pictures}
     left: Collection[Place] = list(masks)
-    for parts in ((True, True), (False, True), (True, False), (False, False)):
+    ways = [(split, inner) for inner in (True, False) for split in (True, False)]
+    for folded, parts in [(folded, parts) for folded in (False, True) for parts in ways]:
         index: dict[tuple[str | None, str, str], list[Place]] = defaultdict(list)
         for picture in pictures:
-            index[_key(picture, picture.stem, *parts)].append(picture)
+            index[_key(picture, picture.stem, *parts, folded)].append(picture)
         still: list[Place] = []
         for mask in left:
-            owner, rest = _longest(mask, index, parts)
+            owner, rest = _longest(mask, index, parts, folded)
             if owner is None:
                 still.append(mask)
             else:
@@ -214,19 +236,20 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
 
 
 def _longest(
-    mask: Place, index: Mapping[tuple[str | None, str, str], list[Place]], parts: tuple[bool, bool]
+    mask: Place, index: Mapping[tuple[str | None, str, str], list[Place]], parts: tuple[bool, bool], folded: bool
 ) -> tuple[Place | None, str]:
     """Return the only picture with the longest name that the mask's begins with, and the rest of the mask's."""
     stem = mask.stem
     ends = [len(stem), *(end for end in range(len(stem) - 1, 0, -1) if not stem[end].isalnum())]
     for end in ends:
-        pictures = index.get(_key(mask, stem[:end], *parts), ())
+        pictures = index.get(_key(mask, stem[:end], *parts, folded), ())
         if len(pictures) == 1 and pictures[0] is not mask:
             return pictures[0], stem[end:]
     return None, ""
 
 
-def _key(place: Place, stem: str, with_split: bool, with_inner: bool) -> tuple[str | None, str, str]:
+def _key(place: Place, stem: str, with_split: bool, with_inner: bool, folded: bool) -> tuple[str | None, str, str]:
+    stem = stem.casefold() if folded else stem
     return place.split if with_split else None, place.inner if with_inner else "", stem
 
 

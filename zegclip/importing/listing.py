@@ -172,6 +172,31 @@ def split_within(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+class NameIndex:
+    """
+    Files by name. Where no file has a name exactly, those have it that differ in case, or as Label Studio changes the
+    names of uploads.
+
+    Args:
+        named: Names with their files.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Place]]) -> None:
+        self._by_spelling: tuple[dict[str, list[Place]], ...] = ({}, {}, {})
+        for name, place in named:
+            for places, spelling in zip(self._by_spelling, self._spell(name)):
+                places.setdefault(spelling, []).append(place)
+
+    def find(self, name: str) -> list[Place]:
+        """Return the files of a name."""
+        spelled = zip(self._by_spelling, self._spell(name))
+        return next((places[spelling] for places, spelling in spelled if spelling in places), [])
+
+    @staticmethod
+    def _spell(name: str) -> tuple[str, str, str]:
+        return name, name.casefold(), re.sub(r"[^\w./-]", "_", name.casefold())
+
+
 def common_folders(inner: Iterable[str]) -> int:
     """Return how many of the first folders are the same in all these paths."""
     paths = [path.split("/") if path else [] for path in inner]

@@ -11,14 +11,14 @@ import numpy as np
 
 from zegclip.errors import UsageError
 from zegclip.importing.class_tables import ClassTable
-from zegclip.importing.colours import Colour, label_colours, nearest_listed, pack, unpack
+from zegclip.importing.colours import Colour, label_colours, merge_near, nearest_listed, pack, unpack
 from zegclip.importing.layouts import Pairs
 from zegclip.importing.listing import ARRAY_SUFFIXES, Listing, one_line
 from zegclip.importing.painting import check_packages
 from zegclip.importing.parallel import call_each
 from zegclip.importing.sources import IGNORED, ClassName, Item, Source, add_background, label_of
 from zegclip.processing.class_split import ClassSplit, split_classes
-from zegclip.processing.image_reading import load_class_ids, load_colours, read_palette
+from zegclip.processing.image_reading import load_class_ids, load_colours, read_palette, read_storage
 from zegclip.processing.input_error import InputError
 
 _BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]])
@@ -36,12 +36,16 @@ class Look(NamedTuple):
 
     Attributes:
         values: Its ids; `None` if it cannot be read as ids.
+        is_bits: Whether it stores one bit per pixel, which may stand for 0 and 1 as for black and white.
+        is_lossy: Whether its colours may have been changed by compression.
         colours: Its most frequent colours with their numbers of pixels; empty if it cannot be read as colours.
         other: Number of pixels of other colours.
         palette: Its ids with their colours, of a file with a palette of its own.
     """
 
     values: tuple[int, ...] | None = None
+    is_bits: bool = False
+    is_lossy: bool = False
     colours: tuple[tuple[Colour, int], ...] = ()
     other: int = 0
     palette: tuple[tuple[int, Colour], ...] = ()
@@ -54,6 +58,8 @@ class Looks:
 
     Attributes:
         values: All ids.
+        sets: The ids of each mask of more than one bit, as far as they are 0, 1 and 255.
+        are_lossy: Whether colours may have been changed by compression.
         have_ids: Whether every mask that can be read at all can be read as ids.
         colours: The frequent colours with their numbers of pixels.
         other: Number of pixels of other colours.
@@ -62,6 +68,8 @@ class Looks:
     """
 
     values: set[int] = field(default_factory=set)
+    sets: set[frozenset[int]] = field(default_factory=set)
+    are_lossy: bool = False
     have_ids: bool = True
     colours: Counter[Colour] = field(default_factory=Counter)
     other: int = 0
@@ -74,6 +82,9 @@ class Looks:
             self.have_ids &= not look.colours
         else:
             self.values.update(look.values)
+            if not look.is_bits:
+                self.sets.add(frozenset(look.values) & {0, 1, 255})
+        self.are_lossy |= look.is_lossy
         self.colours.update(dict(look.colours))
         self.other += look.other
         if len(self.colours) > _MOST_COUNTED:  # of masks without clear borders
@@ -94,10 +105,16 @@ class Looks:
         return float(np.array(list(self.colours.values()))[near].sum() / (self.colours.total() + self.other))
 
     def list_colours(self) -> tuple[list[tuple[Colour, float]], float]:
-        """Return the frequent colours with their shares of all pixels, and the share of all others."""
+        """
+        Return the frequent colours with their shares of all pixels, and the share of all others. After compression
+        with loss, those that are near a more frequent one count as that.
+        """
         total = max(self.colours.total() + self.other, 1)
-        ordered = sorted(self.colours.items(), key=lambda row: (-row[1], row[0]))[:_MOST_COLOURS]
+        ordered = sorted(self.colours.items(), key=lambda row: (-row[1], row[0]))
+        if self.are_lossy:
+            ordered = merge_near(ordered, _SMALLEST_SHARE * total)
         rows = [(colour, count / total) for colour, count in ordered if count / total >= _SMALLEST_SHARE]
+        rows = rows[:_MOST_COLOURS]
         return rows, 1 - sum(share for _, share in rows)
 
 
@@ -162,7 +179,8 @@ def _decide(
     if table is None:
         raise UsageError(
             f"{listing.root}: nothing names the classes of the values {ClassSplit.format_values(looks.values)} in the "
-            "masks: give the names with --classes, a text file with one name per line, the first for value 0."
+            "masks: give the names with --classes, a text file with one name per line, the first for value 0, or JSON "
+            'such as {"11": "wall"}.'
         )
     split, notes = _split_of_values(looks.values, table)
     return _Decision("ids", list(names), partial(read_ids, split=split, variable=variable), notes)
@@ -175,8 +193,16 @@ def _prove_kind(looks: Looks, table: ClassTable | None) -> str:
         black_and_white = few_names and looks.share_of(_BLACK_AND_WHITE) >= _MOSTLY
         return "binary" if black_and_white else "colours"
     one_name = table is not None and len(table.names) == 1
-    if few_names and ((looks.values <= {0, 255} and 255 in looks.values) or (one_name and looks.values <= {0, 1})):
-        return "binary"
+    # One bit per pixel goes with either reading.
+    values = set().union(*looks.sets) if looks.sets else looks.values
+    if few_names and looks.values <= {0, 1, 255}:
+        if (255 in values and 1 not in values) or (one_name and 255 not in values):
+            return "binary"
+        if 255 in values and not any({1, 255} <= of_mask for of_mask in looks.sets):
+            raise UsageError(
+                "some masks have the value 1 and others 255, but none has both: give --format binary if both are the "
+                "class, or --format ids if pixels of 255 are to be ignored."
+            )
     if looks.palettes_differ:
         return "colours"
     if table is None or table.colours is None:
@@ -242,7 +268,9 @@ def look_at(path: Path, variable: str | None = None) -> Look:
     colours: tuple[tuple[Colour, int], ...] = ()
     used: tuple[Any, ...] = ()
     other = 0
+    mode, is_lossy = "", False
     with suppress(InputError, OSError):
+        mode, is_lossy = ("", False) if is_array else read_storage(path)
         values = np.unique(load_ids(path, variable))
         palette = None if is_array else read_palette(path)
         if palette is not None:
@@ -250,7 +278,8 @@ def look_at(path: Path, variable: str | None = None) -> Look:
             used = tuple(zip(inside, map(tuple, palette[inside].tolist())))
     with suppress(InputError, OSError):  # of 16 bits, for example
         colours, other = ((), 0) if is_array else _count_colours(load_colours(path))
-    return Look(None if values is None else tuple(values.tolist()), colours, other, used)
+    ids = None if values is None else tuple(values.tolist())
+    return Look(ids, mode == "1", is_lossy, colours, other, used)
 
 
 def _count_colours(pixels: np.ndarray) -> tuple[Any, int]:

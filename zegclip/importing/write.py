@@ -104,7 +104,9 @@ def find_finished(target: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
             "options": "with other options",
             "contents": "of what was in the source before it changed",
         }.get(differing, "of something else")
-        raise UsageError(f"{target}: this holds another import, {what}; choose another name or remove it first.")
+        if (target / "masks").exists():  # otherwise that import has found nothing
+            raise UsageError(f"{target}: this holds another import, {what}; choose another name or remove it first.")
+        return None
     return record if record.get("finished") else None
 
 
@@ -137,8 +139,7 @@ def write_source(
     for index, name in enumerate(names):
         table[2 + source.class_names.index(name)] = index
 
-    if not (target / RECORD).is_file():
-        write_json(target / RECORD, {"finished": False, "settings": settings})
+    write_json(target / RECORD, {"finished": False, "settings": settings})
     remove_leftovers(target)
     outcome = Outcome(skipped=list(source.skipped), notes=list(source.notes))
     _write_names(target, names, outcome)
@@ -231,6 +232,7 @@ def _read_journal(target: Path) -> dict[str, Written]:
 def _write_names(target: Path, names: Sequence[ClassName], outcome: Outcome) -> None:
     """Write `classes.txt`, or `id2label.json` where a text file would be read as other names."""
     text = "".join("/".join([name] if isinstance(name, str) else name) + "\n" for name in names)
+    (target / "id2label.json").unlink(missing_ok=True)  # of an import that has found nothing
     with replacing(target / "classes.txt") as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     try:

@@ -10,9 +10,9 @@ import yaml
 
 from zegclip.errors import UsageError
 from zegclip.importing.layouts import divide
-from zegclip.importing.listing import Listing, Place, one_line
+from zegclip.importing.listing import Listing, NameIndex, Place, one_line
 from zegclip.importing.painting import Region, check_packages, paint_regions
-from zegclip.importing.sources import ClassName, Item, Source, add_background
+from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background
 from zegclip.processing.class_split import read_text
 from zegclip.processing.image_reading import read_frame
 from zegclip.processing.input_error import InputError
@@ -31,22 +31,27 @@ def read_yolo(listing: Listing) -> Source:
         UsageError: If there is not exactly one file with names, or there are no labels.
     """
     check_packages("pycocotools")
-    files = find_yolo(listing)
-    if len(files) != 1:
-        named = ", ".join(place.path for place in files) or "none"
+    tables = find_yolo(listing)
+    if len(tables) != 1:
+        named = ", ".join(place.path for place in tables) or "none"
         raise UsageError(f"{listing.root}: one YAML file with the names of YOLO's classes is needed; found: {named}.")
-    names = _read_names(listing.path(files[0].path)) or []
+    names = _read_names(listing.path(tables[0].path)) or []
     classes, background = add_background(list(names))
     moved = len(classes) - len(names)
-    labels = {_key(place): place for place in listing.having(".txt")}
+    labels = NameIndex((_key(place), place) for place in listing.having(".txt"))
     pictures = [place for place in listing.places if place.is_image and place.role != "other"]
-    if not any(_key(picture) in labels for picture in pictures):
+    if not any(labels.find(_key(picture)) for picture in pictures):
         raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")
-    result = divide(listing, pictures, _splits_of_yaml(listing, files[0], pictures))
+    result = divide(listing, pictures, _splits_of_yaml(listing, tables[0], pictures))
     source = Source("yolo", classes, [], result.notes, result.skipped)
     without = 0
     for picture, name in result.names.items():
-        label = labels.get(_key(picture))
+        found = labels.find(_key(picture))
+        if len(found) > 1:
+            reason = f"several label files have its name, such as {found[0].path} and {found[1].path}."
+            source.skipped.append(Skipped(picture.path, reason))
+            continue
+        label = found[0] if found else None
         path = listing.path(picture.path)
         without += label is None
         origin = f"{one_line(path)} without labels" if label is None else str(listing.path(label.path))
@@ -118,10 +123,10 @@ def _read_yaml(path: Path) -> Any:
         return None
 
 
-def _key(place: Place) -> tuple[str, ...]:
+def _key(place: Place) -> str:
     """Return what is the same in the paths of a picture and its labels: all but the folder's kind and the suffix."""
     path = PurePosixPath(place.path).with_suffix("")
-    return tuple("images" if part == "labels" else part for part in path.parts)
+    return "/".join("images" if part == "labels" else part for part in path.parts)
 
 
 def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) -> dict[Place, str]:

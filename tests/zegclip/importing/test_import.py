@@ -293,6 +293,58 @@ def test_black_and_white_masks_are_one_class(source, target, run, suffix, names)
     assert (target / "classes.txt").read_text().split() == (names if len(names) == 2 else ["background", "cat"])
 
 
+SHAPES = {
+    "grey": lambda shape: Image.fromarray(shape * np.uint8(255)),
+    "bits": lambda shape: Image.fromarray(shape),
+    "three channels": lambda shape: Image.fromarray(shape * np.uint8(255)).convert("RGB"),
+    "opaque": lambda shape: Image.fromarray(shape * np.uint8(255)).convert("RGBA"),
+    "white, cut out": lambda shape: cut_out(shape, (255, 255, 255)),
+    "black, cut out": lambda shape: cut_out(shape, (0, 0, 0)),
+}
+
+
+def cut_out(shape, colour):
+    """A picture of one colour whose transparency is the shape."""
+    image = Image.new("RGB", shape.shape[::-1], colour)
+    image.putalpha(Image.fromarray(shape * np.uint8(255)))
+    return image
+
+
+@pytest.mark.parametrize("of_classes", [False, True], ids=["of one class", "for each class"])
+def test_a_shape_is_the_same_however_it_is_stored(source, target, run, of_classes):
+    """Also beside masks that store it in another way."""
+    rng = np.random.default_rng(0)
+    expected = {}
+    for index, build in enumerate(SHAPES.values()):
+        expected[f"train/{index}"] = shape = rng.random((20, 30)) < 0.3
+        draw(source, str(index), shape)
+        build(shape).save(source / "masks" / f"{index}.png")
+        if of_classes:
+            (source / "masks/cat").mkdir(exist_ok=True)
+            (source / "masks" / f"{index}.png").rename(source / "masks/cat" / f"{index}.png")
+    if of_classes:  # by which the folders are known to be classes
+        save_mask(np.zeros((20, 30), dtype=np.uint8), source / "masks/dog/0.png", "1")
+    status, output = run(*(() if of_classes else ("--classes", write_names(source, ["cat"]))))
+    assert status == 0, output
+    masks = read_masks(target)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        name: shape.astype(int).tolist() for name, shape in expected.items()
+    }
+
+
+@pytest.mark.parametrize("names", [["cat"], ["background", "cat"]])
+def test_one_and_255_in_different_masks_need_a_choice(source, target, run, names):
+    draw(source, "a", np.eye(9))
+    draw(source, "b", 255 * np.eye(9))
+    classes = "--classes", write_names(source, names)
+    refused(run, *classes, says=["binary", "ids"])
+    assert run(*classes, "--format", "binary")[0] == 0
+    assert np.array_equal(read_masks(target)["train/b"], np.eye(9))
+    draw(source, "c", np.eye(9) + 255 * np.eye(9, k=1))  # Proves that 255 is something else.
+    assert run(*classes, target="other")[0] == 0
+    assert load_pictures(str(target.with_name("other")))[1].names == tuple(names)
+
+
 def test_ids_need_names(source, target, run):
     draw(source, "a", [[0, 1, 7]])
     refused(run, says=["0 to 1 and 7", "--classes"])
@@ -347,26 +399,42 @@ def test_several_classes_are_ignored(source, target, run):
     refused(run, "--ignore", *CLASSES, says="ignored", target="other")
 
 
-@pytest.mark.parametrize("names", [["cat/kitten", "dog"], ["# cat", "dog"], ["1: cat", "2: dog"]])
-def test_names_that_a_text_file_would_change_are_kept(source, target, run, names):
+def test_colours_that_compression_has_changed_are_listed_once(source, run, tmp_path):
+    for index, one in enumerate(DRAWN):
+        draw(source, str(index), one.ids)
+        mask = Image.fromarray(coloured(one.ids)).resize((200, 200), Image.Resampling.NEAREST)
+        Image.new("RGB", mask.size).save(source / "images" / f"{index}.png")
+        (source / "masks" / f"{index}.png").unlink()
+        mask.save(source / "masks" / f"{index}.jpg", quality=85)
+    assert run()[0] == 1
+    rows = (tmp_path / "target_colours.csv").read_text().splitlines()[1:]
+    found = np.array([row.split(",")[1:] for row in rows], dtype=np.float64)
+    frequent = found[found[:, 3] > 0.05, :3]
+    assert len(frequent) == len(COLOURS)
+    assert all(np.linalg.norm(frequent - colour, axis=1).min() < 10 for colour in COLOURS)
+    assert len(found) < 30
+
+
+def write_empty_coco(source, names):
+    """A picture without outlines."""
     categories = [(number, name, "all") for number, name in enumerate(names)]
     write_coco(source / "a.json", [], None, categories=categories)
     content = json.loads((source / "a.json").read_text())
     content["images"] = [{"id": 1, "file_name": "a.png", "width": 10, "height": 10}]
     (source / "a.json").write_text(json.dumps(content))
     Image.new("RGB", (10, 10)).save(source / "a.png")
+
+
+@pytest.mark.parametrize("names", [["cat/kitten", "dog"], ["# cat", "dog"], ["1: cat", "2: dog"]])
+def test_names_that_a_text_file_would_change_are_kept(source, target, run, names):
+    write_empty_coco(source, names)
     assert run("--ignore", "background")[0] == 0
     assert load_pictures(str(target))[1].names == tuple(names)
 
 
 @pytest.mark.parametrize("names", [["cat", " cat"], ["", "dog"], ["\ud800", "dog"]])
 def test_names_that_are_none_are_refused(source, target, run, names):
-    categories = [(number, name, "all") for number, name in enumerate(names)]
-    write_coco(source / "a.json", [], None, categories=categories)
-    content = json.loads((source / "a.json").read_text())
-    content["images"] = [{"id": 1, "file_name": "a.png", "width": 10, "height": 10}]
-    (source / "a.json").write_text(json.dumps(content))
-    Image.new("RGB", (10, 10)).save(source / "a.png")
+    write_empty_coco(source, names)
     refused(run, says="lass")
     assert not target.exists()
 
@@ -527,6 +595,13 @@ def test_if_every_picture_is_skipped_the_report_says_why(source, target, run):
 
 
 # The target
+
+
+def test_an_import_without_pictures_is_not_in_the_way(source, target, run):
+    draw(source, "a", 5 * np.eye(9))
+    assert run("--classes", write_names(source))[0] == 1
+    assert run("--classes", write_names(source, list("abcdef")))[0] == 0
+    assert np.array_equal(read_masks(target)["train/a"], 5 * np.eye(9))
 
 
 def test_pictures_stay_when_the_source_is_deleted(source, target, run):
