@@ -28,7 +28,7 @@ from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.datasets import load_folder
 from zegclip.processing.pipeline import TASK
 from zegclip.segmenting.pictures import find_pictures, name_results
-from zegclip.segmenting.segmenter import ClassMapPipeline, segment_pictures
+from zegclip.segmenting.segmenter import ProgressPipeline, segment_pictures
 from zegclip.training.counting import CountStore, Protocol, evaluate_pictures
 from zegclip.training.pictures import EvaluationPictures
 
@@ -117,7 +117,7 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
         for column in ("image", "mask"):
             data = data.cast_column(column, ImageFeature(decode=False))
         evaluated = EvaluationPictures(data, split, images)
-        segmenter = ClassMapPipeline(model=model, processor=processor, task=TASK, device="cpu")
+        segmenter = ProgressPipeline(model=model, processor=processor, task=TASK, output_type="class_map")
         with torch.inference_mode():
             tokens = processor(text=list(split.names), return_tensors="pt")
             embeds = model.get_class_embeds(**tokens)

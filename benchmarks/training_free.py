@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from measuring import added_memory, alternate, in_own_process, ratio, run_cases, spread
 from tqdm import tqdm
-from transformers import CLIPConfig
+from transformers import CLIPConfig, pipeline
 
 import zegclip
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
@@ -37,7 +37,6 @@ from zegclip.plain_clip import training_free_fields
 from zegclip.processing.metrics import class_counts, class_ious
 from zegclip.processing.pipeline import TASK
 from zegclip.processing.windows import WindowLogits, extract_windows, merge_masks, predict_windows, window_boxes
-from zegclip.segmenting.segmenter import ClassMapPipeline
 from zegclip.training.data import picture_world_split
 from zegclip.training.evaluate import evaluate
 
@@ -115,7 +114,8 @@ def before_outlines(ids: np.ndarray, width: int) -> np.ndarray:
 def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, Any]:
     """The embedded model with and without refinement, on drawn scenes of four times the side that it sees."""
     model = load_model(zegclip.DEFAULT_MODEL)
-    segmenter = ClassMapPipeline(model=model, processor=load_processor(zegclip.DEFAULT_MODEL), task=TASK)
+    processor = load_processor(zegclip.DEFAULT_MODEL)
+    segmenter = pipeline(TASK, model=model, processor=processor, output_type="class_map")
     split = picture_world_split("test")
     counts = {"as they come": np.zeros((3, len(split.names)), np.int64)}
     counts["refined"] = counts["as they come"].copy()
@@ -129,7 +129,8 @@ def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, 
         maps = {"truth": truth}
         for title in counts:
             start = time.perf_counter()
-            maps[title], _ = segmenter(scene.image, candidate_labels=list(split.names), refine=title == "refined")
+            result = segmenter(scene.image, candidate_labels=list(split.names), refine=title == "refined")
+            maps[title] = result["segmentation"]
             seconds[title] += time.perf_counter() - start
             tensors = torch.from_numpy(maps[title]), torch.from_numpy(truth)
             counts[title] += class_counts(*tensors, len(split.names), split.ignore_index).numpy()

@@ -19,7 +19,15 @@ from .input_error import InputError
 from .name_encoder import NameEncoder, in_eval_mode
 from .names import add_background, read_classes
 from .processing_zegclip import ZegClipProcessor
-from .windows import NO_MEMORY, BatchSize, is_out_of_memory, merge_masks, predict_windows
+from .windows import (
+    NO_MEMORY,
+    BatchSize,
+    best_of_names,
+    is_out_of_memory,
+    merge_masks,
+    merge_scores,
+    predict_windows,
+)
 
 TASK = "zero-shot-image-segmentation"
 # One picture, not several, although some of them can be iterated over.
@@ -124,6 +132,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 Names of what is none of the labels, or `True` for 26 usual ones. They compete for the pixels, and
                 those that they win get no label. By default only where a single label would win every pixel: for a
                 training-free model, or with `training_free_weight`, as its scores compare names.
+            output_type (`str`, *optional*, defaults to `"masks"`):
+                `"masks"` for one mask per label, `"class_map"` for one map of all labels.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the scores of all labels at every pixel too.
             refine (`bool`, *optional*, defaults to `False`):
                 Whether masks follow the outlines in the picture (PAMR); it takes longer.
             training_free_weight (`float`, *optional*, defaults to 0.0):
@@ -144,8 +156,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Returns:
             For one picture, a list with a dictionary for each label in the given order, also for labels with an empty
             mask: `label`; `score`, the mean score inside the mask, in [0, 1], and 0.0 for an empty mask; `mask`, a
-            PIL image of mode `L` and of the picture's size, 255 where the label has the highest score and 0 elsewhere.
-            For a list of pictures, a list of such lists; for a generator or data set, an iterator over them.
+            PIL image of mode `L` and of the picture's size, 255 where the label has the highest score and 0 elsewhere;
+            and, if asked for, `segmentation_scores`, `(height, width)` float32 in [0, 1].
+
+            As a class map, a dictionary of `labels`; `segmentation`, `(height, width)` int64, the index of the label
+            of each pixel, or -1; `scores`, `(height, width)` float32, the best score of each pixel, also where it is
+            below the threshold; and, if asked for, `segmentation_scores`, `(labels, height, width)`.
+
+            For a list of pictures, a list of these; for a generator or data set, an iterator over them.
 
         Warns:
             UnknownWordsWarning: If the model has a closed vocabulary and a name has other words.
@@ -190,8 +208,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if "training_free_weight" in kwargs:
             preprocess["training_free_weight"] = kwargs["training_free_weight"]
         forward = _select(kwargs, "names", "windows", "hypothesis_template", "window_size", "window_stride")
-        forward |= _select(kwargs, "refine", "training_free_weight")
-        postprocess = _select(kwargs, "threshold")
+        forward |= _select(kwargs, "refine", "training_free_weight", "return_segmentation_scores")
+        postprocess = _select(kwargs, "threshold", "output_type")
+        if postprocess.get("output_type", "masks") not in ("masks", "class_map"):
+            raise InputError(f"output_type must be 'masks' or 'class_map', not {postprocess['output_type']!r}.")
         for name, value in {**forward, **postprocess}.items():
             if name in ("threshold", "training_free_weight") and not 0 <= value <= 1:
                 raise InputError(f"{name} must be between 0 and 1, got {value}.")
@@ -260,9 +280,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         windows: BatchSize,
         refine: bool = False,
         training_free_weight: float = 0.0,
+        return_segmentation_scores: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
-        """The best label's index, -1 for background, and its score at every pixel of the original picture."""
+        """
+        The best label's index, -1 for background, and its score at every pixel of the original picture; and all scores
+        if asked for.
+        """
         name_list, class_of_name = model_inputs["classes"]
         pixel_values = model_inputs["pixel_values"]
         geometry = {
@@ -280,19 +304,30 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 alone = names.encode(name_list, with_prompts=False)
                 others = predict_windows(self.model.get_training_free_logits, pixel_values, alone, **geometry)
                 blend = others, training_free_weight
-        with _name_size_if_out_of_memory(*model_inputs["original_size"]):
-            size = model_inputs["original_size"]
-            ids, scores = merge_masks(logits, size, blend=blend, picture=pixel_values[0] if refine else None)
+        size, picture = model_inputs["original_size"], pixel_values[0] if refine else None
+        of_class: dict[str, torch.Tensor] = {}
+        with _name_size_if_out_of_memory(*size):
+            ids, scores = merge_masks(logits, size, blend=blend, picture=picture)
+            class_ids = torch.tensor(class_of_name, device=ids.device)
+            if return_segmentation_scores:
+                all_scores = merge_scores(logits, size, blend=blend, picture=picture)
+                of_class["segmentation_scores"] = best_of_names(all_scores, class_ids)
         if scores.isnan().any():  # Comparisons with NaN are false, so the first label would win.
             raise InputError("The model's scores are NaN: its weights are damaged or overflow in this precision.")
         labels = [name_list[class_of_name.index(index)] for index in range(max(class_of_name) + 1)]
-        return {"ids": torch.tensor(class_of_name, device=ids.device)[ids], "scores": scores, "labels": labels}
+        return {"ids": class_ids[ids], "scores": scores, "labels": labels} | of_class
 
-    def postprocess(self, model_outputs: dict[str, Any], threshold: float = 0.0) -> list[dict[str, Any]]:
-        """One dictionary per label."""
+    def postprocess(
+        self, model_outputs: dict[str, Any], threshold: float = 0.0, output_type: str = "masks"
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        """One dictionary per label, or one for all."""
         scores = model_outputs["scores"].numpy()
         ids = np.where(scores < threshold, -1, model_outputs["ids"].numpy())  # -1 is background
-        results = []
+        of_class = model_outputs.get("segmentation_scores")
+        if output_type == "class_map":
+            result = {"labels": model_outputs["labels"], "segmentation": ids, "scores": scores}
+            return result if of_class is None else result | {"segmentation_scores": of_class.numpy()}
+        results: list[dict[str, Any]] = []
         for index, label in enumerate(model_outputs["labels"]):
             inside = ids == index
             results.append(
@@ -302,6 +337,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                     "mask": Image.fromarray(inside.astype(np.uint8) * 255),
                 }
             )
+            if of_class is not None:
+                results[-1]["segmentation_scores"] = of_class[index].numpy()
         return results
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

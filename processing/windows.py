@@ -189,6 +189,7 @@ def merge_scores(
     seen_ids: Sequence[int] = (),
     seen_offset: float = 0.0,
     blend: Blend | None = None,
+    picture: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Scores of every name for every pixel.
@@ -203,11 +204,21 @@ def merge_scores(
         seen_ids: Indices of the names of classes seen in training.
         seen_offset: Subtracted from their scores, before a blend; 0.1 in the papers' inductive evaluation.
         blend: Other predictions for the same names and their weight, in [0, 1]; the weight of `windows` is the rest.
+        picture: `(3, height, width)`, the preprocessed picture of any size, along whose colours the scores are refined
+            (see [`refine`]), or logits before their softmax as in NACLIP.
 
     Returns:
         `(names, height, width)` float32 on the logits' device, in [-seen_offset, 1].
     """
-    return _collect(_score_chunks(windows, target_size, seen_ids, seen_offset, blend), windows, target_size)
+    if picture is None:
+        return _collect(_score_chunks(windows, target_size, seen_ids, seen_offset, blend), windows, target_size)
+    chunks, as_logits = _comparable_chunks(windows, target_size, seen_ids, seen_offset, blend)
+    maps = _collect(chunks, windows, target_size)
+    scores = torch.empty_like(maps)
+    for tile, refined in refined_tiles(maps, picture):
+        for index, values in enumerate(refined):
+            scores[index][tile] = values
+    return scores.softmax(dim=0) if as_logits else scores
 
 
 @torch.no_grad()
@@ -223,19 +234,12 @@ def merge_masks(
     The best name of every pixel: the arg-max of [`merge_scores`], computed without all scores in memory.
 
     Args:
-        As [`merge_scores`], and
-        picture: `(3, height, width)`, the preprocessed picture of any size, along whose colours the scores are refined
-            (see [`refine`]), or logits before their softmax as in NACLIP. All of them are then in memory once.
+        As [`merge_scores`]. With a picture, all scores are in memory once.
 
     Returns:
         The name's index, `(height, width)` int64, and its score, `(height, width)` float32. Ties go to the first name.
     """
-    # The largest logit is also the best score, so the scores of the others are not needed.
-    as_logits = windows.score_function == "softmax" and blend is None and not seen_offset
-    if as_logits:
-        chunks = _logit_chunks(windows, target_size)
-    else:
-        chunks = _score_chunks(windows, target_size, seen_ids, seen_offset, blend)
+    chunks, as_logits = _comparable_chunks(windows, target_size, seen_ids, seen_offset, blend)
     if picture is None:
         return _best(chunks, as_logits)
     maps = _collect(chunks, windows, target_size)
@@ -244,6 +248,19 @@ def merge_masks(
     for tile, refined in refined_tiles(maps, picture):
         ids[tile], best[tile] = _best((chunk[None] for chunk in refined), as_logits)
     return ids, best
+
+
+def _comparable_chunks(
+    windows: WindowLogits,
+    target_size: tuple[int, int] | None,
+    seen_ids: Sequence[int],
+    seen_offset: float,
+    blend: Blend | None,
+) -> tuple[Iterator[torch.Tensor], bool]:
+    """Return chunks of scores or, where the largest logit is also the best score, of logits; and whether they are."""
+    if windows.score_function == "softmax" and blend is None and not seen_offset:
+        return _logit_chunks(windows, target_size), True
+    return _score_chunks(windows, target_size, seen_ids, seen_offset, blend), False
 
 
 def _collect(

@@ -89,7 +89,8 @@ def segment_picture(
     # As bytes, so that a message has the picture's name and not its path on the server.
     picture = load_rgb(file.read_bytes(), name=file.name)
     segmenter = _segmenter(models[model_name])
-    ids, scores = segmenter(picture, candidate_labels=classes, threshold=threshold)
+    result = segmenter(picture, candidate_labels=classes, threshold=threshold)
+    ids, scores = result["segmentation"], result["scores"]
     rows = [
         (row["label"], f"{100 * row['share']:.1f} %", f"{row['score']:.2f}" if row["share"] else "-")
         for row in summarise(ids, scores, labels)

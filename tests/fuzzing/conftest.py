@@ -146,10 +146,12 @@ class Fuzz:
         """Return ids and scores, each `(height, width)`, of a model folder; `None` if it refuses as above."""
         segmenter = self.attempt(lambda: load_segmenter(folder, "cpu"), *names)
         found = segmenter and self.attempt(lambda: segmenter(picture, candidate_labels=["a", "b"]))
-        if found is not None:
-            assert found[0].shape == found[1].shape == picture.size[::-1]
-            assert np.isfinite(found[1]).all()
-        return found
+        if found is None:
+            return None
+        ids, scores = found["segmentation"], found["scores"]
+        assert ids.shape == scores.shape == picture.size[::-1]
+        assert np.isfinite(scores).all()
+        return ids, scores
 
     def command(self, *arguments, silent_failure=False):
         """
@@ -185,7 +187,12 @@ def fuzz(request, capfd, caplog):
 def segment(model_folder):
     """Segment a picture: `(ids, scores)`, each `(height, width)`."""
     segmenter = load_segmenter(model_folder, "cpu")
-    return lambda picture, labels: segmenter(picture, candidate_labels=labels)
+
+    def run(picture, labels):
+        result = segmenter(picture, candidate_labels=labels)
+        return result["segmentation"], result["scores"]
+
+    return run
 
 
 @pytest.fixture

@@ -73,6 +73,44 @@ def test_it_equals_processor_model_and_sliding_windows_in_sequence(segment, mode
         assert result["score"] == pytest.approx(scores[inside].mean().item() if inside.any() else 0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"refine": True},
+        {"candidate_labels": [["cat", "dog"], "tree"]},
+        {"background": ["dog"]},
+        {"training_free_weight": 0.5, "background": ["dog"]},
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_class_map_and_all_scores_say_what_the_masks_say(pipe, clip_folder, settings, trained):
+    if not trained:
+        settings = {name: value for name, value in settings.items() if name != "training_free_weight"}
+        pipe = pipeline(TASK, model=str(clip_folder), device="cpu")
+    settings = {"images": noise(), "candidate_labels": LABELS} | settings
+    masks = pipe(**settings, return_segmentation_scores=True)
+    result = pipe(**settings, output_type="class_map", return_segmentation_scores=True)
+    ids, best = result["segmentation"], result["scores"]
+    of_label = result["segmentation_scores"]
+    assert of_label.shape == (len(masks), *ids.shape)
+    assert 0 <= of_label.min() <= of_label.max() <= 1
+    assert result["labels"] == [row["label"] for row in masks]
+    for index, row in enumerate(masks):
+        assert np.array_equal(np.asarray(row["mask"]) > 0, ids == index)
+        assert np.array_equal(row["segmentation_scores"], of_label[index])
+    inside = ids >= 0
+    np.testing.assert_allclose(of_label.max(axis=0)[inside], best[inside], rtol=0, atol=1e-6)
+    chosen = np.take_along_axis(of_label, np.maximum(ids, 0)[None], axis=0)[0]
+    np.testing.assert_allclose(chosen[inside], best[inside], rtol=0, atol=1e-6)
+    assert inside.all() or "background" in settings
+    middle = float(np.median(best))
+    above = pipe(**settings, output_type="class_map", threshold=middle)
+    assert np.array_equal(above["segmentation"], np.where(best < middle, -1, ids))
+    assert np.array_equal(above["scores"], best)
+    assert "segmentation_scores" not in above
+
+
 def test_paths_lists_tuples_and_generators(segment, tmp_path):
     pictures = [noise(seed=1), noise(30, 33, seed=2), noise(1, 1, seed=3)]
     pictures[0].save(tmp_path / "picture.png")
@@ -169,6 +207,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
         *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"))),
         ({"window_size": 16, "window_stride": 17}, "window_stride"),
         ({"batch_size": 0}, "batch_size"),
+        ({"output_type": "mask"}, "output_type"),
         ({"images": "no_such.png"}, r"no_such\.png"),
         # Names are compared also if they are not encoded together.
         ({"candidate_labels": ["a  b", "a b", "cat"]}, "'a  b' and 'a b'"),

@@ -119,7 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
         name = f"scene_{number}"
         with writing_to(output) as folder:
             scene.image.save(folder / f"{name}.png")
-        ids, scores = segmenter(scene.image, candidate_labels=labels)
+        result = segmenter(scene.image, candidate_labels=labels)
+        ids, scores = result["segmentation"], result["scores"]
         summary = summarise(ids, scores, labels)
         record = {"image": str(output / f"{name}.png"), "model": "embedded default model", "labels": summary}
         write_results(output, name, scene.image, ids, labels, record)

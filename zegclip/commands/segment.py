@@ -20,7 +20,7 @@ from zegclip.commands.options import (
 from zegclip.errors import UsageError
 
 if TYPE_CHECKING:
-    from zegclip.segmenting.segmenter import ClassMapPipeline, Outcome
+    from zegclip.segmenting.segmenter import Outcome, ProgressPipeline
 
 
 def add_parser(commands: Any) -> None:
@@ -171,7 +171,7 @@ def _check_output(output: Path, sources: Sequence[str]) -> None:
 
 
 def _warn_of_unknown_words(
-    segmenter: "ClassMapPipeline", labels: Sequence[str], *, embedded: bool, silent: bool
+    segmenter: "ProgressPipeline", labels: Sequence[str], *, embedded: bool, silent: bool
 ) -> None:
     """Print one warning about words that the model cannot know, instead of the pipeline's in each process."""
     from zegclip.processing.names import UnknownWordsWarning, find_unknown_words

@@ -38,9 +38,9 @@ _DELAY = 3  # Seconds until a progress bar appears.
 ReadPicture = tuple[str, dict[str, int], Image.Image]  # Path, state of the file, RGB picture.
 
 
-class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
+class ProgressPipeline(ZeroShotImageSegmentationPipeline):
     """
-    The pipeline without one mask per label, which would need too much memory for large pictures and many labels.
+    The pipeline with progress bars.
 
     Attributes:
         show_progress: Whether to show progress bars for the windows of a picture and for encoding names, after some
@@ -68,13 +68,6 @@ class ClassMapPipeline(ZeroShotImageSegmentationPipeline):
             finally:
                 hook.remove()
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, Any], threshold: float = 0.0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best label's index, or -1 below `threshold`, int64, and its score, float32: `(height, width)`."""
-        scores = model_outputs["scores"].numpy()
-        return np.where(scores < threshold, -1, model_outputs["ids"].numpy()), scores
-
 
 @dataclass
 class Outcome:
@@ -94,7 +87,7 @@ class Outcome:
     doubtful: list[str] = field(default_factory=list)
 
 
-def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ClassMapPipeline:
+def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: str = "float32") -> ProgressPipeline:
     """
     Load a model and its processor as a pipeline.
 
@@ -116,7 +109,9 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     if device is not None:
         # With several processes, a pipeline ignores its argument `device` and uses the model's.
         loaded.to(device)
-    segmenter = ClassMapPipeline(model=loaded, processor=load_processor(model), task=TASK, device=device)
+    # One mask per label would need too much memory for large pictures and many labels.
+    settings = {"task": TASK, "device": device, "output_type": "class_map"}
+    segmenter = ProgressPipeline(model=loaded, processor=load_processor(model), **settings)
     segmenter.names_cache_folder = default_cache_folder()
     return segmenter
 
@@ -243,7 +238,7 @@ def _read_pictures(
 
 
 def segment_pictures(
-    segmenter: ClassMapPipeline,
+    segmenter: ProgressPipeline,
     pictures: Mapping[str, str],
     labels: Sequence[str | Sequence[str]],
     output: Path,
@@ -290,7 +285,7 @@ def segment_pictures(
                 result = next(results, None)
                 if result is None:
                     return outcome
-                ids, scores = result
+                ids, scores = result["segmentation"], result["scores"]
                 path, state, picture = taken[0]
                 record = describe(path, state, model_name, model_state, classes, settings)
                 record["labels"] = summarise(ids, scores, shown_labels)

@@ -80,7 +80,7 @@ def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
             assert row["score"] == pytest.approx(result["score"], abs=2e-6)
 
 
-@pytest.mark.parametrize("step", ["load_rgb", "summarise", "draw", "ClassMapPipeline.preprocess"])
+@pytest.mark.parametrize("step", ["load_rgb", "summarise", "draw", "ProgressPipeline.preprocess"])
 def test_a_picture_without_room_is_one_failure(model_folder, pictures, tmp_path, monkeypatch, step):
     """In whatever step; the others have their results."""
     noise(width=50).save(pictures / "one_more.png")
