@@ -101,7 +101,7 @@ def load_class_ids(
     except InputError:
         image = _decode_upright(image, name)  # If the file is damaged as well, that error takes precedence.
         if equal_channels and image.mode in ("LA", "RGB", "RGBA"):
-            red, green, blue = np.moveaxis(_drawn_colours(image), 2, 0)
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
             if np.array_equal(red, green) and np.array_equal(red, blue):
                 return red.astype(np.int64)
         raise
@@ -111,11 +111,7 @@ def load_class_ids(
 
 def load_colours(mask: str | Path | bytes, name: str | None = None) -> np.ndarray:
     """
-    Read a label map whose classes are colours.
-
-    A wholly transparent pixel is black, as nothing is drawn there; any other has the colour that is stored. If all
-    pixels have one colour, their transparency is the shape: they are black where less than half opaque, and white
-    elsewhere if the colour is black. Transparency that leaves nothing is not read, nor is that of a palette.
+    Read a label map whose classes are colours. A pixel has the colour that is stored, however transparent it is.
 
     Args:
         mask: A path or the bytes of a file.
@@ -131,21 +127,16 @@ def load_colours(mask: str | Path | bytes, name: str | None = None) -> np.ndarra
     image = _open(mask, name, None)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX") or _has_16_bits(image):
         raise InputError(f"{name} has colour mode {image.mode}, but classes that are colours need 8-bit RGB.")
-    return _drawn_colours(_decode_upright(image, name))
+    return np.asarray(_decode_upright(image, name).convert("RGB"))
 
 
-def _drawn_colours(image: Image.Image) -> np.ndarray:
-    """Return `(height, width, 3)` uint8 colours, see [`load_colours`]."""
-    if image.mode not in ("LA", "RGBA"):
-        return np.asarray(image.convert("RGB"))
-    pixels = np.asarray(image.convert("RGBA"))
-    colours, alpha = pixels[..., :3], pixels[..., 3]
-    is_one = bool((colours == colours[:1, :1]).all())
-    drawn = alpha >= 128 if is_one else alpha > 0
-    if drawn.all() or not drawn.any():
-        return colours
-    shown = colours if colours.any() else np.full_like(colours, 255)
-    return np.where(drawn[..., None], shown, np.uint8(0))
+def load_alpha(mask: str | Path | bytes, name: str | None = None) -> np.ndarray | None:
+    """Read the opacity of a stored label map, `(height, width)` uint8; `None` if it has none."""
+    name = _name(mask, name)
+    image = _open(mask, name, None)
+    if not image.has_transparency_data:
+        return None
+    return np.asarray(_decode_upright(image, name).convert("RGBA").getchannel("A"))
 
 
 def read_frame(picture: str | Path | bytes, name: str | None = None) -> tuple[int, tuple[int, int]]:
@@ -353,6 +344,7 @@ __all__ = [
     "EXIF_WARNING",
     "PICTURE_SUFFIXES",
     "exif_frame",
+    "load_alpha",
     "load_class_ids",
     "load_colours",
     "load_rgb",

@@ -239,23 +239,6 @@ def test_colours_are_those_that_are_stored(tmp_path):
     assert load_colours(path).tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
-@pytest.mark.parametrize(
-    ("colours", "alpha", "read"),
-    [
-        ([(9, 9, 9), (9, 9, 9), (9, 9, 9)], [0, 127, 128], [(0, 0, 0), (0, 0, 0), (9, 9, 9)]),
-        ([(0, 0, 0), (0, 0, 0), (0, 0, 0)], [0, 127, 255], [(0, 0, 0), (0, 0, 0), (255, 255, 255)]),
-        ([(9, 9, 9), (8, 8, 8), (7, 7, 7)], [0, 1, 255], [(0, 0, 0), (8, 8, 8), (7, 7, 7)]),
-        ([(9, 9, 9), (9, 9, 9), (9, 9, 9)], [100, 100, 100], [(9, 9, 9), (9, 9, 9), (9, 9, 9)]),
-    ],
-)
-def test_nothing_is_drawn_where_a_mask_is_transparent(tmp_path, colours, alpha, read):
-    path = tmp_path / "mask.png"
-    pixels = np.concatenate([np.array([colours]), np.array([alpha])[..., None]], axis=-1).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-    assert load_colours(path).tolist() == [[list(colour) for colour in read]]
-    assert load_class_ids(path, equal_channels=True).tolist() == [[colour[0] for colour in read]]
-
-
 @pytest.mark.parametrize("step", ["load", "convert"])
 def test_running_out_of_memory_is_not_called_a_damaged_file(tmp_path, monkeypatch, step):
     Image.new("L", (5, 4)).save(tmp_path / "picture.png")

@@ -15,16 +15,13 @@ from zegclip.importing.class_tables import ClassTable
 from zegclip.importing.layouts import Pairs, divide
 from zegclip.importing.listing import Listing, NameIndex, Place, one_line
 from zegclip.importing.painting import by_area
-from zegclip.importing.pixel_masks import load_ids
+from zegclip.importing.shapes import read_shape
 from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, label_of
-from zegclip.processing.image_reading import load_colours
 from zegclip.processing.input_error import InputError
 
 _BRUSH = re.compile(r"task-(\d+)-annotation-(\d+)-by-.*?-tag-(.+)-(\d+)")
 _TAG = re.compile(r"-tag-(.+)-\d+")
 """Behind a picture's name, as `zegclip export-data` writes it, with the class as in a URL."""
-_BETWEEN = 0.1
-"""Largest share of pixels that are neither dark nor light."""
 
 
 def is_brush_export(listing: Listing) -> bool:
@@ -146,7 +143,7 @@ def paint_masks(layers: Mapping[int, Sequence[Path]], background: int) -> np.nda
     for class_id, paths in layers.items():
         covered: np.ndarray | None = None
         for path in paths:
-            mask = read_foreground(path)
+            mask = read_shape(path)
             other = covered if covered is not None else (painted[0][1] if painted else mask)
             if mask.shape != other.shape:
                 raise InputError(f"{one_line(path)} and {one_line(first)} have different sizes.")
@@ -158,21 +155,6 @@ def paint_masks(layers: Mapping[int, Sequence[Path]], background: int) -> np.nda
         class_id, mask = painted[index]
         ids[mask] = class_id
     return ids
-
-
-def read_foreground(path: Path) -> np.ndarray:
-    """Read a binary mask, `(height, width)` bool: where it is 1 of 0 and 1, or light of dark and light."""
-    try:
-        values = load_ids(path)
-        if values.max(initial=0) <= 1 and values.min(initial=0) >= 0:
-            return values == 1
-    except InputError:
-        values = None
-    grey = load_colours(path).max(axis=2)
-    between = float(((grey > 31) & (grey < 224)).mean())
-    if grey.max(initial=0) < 128 or between > _BETWEEN:
-        raise InputError(f"{one_line(path)} is not a mask of one class: its values are neither 0 and 1 nor 0 and 255.")
-    return grey > 127
 
 
 def _class_of(rest: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,7 @@ from typing import Any
 
 from zegclip.errors import UsageError
 from zegclip.importing.layouts import divide
-from zegclip.importing.listing import Listing, NameIndex, Place, one_line, split_of, split_within
+from zegclip.importing.listing import Listing, NameIndex, Place, fold, one_line, split_of, split_within
 from zegclip.importing.painting import Region, check_packages, paint_regions
 from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background, label_of
 from zegclip.processing.input_error import InputError
@@ -41,20 +41,29 @@ def read_coco(listing: Listing) -> Source:
     result = Source("coco", classes, [], notes)
     pictures = [place for place in listing.places if place.is_image and place.role in ("picture", None, "mask")]
     index = NameIndex((PurePosixPath(picture.path).name, picture) for picture in pictures)
+    folders = {fold(part) for picture in pictures for part in picture.path.split("/")[:-1]}
     found: dict[Place, tuple[Place, Mapping[str, Any]]] = {}
-    for file, content in contents.items():
-        for image in content["images"]:
+    images = [(file, image) for file, content in contents.items() for image in content["images"]]
+    # Those whose names are exact come first, so that no other one takes their pictures.
+    left: list[tuple[Place, Mapping[str, Any]]] = []
+    for exactly, listed in ((True, images), (False, left)):
+        for file, image in listed:
             name = str(image.get("file_name", ""))
+            origin = f"{file.path}: {one_line(name)}"
             try:
-                picture = _find_picture(name, index, file)
+                picture = _find_picture(name, index, file, folders, exactly)
             except InputError as error:
-                result.skipped.append(Skipped(f"{file.path}: {one_line(name)}", str(error)))
+                result.skipped.append(Skipped(origin, str(error)))
                 continue
-            if picture in found:
+            if picture is None and exactly:
+                left.append((file, image))
+            elif picture is None or (picture in found and not exactly):
+                result.skipped.append(Skipped(origin, "there is no such picture."))
+            elif picture in found:
                 reason = f"it is listed twice, in {found[picture][0].path} and {file.path}."
                 result.skipped.append(Skipped(picture.path, reason))
-                continue
-            found[picture] = (file, image)
+            else:
+                found[picture] = (file, image)
     splits = {picture: split for picture, (file, _) in found.items() if (split := _split(file)) is not None}
     divided = divide(listing, list(found), splits)
     result.notes += divided.notes
@@ -82,24 +91,33 @@ def read_coco(listing: Listing) -> Source:
     return result
 
 
-def _find_picture(name: str, index: NameIndex, file: Place) -> Place:
-    """Return the picture with this name or path; of several, the one that lies beside the file or in its split."""
+def _find_picture(name: str, index: NameIndex, file: Place, known: Collection[str], exactly: bool) -> Place | None:
+    """
+    Return the picture with this name or path; of several, the one that lies beside the file or in its split.
+
+    A folder that is `known` in the source, folded, must be the picture's; others may be those of another machine.
+    """
     wanted = PurePosixPath(name.replace("\\", "/"))
-    candidates = index.find(wanted.name)
-    folders = [part for part in wanted.parts[:-1] if part not in ("/", ".", "..")]
-    for length in range(len(folders), -1, -1):
-        inside = folders[len(folders) - length :]
-        fitting = [place for place in candidates if place.path.split("/")[-1 - length : -1] == inside]
-        if len(fitting) > 1:
-            folder, split = file.path.rpartition("/")[0], _split(file)
-            closer = [place for place in fitting if place.path.rpartition("/")[0] == folder]
-            fitting = closer or [place for place in fitting if split is not None and place.split == split] or fitting
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            paths = f"{one_line(fitting[0].path)} and {one_line(fitting[1].path)}"
-            raise InputError(f"several pictures have this name, such as {paths}.")
-    raise InputError("there is no such picture.")
+    folders = [fold(part) for part in wanted.parts[:-1] if part not in ("/", ".", "..")]
+
+    def accept(places: Sequence[Place]) -> list[Place]:
+        """Keep those whose paths end with most of the folders."""
+        for length in range(len(folders), -1, -1):
+            end = folders[len(folders) - length :]
+            found = [place for place in places if fold(place.path).split("/")[-1 - length : -1] == end]
+            if found or (length == 1 and end[0] in known):
+                return found
+        return []
+
+    fitting = index.find(wanted.name, accept, exactly)
+    if len(fitting) > 1:
+        folder, split = file.path.rpartition("/")[0], _split(file)
+        closer = [place for place in fitting if place.path.rpartition("/")[0] == folder]
+        fitting = closer or [place for place in fitting if split is not None and place.split == split] or fitting
+    if len(fitting) > 1:
+        paths = f"{one_line(fitting[0].path)} and {one_line(fitting[1].path)}"
+        raise InputError(f"several pictures have this name, such as {paths}.")
+    return fitting[0] if fitting else None
 
 
 def _split(file: Place) -> str | None:

@@ -1,12 +1,13 @@
 """Colour-coded masks: the class of a pixel is that of the nearest listed colour, if it is near enough."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from zegclip.files import replacing
+from zegclip.importing.shapes import read_cut_out
 from zegclip.importing.sources import IGNORED, UNLISTED
 from zegclip.processing.image_reading import load_colours
 
@@ -42,26 +43,31 @@ def nearest_listed(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return found
 
 
-def merge_near(counts: Sequence[tuple[Colour, int]], smallest: float) -> list[tuple[Colour, int]]:
+def merge_near(
+    counts: Sequence[tuple[Colour, int]], smallest: float, kept: Collection[Colour]
+) -> list[tuple[Colour, int]]:
     """
     Count colours within `DISTANCE` of a more frequent one as that.
 
     Args:
         counts: Colours with their numbers of pixels, the most frequent one first.
         smallest: Colours that are less frequent, and near none, are left out.
+        kept: Colours that count for themselves.
 
     Returns:
         The same, merged.
     """
     colours = np.array([colour for colour, _ in counts]).reshape(-1, 3)
     left = np.array([count for _, count in counts])
+    stays = np.array([colour in kept for colour, _ in counts])
     merged = []
     for index, (colour, _) in enumerate(counts):
         if left[index] == 0:
             continue
         if left[index] < smallest:
             break
-        near = (np.linalg.norm(colours - colours[index], axis=1) <= DISTANCE) & (left > 0)
+        near = (np.linalg.norm(colours - colours[index], axis=1) <= DISTANCE) & (left > 0) & ~stays
+        near[index] = True
         merged.append((colour, int(left[near].sum())))
         left[near] = 0
     return sorted(merged, key=lambda row: (-row[1], row[0]))
@@ -79,7 +85,7 @@ def unpack(numbers: np.ndarray) -> np.ndarray:
 
 def label_colours(path: Path, colours: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """
-    Read a colour-coded mask.
+    Read a colour-coded mask. If it has one colour, and its transparency is a shape, the rest is black.
 
     Args:
         path: The file.
@@ -93,6 +99,8 @@ def label_colours(path: Path, colours: np.ndarray, owners: np.ndarray) -> np.nda
         InputError: As [`load_colours`].
     """
     pixels = load_colours(path)
+    if (pixels == pixels[:1, :1]).all() and (shape := read_cut_out(path)) is not None:
+        pixels = np.where(shape[..., None], pixels, np.uint8(0))
     values, places = np.unique(pack(pixels), return_inverse=True)
     nearest = nearest_listed(unpack(values), colours)
     ids = np.where(nearest < 0, UNLISTED, np.where(owners[nearest] < 0, IGNORED, owners[nearest]))

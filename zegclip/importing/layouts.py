@@ -2,17 +2,19 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from zegclip.errors import UsageError
 from zegclip.importing.listing import (
     ARRAY_SUFFIXES,
+    SPELLINGS,
     Listing,
     NameIndex,
     Place,
     common_folders,
+    fold,
     one_line,
     split_of,
 )
@@ -180,13 +182,12 @@ def _tell_apart(listing: Listing) -> tuple[list[Place], list[Place], list[str]]:
     # Beside each other: names with a suffix, or with the same stem and another format.
     by_stem: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for place in pictures:
-        by_stem[place.path.rpartition("/")[0], place.stem.casefold()].append(place)
+        by_stem[place.path.rpartition("/")[0], fold(place.stem)].append(place)
     for place in pictures:
         folder, stem = place.path.rpartition("/")[0], place.stem
-        beside = by_stem[folder, stem.casefold()]
+        beside = by_stem[folder, fold(stem)]
         suffixed = any(
-            stem.endswith(suffix) and (folder, stem.removesuffix(suffix).casefold()) in by_stem
-            for suffix in MASK_SUFFIXES
+            stem.endswith(suffix) and (folder, fold(stem.removesuffix(suffix))) in by_stem for suffix in MASK_SUFFIXES
         )
         same = place.suffix == ".png" and any(other.suffix in _PHOTO_SUFFIXES for other in beside)
         if suffixed or (same and len(beside) == 2):
@@ -212,19 +213,19 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
     """
     Return the masks of each picture: those with its name, or with its name and something behind it.
 
-    Splits and folders must be the same; where one side has none, they are compared without. Names may differ in case
-    where this leaves one picture.
+    Splits and folders must be the same; where one side has none, they are compared without. Names may differ as in
+    [`NameIndex`].
     """
     found: dict[Place, list[tuple[Place, str]]] = {picture: [] for picture in pictures}
     left: Collection[Place] = list(masks)
     ways = [(split, inner) for inner in (True, False) for split in (True, False)]
-    for folded, parts in [(folded, parts) for folded in (False, True) for parts in ways]:
+    for parts, spell in [(parts, spell) for parts in ways for spell in SPELLINGS]:
         index: dict[tuple[str | None, str, str], list[Place]] = defaultdict(list)
         for picture in pictures:
-            index[_key(picture, picture.stem, *parts, folded)].append(picture)
+            index[_key(picture, spell(picture.stem), *parts)].append(picture)
         still: list[Place] = []
         for mask in left:
-            owner, rest = _longest(mask, index, parts, folded)
+            owner, rest = _longest(mask, index, parts, spell)
             if owner is None:
                 still.append(mask)
             else:
@@ -236,20 +237,22 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
 
 
 def _longest(
-    mask: Place, index: Mapping[tuple[str | None, str, str], list[Place]], parts: tuple[bool, bool], folded: bool
+    mask: Place,
+    index: Mapping[tuple[str | None, str, str], list[Place]],
+    parts: tuple[bool, bool],
+    spell: Callable[[str], str],
 ) -> tuple[Place | None, str]:
     """Return the only picture with the longest name that the mask's begins with, and the rest of the mask's."""
     stem = mask.stem
     ends = [len(stem), *(end for end in range(len(stem) - 1, 0, -1) if not stem[end].isalnum())]
     for end in ends:
-        pictures = index.get(_key(mask, stem[:end], *parts, folded), ())
+        pictures = index.get(_key(mask, spell(stem[:end]), *parts), ())
         if len(pictures) == 1 and pictures[0] is not mask:
             return pictures[0], stem[end:]
     return None, ""
 
 
-def _key(place: Place, stem: str, with_split: bool, with_inner: bool, folded: bool) -> tuple[str | None, str, str]:
-    stem = stem.casefold() if folded else stem
+def _key(place: Place, stem: str, with_split: bool, with_inner: bool) -> tuple[str | None, str, str]:
     return place.split if with_split else None, place.inner if with_inner else "", stem
 
 

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -172,29 +173,50 @@ def split_within(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def fold(name: str) -> str:
+    """Return a name without differences in case, and in how Unicode composes letters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _without_spaces(name: str) -> str:
+    """Return a name as Label Studio changes those of uploads, folded."""
+    return re.sub(r"[^\w./-]", "_", fold(name))
+
+
+SPELLINGS: tuple[Callable[[str], str], ...] = (str, fold, _without_spaces)
+"""What two names of one file have in common: all, or less."""
+
+
 class NameIndex:
     """
-    Files by name. Where no file has a name exactly, those have it that differ in case, or as Label Studio changes the
-    names of uploads.
+    Files by name. Where no file has a name exactly, those have it that differ in case or in how letters are composed,
+    or as Label Studio changes the names of uploads.
 
     Args:
         named: Names with their files.
     """
 
     def __init__(self, named: Iterable[tuple[str, Place]]) -> None:
-        self._by_spelling: tuple[dict[str, list[Place]], ...] = ({}, {}, {})
+        self._places: tuple[dict[str, list[Place]], ...] = tuple({} for _ in SPELLINGS)
         for name, place in named:
-            for places, spelling in zip(self._by_spelling, self._spell(name)):
-                places.setdefault(spelling, []).append(place)
+            for places, spell in zip(self._places, SPELLINGS):
+                places.setdefault(spell(name), []).append(place)
 
-    def find(self, name: str) -> list[Place]:
-        """Return the files of a name."""
-        spelled = zip(self._by_spelling, self._spell(name))
-        return next((places[spelling] for places, spelling in spelled if spelling in places), [])
+    def find(
+        self, name: str, accept: Callable[[list[Place]], list[Place]] = list, exactly: bool = False
+    ) -> list[Place]:
+        """
+        Return the files of a name.
 
-    @staticmethod
-    def _spell(name: str) -> tuple[str, str, str]:
-        return name, name.casefold(), re.sub(r"[^\w./-]", "_", name.casefold())
+        Args:
+            name: The name.
+            accept: Chooses from the files of a spelling; the next one counts if none is left.
+            exactly: Whether only the files of this very name count.
+        """
+        for places, spell in zip(self._places[: 1 if exactly else None], SPELLINGS):
+            if found := accept(places.get(spell(name), [])):
+                return found
+        return []
 
 
 def common_folders(inner: Iterable[str]) -> int:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +14,21 @@ from zegclip.importing.class_tables import ClassTable
 from zegclip.importing.colours import Colour, label_colours, merge_near, nearest_listed, pack, unpack
 from zegclip.importing.layouts import Pairs
 from zegclip.importing.listing import ARRAY_SUFFIXES, Listing, one_line
+from zegclip.importing.mask_files import load_ids
 from zegclip.importing.painting import check_packages
 from zegclip.importing.parallel import call_each
+from zegclip.importing.shapes import read_cut_out, read_shape
 from zegclip.importing.sources import IGNORED, ClassName, Item, Source, add_background, label_of
 from zegclip.processing.class_split import ClassSplit, split_classes
-from zegclip.processing.image_reading import load_class_ids, load_colours, read_palette, read_storage
+from zegclip.processing.image_reading import load_colours, read_palette, read_storage
 from zegclip.processing.input_error import InputError
 
 _BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]])
 _MOSTLY = 0.9
 """Share of the pixels with listed colours from which on masks are taken for colour-coded."""
 _MOST_COLOURS = 256
+_FEW_COLOURS = 32
+"""So many may be those of classes, also in a file of a format that compresses with loss or without."""
 _MOST_COUNTED = 1 << 17
 _SMALLEST_SHARE = 0.0005
 _IGNORED_VALUES = (255, 65535)
@@ -37,7 +41,8 @@ class Look(NamedTuple):
     Attributes:
         values: Its ids; `None` if it cannot be read as ids.
         is_bits: Whether it stores one bit per pixel, which may stand for 0 and 1 as for black and white.
-        is_lossy: Whether its colours may have been changed by compression.
+        is_shape: Whether its transparency is a shape.
+        is_lossy: Whether its colours have been changed by compression.
         colours: Its most frequent colours with their numbers of pixels; empty if it cannot be read as colours.
         other: Number of pixels of other colours.
         palette: Its ids with their colours, of a file with a palette of its own.
@@ -45,6 +50,7 @@ class Look(NamedTuple):
 
     values: tuple[int, ...] | None = None
     is_bits: bool = False
+    is_shape: bool = False
     is_lossy: bool = False
     colours: tuple[tuple[Colour, int], ...] = ()
     other: int = 0
@@ -58,8 +64,10 @@ class Looks:
 
     Attributes:
         values: All ids.
-        sets: The ids of each mask of more than one bit, as far as they are 0, 1 and 255.
-        are_lossy: Whether colours may have been changed by compression.
+        sets: The ids of each mask of more than one bit, as far as they are 0, 1 and the largest of 8 or 16 bits.
+        have_shapes: Whether the transparency of a mask is a shape.
+        exact: Colours of masks that were not compressed with loss.
+        are_lossy: Whether there are others.
         have_ids: Whether every mask that can be read at all can be read as ids.
         colours: The frequent colours with their numbers of pixels.
         other: Number of pixels of other colours.
@@ -69,6 +77,8 @@ class Looks:
 
     values: set[int] = field(default_factory=set)
     sets: set[frozenset[int]] = field(default_factory=set)
+    have_shapes: bool = False
+    exact: set[Colour] = field(default_factory=set)
     are_lossy: bool = False
     have_ids: bool = True
     colours: Counter[Colour] = field(default_factory=Counter)
@@ -83,8 +93,11 @@ class Looks:
         else:
             self.values.update(look.values)
             if not look.is_bits:
-                self.sets.add(frozenset(look.values) & {0, 1, 255})
+                self.sets.add(frozenset(look.values) & {0, 1, *_IGNORED_VALUES})
+        self.have_shapes |= look.is_shape
         self.are_lossy |= look.is_lossy
+        if not look.is_lossy:
+            self.exact.update(colour for colour, _ in look.colours)
         self.colours.update(dict(look.colours))
         self.other += look.other
         if len(self.colours) > _MOST_COUNTED:  # of masks without clear borders
@@ -106,13 +119,13 @@ class Looks:
 
     def list_colours(self) -> tuple[list[tuple[Colour, float]], float]:
         """
-        Return the frequent colours with their shares of all pixels, and the share of all others. After compression
-        with loss, those that are near a more frequent one count as that.
+        Return the frequent colours with their shares of all pixels, and the share of all others. Those that only
+        masks compressed with loss have, near a more frequent one, count as that.
         """
         total = max(self.colours.total() + self.other, 1)
         ordered = sorted(self.colours.items(), key=lambda row: (-row[1], row[0]))
         if self.are_lossy:
-            ordered = merge_near(ordered, _SMALLEST_SHARE * total)
+            ordered = merge_near(ordered, _SMALLEST_SHARE * total, self.exact)
         rows = [(colour, count / total) for colour, count in ordered if count / total >= _SMALLEST_SHARE]
         rows = rows[:_MOST_COLOURS]
         return rows, 1 - sum(share for _, share in rows)
@@ -182,8 +195,10 @@ def _decide(
             "masks: give the names with --classes, a text file with one name per line, the first for value 0, or JSON "
             'such as {"11": "wall"}.'
         )
+    if len(names) == 1 and table.values is None and {0, 1} <= looks.values <= {0, 1, *_IGNORED_VALUES}:
+        table = replace(table, names=add_background(names)[0])
     split, notes = _split_of_values(looks.values, table)
-    return _Decision("ids", list(names), partial(read_ids, split=split, variable=variable), notes)
+    return _Decision("ids", list(table.names), partial(read_ids, split=split, variable=variable), notes)
 
 
 def _prove_kind(looks: Looks, table: ClassTable | None) -> str:
@@ -195,13 +210,16 @@ def _prove_kind(looks: Looks, table: ClassTable | None) -> str:
     one_name = table is not None and len(table.names) == 1
     # One bit per pixel goes with either reading.
     values = set().union(*looks.sets) if looks.sets else looks.values
-    if few_names and looks.values <= {0, 1, 255}:
-        if (255 in values and 1 not in values) or (one_name and 255 not in values):
+    if few_names and looks.have_shapes:
+        return "binary"
+    if few_names and looks.values <= {0, 1, *_IGNORED_VALUES}:
+        largest = values & set(_IGNORED_VALUES)
+        if (largest and 1 not in values) or (one_name and not largest):
             return "binary"
-        if 255 in values and not any({1, 255} <= of_mask for of_mask in looks.sets):
+        if largest and not any(1 in of_mask and of_mask & largest for of_mask in looks.sets):
             raise UsageError(
-                "some masks have the value 1 and others 255, but none has both: give --format binary if both are the "
-                "class, or --format ids if pixels of 255 are to be ignored."
+                f"some masks have the value 1 and others {max(largest)}, but none has both: give --format binary if "
+                f"both are the class, or --format ids if pixels of {max(largest)} are to be ignored."
             )
     if looks.palettes_differ:
         return "colours"
@@ -237,7 +255,7 @@ def _decide_binary(listing: Listing, table: ClassTable | None) -> _Decision:
             "--format ids ignores 255 instead."
         )
     notes = [f"masks are black for {label_of(names[0])!r} and white for {label_of(names[1])!r}."]
-    return _Decision("binary", names, read_binary, notes)
+    return _Decision("binary", names, _read_binary, notes)
 
 
 def _split_of_values(values: set[int], table: ClassTable) -> tuple[ClassSplit, list[str]]:
@@ -268,9 +286,12 @@ def look_at(path: Path, variable: str | None = None) -> Look:
     colours: tuple[tuple[Colour, int], ...] = ()
     used: tuple[Any, ...] = ()
     other = 0
-    mode, is_lossy = "", False
+    mode, may_be_lossy, is_shape = "", False, False
     with suppress(InputError, OSError):
-        mode, is_lossy = ("", False) if is_array else read_storage(path)
+        if not is_array:
+            mode, may_be_lossy = read_storage(path)
+            is_shape = read_cut_out(path) is not None
+    with suppress(InputError, OSError):
         values = np.unique(load_ids(path, variable))
         palette = None if is_array else read_palette(path)
         if palette is not None:
@@ -279,7 +300,7 @@ def look_at(path: Path, variable: str | None = None) -> Look:
     with suppress(InputError, OSError):  # of 16 bits, for example
         colours, other = ((), 0) if is_array else _count_colours(load_colours(path))
     ids = None if values is None else tuple(values.tolist())
-    return Look(ids, mode == "1", is_lossy, colours, other, used)
+    return Look(ids, mode == "1", is_shape, may_be_lossy and len(colours) > _FEW_COLOURS, colours, other, used)
 
 
 def _count_colours(pixels: np.ndarray) -> tuple[Any, int]:
@@ -287,64 +308,6 @@ def _count_colours(pixels: np.ndarray) -> tuple[Any, int]:
     order = np.argsort(-counts, kind="stable")[:_MOST_COLOURS]
     found = tuple(zip(map(tuple, unpack(values[order]).tolist()), counts[order].tolist()))
     return found, int(counts.sum() - counts[order].sum())
-
-
-def load_ids(path: Path, variable: str | None = None) -> np.ndarray:
-    """Read the ids of a mask: of a file that Pillow opens, of NumPy or of MATLAB. Raises as [`load_class_ids`]."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{one_line(path)} is not a file of NumPy: {error}") from error
-    elif suffix == ".mat":
-        values = _load_mat(path, variable)
-    else:
-        return load_class_ids(path, equal_channels=True)
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "biuf":
-        raise InputError(f"{one_line(path)} has {values.dtype} values of shape {values.shape}, which is no class map.")
-    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-        raise InputError(f"{one_line(path)} has fractions, which are no classes.")
-    return values.astype(np.int64)
-
-
-def _load_mat(path: Path, variable: str | None) -> np.ndarray:
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path, squeeze_me=False, struct_as_record=True)  # or a mask of one row is a list
-    except Exception as error:  # Of many types for a damaged file; NotImplementedError for version 7.3.
-        raise InputError(f"{one_line(path)} cannot be read as a file of MATLAB up to version 7.2: {error}") from error
-    arrays = {
-        name: array
-        for variable_name, value in content.items()
-        if not variable_name.startswith("__")
-        for name, array in _arrays_in(variable_name, value)
-    }
-    # Beside a mask, a single number is something else.
-    arrays = {name: array for name, array in arrays.items() if array.size > 1} or arrays
-    if variable is not None:
-        if variable not in arrays:
-            raise InputError(f"{one_line(path)} has no array {variable!r}; it has {', '.join(arrays) or 'none'}.")
-        return arrays[variable]
-    if len(arrays) != 1:
-        raise InputError(
-            f"{one_line(path)} has {'several arrays' if arrays else 'no array'} of two dimensions "
-            f"({', '.join(arrays)}): choose one with --variable."
-        )
-    return next(iter(arrays.values()))
-
-
-def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
-    """Return the arrays of two dimensions with numbers in a variable, also in the fields of structs."""
-    if not isinstance(value, np.ndarray):
-        return []
-    if value.dtype.names is not None and value.size == 1:
-        fields = value.ravel()[0]
-        return [found for field in value.dtype.names for found in _arrays_in(f"{name}.{field}", fields[field])]
-    return [(name, value)] if value.ndim == 2 and value.size and value.dtype.kind in "biuf" else []
 
 
 def read_ids(path: Path, split: ClassSplit, variable: str | None = None) -> np.ndarray:
@@ -356,15 +319,8 @@ def read_ids(path: Path, split: ClassSplit, variable: str | None = None) -> np.n
     return np.where(labels == split.ignore_index, IGNORED, labels)
 
 
-def read_binary(path: Path) -> np.ndarray:
-    """Read a mask of one class: 0 where it is black or 0, 1 where it is white or 1."""
-    try:
-        ids = load_ids(path)
-        if ids.max(initial=0) <= 1 and ids.min(initial=0) >= 0:
-            return ids
-    except InputError:
-        pass
-    return label_colours(path, _BLACK_AND_WHITE, np.arange(2))
+def _read_binary(path: Path) -> np.ndarray:
+    return read_shape(path).astype(np.int64)
 
 
 class UnnamedColoursError(UsageError):

@@ -91,11 +91,11 @@ def find_finished(target: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
         UsageError: If the target holds something else.
     """
     record = read_json(target / RECORD) if target.is_dir() else {}
-    if not record:
+    if not isinstance(record.get("settings"), dict):  # none, or not ours
         check_new_folder(target)
         return None
     if record.get("settings") != settings:
-        theirs = record.get("settings", {})
+        theirs = record["settings"]
         differing = next(
             (name for name in ("source", "options", "contents") if theirs.get(name) != settings[name]), ""
         )
@@ -104,7 +104,7 @@ def find_finished(target: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
             "options": "with other options",
             "contents": "of what was in the source before it changed",
         }.get(differing, "of something else")
-        if (target / "masks").exists():  # otherwise that import has found nothing
+        if any((target / name).exists() for name in ("images", "masks")):  # otherwise that one has found nothing
             raise UsageError(f"{target}: this holds another import, {what}; choose another name or remove it first.")
         return None
     return record if record.get("finished") else None

@@ -1,5 +1,6 @@
 """YOLO's segmentation labels: a text file of polygons per picture, and `data.yaml` with the names."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ import yaml
 
 from zegclip.errors import UsageError
 from zegclip.importing.layouts import divide
-from zegclip.importing.listing import Listing, NameIndex, Place, one_line
+from zegclip.importing.listing import Listing, NameIndex, Place, fold, one_line
 from zegclip.importing.painting import Region, check_packages, paint_regions
 from zegclip.importing.sources import ClassName, Item, Skipped, Source, add_background
 from zegclip.processing.class_split import read_text
@@ -38,15 +39,21 @@ def read_yolo(listing: Listing) -> Source:
     names = _read_names(listing.path(tables[0].path)) or []
     classes, background = add_background(list(names))
     moved = len(classes) - len(names)
-    labels = NameIndex((_key(place), place) for place in listing.having(".txt"))
     pictures = [place for place in listing.places if place.is_image and place.role != "other"]
-    if not any(labels.find(_key(picture)) for picture in pictures):
+    index = NameIndex((_key(picture), picture) for picture in pictures)
+    # From the labels, so that none is another picture's too.
+    labels: dict[Place, list[Place]] = defaultdict(list)
+    for place in listing.having(".txt"):
+        for picture in index.find(_key(place)):
+            labels[picture].append(place)
+    if not labels:
         raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")
     result = divide(listing, pictures, _splits_of_yaml(listing, tables[0], pictures))
     source = Source("yolo", classes, [], result.notes, result.skipped)
     without = 0
     for picture, name in result.names.items():
-        found = labels.find(_key(picture))
+        found = labels[picture]
+        found = [place for place in found if _key(place) == _key(picture)] or found
         if len(found) > 1:
             reason = f"several label files have its name, such as {found[0].path} and {found[1].path}."
             source.skipped.append(Skipped(picture.path, reason))
@@ -143,9 +150,9 @@ def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) ->
             stems: set[str] | None = None
             if listed and str(value).endswith(".txt"):
                 text = read_text(str(listing.path(listed[0].path)))
-                stems = {PurePosixPath(line.strip()).stem for line in text.split("\n") if line.strip()}
+                stems = {fold(PurePosixPath(line.strip()).stem) for line in text.split("\n") if line.strip()}
             for picture in pictures:
                 inside = "/".join(wanted) + "/" in f"{picture.path.rpartition('/')[0]}/" if wanted else False
-                if picture.stem in stems if stems is not None else inside:
+                if fold(picture.stem) in stems if stems is not None else inside:
                     found.setdefault(picture, split)
     return found

@@ -1,5 +1,6 @@
 """What `zegclip import` does where layouts leave a choice: overlaps, colours, splits, interruptions, bad files."""
 
+import io
 import json
 import os
 import shutil
@@ -199,6 +200,15 @@ def test_a_pixel_near_a_listed_colour_is_that_and_others_are_ignored_and_counted
     assert f"{100 * 2 / ids.size:.2f} %" in output
 
 
+@pytest.mark.parametrize("alpha", [255, 100, 0])
+def test_a_mask_of_one_colour_is_cut_out(source, target, run, alpha):
+    write_labelmap(source)
+    draw(source, "a", np.eye(9))
+    cut_out(np.eye(9, dtype=bool), COLOURS[1], alpha).save(source / "masks/a.png")
+    assert run()[0] == 0
+    assert np.array_equal(read_masks(target)["train/a"], np.eye(9) if alpha else np.zeros((9, 9)))
+
+
 def test_colours_that_lie_close_together_keep_apart(source, target, run):
     ids = np.array([[0, 1, 2]])
     colours = [(0, 0, 0), (10, 0, 0), (0, 0, 10)]
@@ -300,23 +310,44 @@ SHAPES = {
     "opaque": lambda shape: Image.fromarray(shape * np.uint8(255)).convert("RGBA"),
     "white, cut out": lambda shape: cut_out(shape, (255, 255, 255)),
     "black, cut out": lambda shape: cut_out(shape, (0, 0, 0)),
+    "red, cut out": lambda shape: cut_out(shape, (200, 0, 0)),
+    "translucent": lambda shape: cut_out(shape, (255, 255, 255), 100),
+    "black on transparent white": lambda shape: cut_out(shape, np.where(shape[..., None], 0, 255)),
+    "grey and alpha": lambda shape: cut_out(shape, (255, 255, 255)).convert("LA"),
+    "white first": lambda shape: with_palette(~shape, [(255, 255, 255), (0, 0, 0)]),
+    "dark red in a palette": lambda shape: with_palette(shape, [(0, 0, 0), (90, 0, 0)]),
+    "transparent in a palette": lambda shape: with_palette(shape, [(255, 255, 255), (254, 254, 254)], transparency=0),
+    "16 bits, 65535": lambda shape: Image.fromarray(shape * np.uint16(65535)),
+    "16 bits, 255": lambda shape: Image.fromarray(shape * np.uint16(255)),
+    "16 bits, 1": lambda shape: Image.fromarray(shape * np.uint16(1)),
 }
 
 
-def cut_out(shape, colour):
-    """A picture of one colour whose transparency is the shape."""
-    image = Image.new("RGB", shape.shape[::-1], colour)
-    image.putalpha(Image.fromarray(shape * np.uint8(255)))
+def cut_out(shape, colour, alpha=255):
+    """A picture of one colour, or of any, whose transparency is the shape."""
+    image = Image.fromarray(np.broadcast_to(np.array(colour, dtype=np.uint8), (*shape.shape, 3)).copy())
+    image.putalpha(Image.fromarray(shape * np.uint8(alpha)))
     return image
 
 
+def with_palette(ids, colours, transparency=None):
+    file = io.BytesIO()
+    image = Image.fromarray(ids.astype(np.uint8))
+    image.putpalette(np.ravel(colours).tolist())
+    image.save(file, "PNG", **({} if transparency is None else {"transparency": transparency}))
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.02, 0.0])
 @pytest.mark.parametrize("of_classes", [False, True], ids=["of one class", "for each class"])
-def test_a_shape_is_the_same_however_it_is_stored(source, target, run, of_classes):
-    """Also beside masks that store it in another way."""
+def test_a_shape_is_the_same_however_it_is_stored(source, target, run, of_classes, share):
+    """Also beside masks that store it in another way, and where nothing is drawn."""
     rng = np.random.default_rng(0)
     expected = {}
-    for index, build in enumerate(SHAPES.values()):
-        expected[f"train/{index}"] = shape = rng.random((20, 30)) < 0.3
+    for index, (kind, build) in enumerate(SHAPES.items()):
+        if not of_classes and kind == "16 bits, 1":  # With 255 in others, it needs a choice.
+            continue
+        expected[f"train/{index}"] = shape = rng.random((20, 30)) < share
         draw(source, str(index), shape)
         build(shape).save(source / "masks" / f"{index}.png")
         if of_classes:
@@ -342,7 +373,8 @@ def test_one_and_255_in_different_masks_need_a_choice(source, target, run, names
     assert np.array_equal(read_masks(target)["train/b"], np.eye(9))
     draw(source, "c", np.eye(9) + 255 * np.eye(9, k=1))  # Proves that 255 is something else.
     assert run(*classes, target="other")[0] == 0
-    assert load_pictures(str(target.with_name("other")))[1].names == tuple(names)
+    assert load_pictures(str(target.with_name("other")))[1].names == ("background", "cat")
+    assert read_masks(target.with_name("other"))["train/b"].max() == 255
 
 
 def test_ids_need_names(source, target, run):
@@ -397,6 +429,28 @@ def test_several_classes_are_ignored(source, target, run):
         assert np.array_equal(read_masks(target)[f"{split}/{one.name}"], np.array([255, 255, 0])[one.ids])
     refused(run, "--ignore", "cats", says="did you mean 'cat'", target="other")
     refused(run, "--ignore", *CLASSES, says="ignored", target="other")
+
+
+def test_a_border_around_a_single_class_is_ignored(source, target, run):
+    draw(source, "a", [[0, 1, 255], [0, 0, 255]])
+    assert run("--classes", write_names(source, ["cat"]))[0] == 0
+    assert read_masks(target)["train/a"].tolist() == [[0, 1, 255], [0, 0, 255]]
+    assert load_pictures(str(target))[1].names == ("background", "cat")
+
+
+def test_colours_of_lossless_masks_stay_apart_beside_others(source, run, tmp_path):
+    close = [(128, 0, 0), (128, 20, 0)]
+    draw(source, "a", np.zeros((50, 50)))
+    save_mask(coloured(np.eye(50, dtype=np.uint8), close), source / "masks/a.png")
+    draw(source, "b", np.zeros((100, 100)))
+    (source / "masks/b.png").unlink()
+    noise = np.random.default_rng(0).integers(0, 12, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise + np.array([120, 0, 0], dtype=np.uint8)).save(source / "masks/b.jpg")
+    assert run()[0] == 1
+    rows = (tmp_path / "target_colours.csv").read_text().splitlines()[1:]
+    listed = {tuple(map(int, row.split(",")[1:4])) for row in rows}
+    assert {*close} <= listed
+    assert len(listed) < 10
 
 
 def test_colours_that_compression_has_changed_are_listed_once(source, run, tmp_path):
@@ -595,6 +649,17 @@ def test_if_every_picture_is_skipped_the_report_says_why(source, target, run):
 
 
 # The target
+
+
+def test_a_record_of_something_else_is_left_alone(source, target, run):
+    draw(source, "a", np.eye(9))
+    target.mkdir()
+    for name in ("import.json", "id2label.json"):
+        (target / name).write_text('{"mine": 1}')
+    refused(run, "--classes", write_names(source), says=str(target))
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "import.json": '{"mine": 1}', "id2label.json": '{"mine": 1}',
+    }  # fmt: skip
 
 
 def test_an_import_without_pictures_is_not_in_the_way(source, target, run):

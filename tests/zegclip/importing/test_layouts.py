@@ -2,8 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
-from hand_made import CLASSES, DRAWN, LAYOUTS, LONG, RENAMED, masks_in, read_masks, save_mask
+from hand_made import (
+    CLASSES,
+    DRAWN,
+    LAYOUTS,
+    LONG,
+    RENAMED,
+    masks_in,
+    polygon,
+    read_masks,
+    save_mask,
+    write_coco,
+    yolo,
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -62,3 +75,63 @@ def test_label_studio_replaces_spaces_in_names(tmp_path, run, layout):
     path.write_text(path.read_text().replace("cat 1", "cat_1"))
     assert run()[0] == 0
     assert "train/cat 1" in read_masks(tmp_path / "target")
+
+
+def draw_pairs(source, pictures, masks, ids=(1, 2)):
+    """Pictures and masks at any paths; the masks in turn are of one class."""
+    for path in pictures:
+        DRAWN[0].save_picture(source / path)
+    for index, path in enumerate(masks):
+        save_mask(np.full((30, 40), ids[index % len(ids)], dtype=np.uint8), source / path)
+    (source / "classes.txt").write_text("\n".join(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "expected"),
+    [
+        # The mask of the same name, and not the one of another picture of its split.
+        (["images/train/a.jpg", "images/val/A.jpg"], ["masks/train/A.png", "masks/val/a.png"], {"train/a": 1}),
+        (["images/a b.jpg", "images/a_b.jpg"], ["masks/a_b.png", "masks/a b.png"], {"train/a_b": 1, "train/a b": 2}),
+        (["images/a b.jpg"], ["masks/a_b.png"], {"train/a b": 1}),
+        (["images/d\u00f6g.jpg"], ["masks/do\u0308g.png"], {"train/d\u00f6g": 1}),
+    ],
+)
+def test_the_nearest_name_counts(tmp_path, run, pictures, masks, expected):
+    draw_pairs(tmp_path / "source", pictures, masks)
+    assert run()[0] == 0
+    found = read_masks(tmp_path / "target")
+    assert {name: int(found[name][0, 0]) for name in expected} == expected
+
+
+def test_a_mask_of_another_picture_is_nobodys(tmp_path, run):
+    draw_pairs(tmp_path / "source", ["images/a b.jpg", "images/a_b.jpg"], ["masks/a_b.png"])
+    assert run()[0] == 1
+    assert read_masks(tmp_path / "target").keys() == {"train/a_b"}
+
+
+def test_labels_of_yolo_belong_to_the_nearest_name(tmp_path, run):
+    source = tmp_path / "source"
+    yolo(source)
+    DRAWN[0].save_picture(source / "images/train/cat_1.jpg")
+    (source / "labels/train/cat_1.txt").write_text("1 0 0 1 0 1 1 0 1\n")
+    (source / "labels/train/cat 1.txt").unlink()
+    (source / "labels/train/do\u0308g.txt").write_bytes((source / "labels/train/d\u00f6g.txt").read_bytes())
+    (source / "labels/train/d\u00f6g.txt").unlink()
+    assert run()[0] == 0
+    masks = read_masks(tmp_path / "target")
+    assert not masks["train/cat 1"].any()
+    assert (masks["train/cat_1"] == 2).all()
+    assert np.array_equal(masks["train/d\u00f6g"], DRAWN[1].ids)
+
+
+def test_a_folder_that_coco_names_is_the_pictures(tmp_path, run):
+    source = tmp_path / "source"
+    write_coco(source / "a.json", DRAWN[:1], lambda box, size: [polygon(box)], pattern="first/{}.jpg")
+    DRAWN[0].save_picture(source / "first/CAT 1.JPG")
+    DRAWN[0].save_picture(source / "second/cat 1.jpg")
+    assert run()[0] == 0
+    assert list(read_masks(tmp_path / "target")) == ["train/CAT 1"]
+    (source / "first/CAT 1.JPG").unlink()
+    DRAWN[1].save_picture(source / "first/other.jpg")
+    assert run(target="other")[0] == 1
+    assert not (tmp_path / "other/masks").exists()
