@@ -33,6 +33,7 @@ def drawn():
 
 
 @pytest.mark.parametrize("kind", ["coco", "colours"])
+@pytest.mark.slow
 def test_pictures_and_masks_are_those_that_were_drawn(tmp_path, kind):
     folder = tmp_path / "data"
     done = write(folder, kind)
