@@ -117,6 +117,11 @@ class Looks:
             near = np.isin(pack(found), pack(colours))
         return float(np.array(list(self.colours.values()))[near].sum() / (self.colours.total() + self.other))
 
+    def are_cut_out(self) -> bool:
+        """Return whether transparency is the shape of masks, and all have the same colour beside black and white."""
+        others = nearest_listed(np.array(list(self.colours)).reshape(-1, 3), _BLACK_AND_WHITE) < 0
+        return self.have_shapes and others.sum() <= 1
+
     def list_colours(self) -> tuple[list[tuple[Colour, float]], float]:
         """
         Return the frequent colours with their shares of all pixels, and the share of all others. Those that only
@@ -204,14 +209,14 @@ def _decide(
 def _prove_kind(looks: Looks, table: ClassTable | None) -> str:
     """Return the reading of the masks that their values, colours and palettes prove."""
     few_names = table is None or (len(table.names) <= 2 and table.values is None and table.colours is None)
+    if few_names and looks.are_cut_out():
+        return "binary"
     if not looks.have_ids:
         black_and_white = few_names and looks.share_of(_BLACK_AND_WHITE) >= _MOSTLY
         return "binary" if black_and_white else "colours"
     one_name = table is not None and len(table.names) == 1
     # One bit per pixel goes with either reading.
     values = set().union(*looks.sets) if looks.sets else looks.values
-    if few_names and looks.have_shapes:
-        return "binary"
     if few_names and looks.values <= {0, 1, *_IGNORED_VALUES}:
         largest = values & set(_IGNORED_VALUES)
         if (largest and 1 not in values) or (one_name and not largest):

@@ -363,6 +363,17 @@ def test_a_shape_is_the_same_however_it_is_stored(source, target, run, of_classe
     }
 
 
+def test_transparent_masks_of_one_colour_are_one_class_and_of_two_are_not(source, target, run):
+    names = "--classes", write_names(source, ["cat", "dog"])
+    for name in ("a", "b"):
+        draw(source, name, np.eye(9))
+        cut_out(np.eye(9, dtype=bool), (200, 0, 0)).save(source / "masks" / f"{name}.png")
+    assert run(*names)[0] == 0
+    assert np.array_equal(read_masks(target)["train/b"], np.eye(9))
+    cut_out(np.eye(9, dtype=bool), (0, 0, 200)).save(source / "masks/b.png")
+    refused(run, *names, says="colour-coded", target="other")
+
+
 @pytest.mark.parametrize("names", [["cat"], ["background", "cat"]])
 def test_one_and_255_in_different_masks_need_a_choice(source, target, run, names):
     draw(source, "a", np.eye(9))
