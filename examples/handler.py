@@ -1,0 +1,43 @@
+"""
+A handler for Hugging Face Inference Endpoints: upload it as `handler.py` beside the model's files, with a
+`requirements.txt` that names zegclip.
+"""
+
+import base64
+from io import BytesIO
+from typing import Any
+
+from transformers import pipeline
+
+import zegclip
+
+
+class EndpointHandler:
+    """Loads a model once and answers requests."""
+
+    def __init__(self, path: str = "") -> None:
+        """Load the model of a folder, which the endpoint gives."""
+        self.segmenter = pipeline("zero-shot-image-segmentation", model=path or zegclip.DEFAULT_MODEL)
+
+    def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        Segment a picture.
+
+        Args:
+            data: `inputs`, a PIL image, as the endpoint decodes it, or a file in base64; `parameters`, those of the
+                pipeline: `{"candidate_labels": ["cat", "tree"], "threshold": 0.2}`.
+
+        Returns:
+            `label`, `score` and `mask`, a PNG in base64, for each label.
+        """
+        picture = data["inputs"]
+        if isinstance(picture, str):  # The pipeline would also open paths and URLs, on the server's behalf.
+            picture = base64.b64decode(picture.partition("base64,")[2] or picture, validate=True)
+        results = self.segmenter(picture, **data.get("parameters", {}))
+        return [result | {"mask": self._encode(result["mask"])} for result in results]
+
+    @staticmethod
+    def _encode(mask: Any) -> str:
+        file = BytesIO()
+        mask.save(file, "PNG")
+        return base64.b64encode(file.getvalue()).decode()
