@@ -117,7 +117,8 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
         for column in ("image", "mask"):
             data = data.cast_column(column, ImageFeature(decode=False))
         evaluated = EvaluationPictures(data, split, images)
-        segmenter = ProgressPipeline(model=model, processor=processor, task=TASK, output_type="class_map")
+        settings = {"task": TASK, "device": "cpu", "output_type": "class_map"}
+        segmenter = ProgressPipeline(model=model, processor=processor, **settings)
         with torch.inference_mode():
             tokens = processor(text=list(split.names), return_tensors="pt")
             embeds = model.get_class_embeds(**tokens)

@@ -46,14 +46,19 @@ def work(picture: bytes, labels: str, threshold: float) -> bytes:
 @app.post("/segment")
 async def segment(request: Request, labels: str, threshold: float = 0.0) -> Response:
     """Queue a picture, or refuse it at once if too many are waiting."""
-    picture = bytearray()
-    async for part in request.stream():
-        picture += part
-        if len(picture) > MOST_BYTES:
-            raise HTTPException(413, f"The limit is {MOST_BYTES} bytes.")
+    # Before it is read, so that what waits fits into the memory.
     if not places.acquire(blocking=False):
         raise HTTPException(503, "Too many pictures are waiting.", {"Retry-After": "1"})
-    future = threads.submit(work, bytes(picture), labels, threshold)
+    try:
+        picture = bytearray()
+        async for part in request.stream():
+            picture += part
+            if len(picture) > MOST_BYTES:
+                raise HTTPException(413, f"The limit is {MOST_BYTES} bytes.")
+        future = threads.submit(work, bytes(picture), labels, threshold)
+    except BaseException:
+        places.release()
+        raise
     future.add_done_callback(lambda _: places.release())  # also if who asked has gone
     try:
         return Response(await asyncio.wrap_future(future), media_type="image/png")

@@ -83,7 +83,11 @@ def test_the_service_refuses_with_a_reason(ask, service, monkeypatch):
 def test_a_full_queue_refuses_at_once(ask, service, monkeypatch):
     """Places are free again afterwards, also after errors."""
     monkeypatch.setattr(service, "places", threading.BoundedSemaphore(2))
-    assert ask(b"no picture").status_code == 422
+    for _ in range(3):
+        assert ask(b"no picture").status_code == 422
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "MOST_BYTES", 1)
+        assert [ask(picture()).status_code for _ in range(3)] == [413] * 3
     started, goes_on = threading.Semaphore(0), threading.Event()
     work = service.work
 

@@ -54,7 +54,7 @@ def read_shape(path: Path) -> np.ndarray:
 
 
 def _read_two_values(path: Path) -> np.ndarray | None:
-    """Read the numbers of a file that has 0 and at most one other, which is the largest of its type; `None` if not."""
+    """Read the numbers of a file that has 0 and at most one other, of `_TOPS`; `None` if not."""
     try:
         values = load_ids(path)
     except InputError:

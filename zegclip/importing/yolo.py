@@ -29,7 +29,7 @@ def read_yolo(listing: Listing) -> Source:
     Read a source of YOLO's layout.
 
     Raises:
-        UsageError: If there is not exactly one file with names, or there are no labels.
+        UsageError: If there is not exactly one file with names, there are no labels, or one fits several pictures.
     """
     check_packages("pycocotools")
     tables = find_yolo(listing)
@@ -44,7 +44,11 @@ def read_yolo(listing: Listing) -> Source:
     # From the labels, so that none is another picture's too.
     labels: dict[Place, list[Place]] = defaultdict(list)
     for place in listing.having(".txt"):
-        for picture in index.find(_key(place)):
+        owners = index.find(_key(place))
+        if len({_key(picture) for picture in owners}) > 1:
+            paths = f"{one_line(owners[0].path)} and {one_line(owners[1].path)}"
+            raise UsageError(f"{listing.path(place.path)} may belong to {paths}, whose names are alike: rename one.")
+        for picture in owners:
             labels[picture].append(place)
     if not labels:
         raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")

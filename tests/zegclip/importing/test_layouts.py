@@ -124,6 +124,25 @@ def test_labels_of_yolo_belong_to_the_nearest_name(tmp_path, run):
     assert np.array_equal(masks["train/d\u00f6g"], DRAWN[1].ids)
 
 
+def test_labels_of_yolo_that_fit_two_pictures_are_refused(tmp_path, run):
+    source = tmp_path / "source"
+    yolo(source)
+    DRAWN[0].save_picture(source / "images/train/CAT 1.jpg")
+    (source / "labels/train/cat 1.txt").rename(source / "labels/train/Cat 1.txt")
+    status, output = run()
+    assert status == 1
+    assert "Cat 1.txt" in output
+    assert not (tmp_path / "target").exists()
+
+
+def test_outlines_of_labelme_are_refused_by_name(tmp_path, run):
+    DRAWN[0].save_picture(tmp_path / "source/a.jpg")
+    (tmp_path / "source/a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [{"label": "cat"}]}))
+    status, output = run()
+    assert status == 1
+    assert "labelme" in output
+
+
 def test_a_folder_that_coco_names_is_the_pictures(tmp_path, run):
     source = tmp_path / "source"
     write_coco(source / "a.json", DRAWN[:1], lambda box, size: [polygon(box)], pattern="first/{}.jpg")
