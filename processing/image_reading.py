@@ -278,7 +278,7 @@ def _open(source: Source, name: str, timeout: float | None) -> Image.Image:
         return source
     if not isinstance(source, (str, Path, bytes)):
         raise TypeError(f"A picture is a path, URL or PIL image, not {type(source).__name__}.")
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if isinstance(source, str) and is_url(source):
         source = _fetch(source, name, timeout)
     if isinstance(source, str) and not os.path.isfile(source):
         source = _decode_base64(source) or source
@@ -333,6 +333,11 @@ def _name(source: Source, name: str | None = None) -> str:
         name = (getattr(source, "filename", "") or "The picture") if in_memory else str(source)
     name = on_one_line(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[:40]}... ({len(name)} characters)"
+
+
+def is_url(text: str) -> bool:
+    """Return whether a picture's name is a URL, to be fetched."""
+    return text.startswith(("http://", "https://"))
 
 
 def on_one_line(text: str) -> str:

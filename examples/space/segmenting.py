@@ -11,7 +11,8 @@ from PIL import Image
 import zegclip
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.names import find_unknown_words, nested_classes
-from zegclip.segmenting.segmenter import load_segmenter, summarise
+from zegclip.segmenting.results import summarise
+from zegclip.segmenting.segmenter import load_segmenter
 
 MODELS_VARIABLE = "ZEGCLIP_MODELS"
 """The environment variable that lists models: `name=folder or Hub id`, with commas between them."""

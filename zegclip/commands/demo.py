@@ -105,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip import DEFAULT_MODEL
     from zegclip.files import remove_leftovers, writing_to
     from zegclip.picture_world.classes import CLASS_NAMES
-    from zegclip.segmenting.segmenter import load_segmenter, summarise, write_results
+    from zegclip.segmenting.results import summarise, write_results
+    from zegclip.segmenting.segmenter import load_segmenter
 
     output, seed = arguments.output, arguments.seed
     check_output_folder(output)
@@ -122,8 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
         result = segmenter(scene.image, candidate_labels=labels)
         ids, scores = result["segmentation"], result["scores"]
         summary = summarise(ids, scores, labels)
-        record = {"image": str(output / f"{name}.png"), "model": "embedded default model", "labels": summary}
-        write_results(output, name, scene.image, ids, labels, record)
+        described = {"image": str(output / f"{name}.png"), "model": "embedded default model"}
+        write_results(output, name, scene.image, result, described)
         truth = np.asarray(scene.mask)
         overlaps = [overlap(ids, truth, index, CLASS_NAMES.index(label)) for index, label in enumerate(labels)]
         print(f"\n{output / name}.png")

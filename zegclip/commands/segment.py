@@ -19,6 +19,8 @@ from zegclip.commands.options import (
 )
 from zegclip.errors import UsageError
 
+FORMATS = ("png", "coco", "geojson", "scores")
+
 if TYPE_CHECKING:
     from zegclip.segmenting.segmenter import Outcome, ProgressPipeline
 
@@ -40,7 +42,8 @@ def add_parser(commands: Any) -> None:
         "every pixel gets one of the labels, even if none of them is there; with a trained model, the command says so "
         "where the mean score is low.",
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of picture files")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, folder of picture files, or URL")
+    parser.add_argument("--recursive", action="store_true", help="look for pictures in subfolders too")
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument(
         "--labels", help='comma-separated class names, such as "cat, tree"; "cat/kitten, tree" gives a class two names'
@@ -52,6 +55,16 @@ def add_parser(commands: Any) -> None:
         "without training (default: the embedded model of a generated world)",
     )
     add_output_option(parser, "zegclip-output")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=["png"],
+        metavar="NAMES",
+        help="comma-separated; png: the index mask, coco: run lengths of each label's mask in STEM.json, geojson: its "
+        "polygons, in pixels, as STEM.geojson, scores: the scores of each label, (labels, height, width) float16, as "
+        "STEM_scores.npy (default: png)",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
     parser.add_argument(
         "--threshold",
         type=fraction,
@@ -107,11 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.loading import check_model_path
     from zegclip.plain_clip import SENTENCE, is_plain_clip
     from zegclip.processing.names import nested_classes, read_classes
+    from zegclip.run_lengths import check_installed
     from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
+    from zegclip.segmenting.results import find_unfinished
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else nested_classes(arguments.labels)
+    if "coco" in arguments.format:
+        check_installed()
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
@@ -122,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         model_name = f"{model_name}, {arguments.dtype}"
 
     processes = Processes()
-    pictures = find_pictures(arguments.pictures)
+    pictures = find_pictures(arguments.pictures, arguments.recursive, without=output)
     total = len(pictures)
     names = take_share(pictures, processes, output)
     del pictures  # There may be a million, most of them the other processes'.
@@ -139,8 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.background_words is not None:
         settings["background"], _ = read_classes(arguments.background_words)
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    job["formats"] = [*arguments.format, *([] if arguments.no_overlay else ["overlay"])]
     job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
-    todo = names if arguments.overwrite else segmenting.find_unfinished(names, labels, output, **job)
+    todo = names if arguments.overwrite else find_unfinished(names, labels, output, **job)
     outcome = segmenting.Outcome()
     if todo:
         segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
@@ -159,6 +177,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     _print_outcomes(outcomes, total, names, output)
     return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+def _formats(text: str) -> list[str]:
+    """Option type: names of `FORMATS`."""
+    names = text.replace(",", " ").split()
+    if not names or not set(names) <= set(FORMATS):
+        raise argparse.ArgumentTypeError(f"must be one or several of {', '.join(FORMATS)}, not {text!r}")
+    return names
 
 
 def _check_output(output: Path, sources: Sequence[str]) -> None:
@@ -205,9 +231,12 @@ def _print_outcomes(outcomes: Sequence["Outcome"], total: int, names: Mapping[st
     if total == 1 and not failures:
         [(path, name)] = names.items()
         _print_summary(json.loads((output / f"{name}.json").read_text(encoding="utf-8"))["labels"])
-        print(f"{path}: see {output / name}_overlay.png; mask and JSON file lie beside it.")
+        if os.path.exists(overlay := f"{output / name}_overlay.png"):
+            print(f"{path}: see {overlay}; the other results lie beside it.")
+        else:
+            print(f"{path}: the results are {output / name}*.")
     elif segmented:
-        print(f"{_count(segmented)} segmented: overlays, masks and JSON files are in {output}.")
+        print(f"{_count(segmented)} segmented: the results are in {output}.")
     if doubtful := [path for outcome in outcomes for path in outcome.doubtful]:
         more = f" and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
         print(

@@ -13,6 +13,7 @@ from zegclip.drawing.colours import make_colours
 from zegclip.errors import UsageError
 from zegclip.processing.class_split import ClassSplit, read_class_names
 from zegclip.processing.input_error import InputError
+from zegclip.run_lengths import check_installed, encode
 
 BACKGROUND, BACKGROUND_COLOUR = "background", (0, 0, 0)
 """The label that CVAT reserves for pixels without one, and its colour."""
@@ -52,13 +53,7 @@ class CocoFormat:
     """
 
     def __init__(self, folder: Path, split: ClassSplit) -> None:
-        try:
-            from pycocotools import mask
-        except ImportError as error:
-            raise UsageError(
-                "COCO JSON needs pycocotools, not installed here: pip install 'zegclip[import]'."
-            ) from error
-        self.run_lengths = mask
+        check_installed()
         self.folder = folder
         self.categories = [
             {"id": number, "name": names[0], **({"synonyms": names} if len(names) > 1 else {})}
@@ -79,18 +74,8 @@ class CocoFormat:
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         columns = np.asfortranarray(ids)  # the order of run lengths
         for index in _present(ids):
-            encoded = self.run_lengths.encode((columns == index).view(np.uint8))
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": index + 1,
-                    "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
-                    "area": int(self.run_lengths.area(encoded)),
-                    "bbox": self.run_lengths.toBbox(encoded).tolist(),
-                    "iscrowd": 1,
-                }
-            )
+            ids_of = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": index + 1}
+            content["annotations"].append(ids_of | encode(columns == index) | {"iscrowd": 1})
 
     def finish(self) -> None:
         """Write the JSON file of each split."""

@@ -7,48 +7,75 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
 from zegclip.errors import UsageError
 from zegclip.identity import file_state
-from zegclip.processing.image_reading import PICTURE_SUFFIXES
+from zegclip.processing.image_reading import PICTURE_SUFFIXES, is_url
 from zegclip.segmenting.processes import Processes
 
 _LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
 
 
-def find_pictures(sources: Iterable[str | Path]) -> list[str]:
+def find_pictures(sources: Iterable[str | Path], recursive: bool = False, without: Path | None = None) -> list[str]:
     """
-    List pictures: the given files, and the picture files directly in the given folders, sorted by name.
+    List pictures: the given files and URLs, and the picture files in the given folders, sorted by name.
 
     Duplicates are dropped. Files are not opened and need not exist.
+
+    Args:
+        sources: Files, URLs and folders.
+        recursive: Whether to look into subfolders too, except for hidden ones and links to folders.
+        without: A folder not to look into.
 
     Raises:
         UsageError: If a folder has no picture.
     """
     found: dict[str, str] = {}
-    for source in map(Path, sources):
-        if not source.is_dir():
-            found.setdefault(os.path.realpath(source), str(source))
-            continue
-        with os.scandir(source) as entries:
-            # The folder's own entries save one system call per file.
-            pictures = [
-                (entry.name, entry.is_symlink())
-                for entry in entries
-                if entry.name.lower().endswith(PICTURE_SUFFIXES)
-                and not entry.name.startswith(".")
-                # A broken link is reported later, as a picture that cannot be read.
-                and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
-            ]
-        if not pictures:
-            raise UsageError(f"{source}: there is no picture in this folder.")
-        place, real_place = str(source / "_")[:-1], os.path.join(os.path.realpath(source), "")
-        for name, is_link in sorted(pictures):
-            path = place + name
-            found.setdefault(os.path.realpath(path) if is_link else real_place + name, path)
+    for source in sources:
+        if is_url(str(source)):
+            inside = [(str(source), str(source))]
+        elif not os.path.isdir(source):
+            inside = [(os.path.realpath(source), str(Path(source)))]
+        else:
+            folders = _walk(Path(source), without) if recursive else [Path(source)]
+            inside = [pair for folder in folders for pair in _pictures_in(folder)]
+            if not inside:
+                hint = "" if recursive else " itself; --recursive looks into its subfolders too"
+                raise UsageError(f"{source}: there is no picture in this folder{hint}.")
+        for real_path, path in inside:
+            found.setdefault(real_path, path)
     return list(found.values())
+
+
+def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
+    """Yield a folder and its subfolders, by name, except for hidden ones, links and one folder."""
+    for place, subfolders, _ in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if without is None or os.path.realpath(place) != os.path.realpath(without):
+            yield Path(place)
+        else:
+            subfolders.clear()
+
+
+def _pictures_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the real path and the path of each picture directly in a folder, by name."""
+    with os.scandir(folder) as entries:
+        # The folder's own entries save one system call per file.
+        pictures = [
+            (entry.name, entry.is_symlink())
+            for entry in entries
+            if entry.name.lower().endswith(PICTURE_SUFFIXES)
+            and not entry.name.startswith(".")
+            # A broken link is reported later, as a picture that cannot be read.
+            and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
+        ]
+    place, real_place = str(folder / "_")[:-1], os.path.join(os.path.realpath(folder), "")
+    for name, is_link in sorted(pictures):
+        path = place + name
+        yield (os.path.realpath(path) if is_link else real_place + name), path
 
 
 def name_results(
@@ -71,7 +98,7 @@ def name_results(
     earlier = {} if output is None else _find_owners(output, {_stem(path).lower() for path in pictures}, show_progress)
     own = {record["image"]: name for name, record in earlier.items()}
     # Of pictures that were moved: the same file under another path.
-    here = {os.path.abspath(path) for path in pictures} if own else set()
+    here = {absolute(path) for path in pictures} if own else set()
     moved = {
         (_without_number(name), str(record["image_file"])): name
         for name, record in earlier.items()
@@ -81,7 +108,7 @@ def name_results(
     taken = {name.lower(): 1 for name in earlier}
     for path in pictures:
         stem = _stem(path)
-        name = own.get(os.path.abspath(path)) if own else None
+        name = own.get(absolute(path)) if own else None
         if name is None and moved and os.path.exists(path):
             name = moved.pop((stem.lower(), str(file_state(path))), None)
         if name is None:
@@ -94,12 +121,17 @@ def name_results(
         yield path, name
 
 
+def absolute(path: str) -> str:
+    """Return a picture's absolute path, or its URL."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
 def _without_number(name: str) -> str:
     return re.sub(r"_\d+$", "", name.lower())
 
 
 def _stem(path: str) -> str:
-    stem = Path(path).stem
+    stem = Path(unquote(urlsplit(path).path) if is_url(path) else path).stem or "picture"
     if len(os.fsencode(stem)) > _LONGEST_STEM:
         stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
     return stem

@@ -1,9 +1,10 @@
-"""Segments pictures and writes an overlay, an index mask and a JSON file for each."""
+"""Segments pictures, reading ahead and writing behind."""
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from zegclip.drawing.colours import index_mask, make_colours
-from zegclip.drawing.overlay import draw
 from zegclip.errors import UsageError, explain_fault
-from zegclip.files import writing_to
 from zegclip.identity import file_state
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.class_embeds_cache import default_cache_folder
@@ -24,6 +22,7 @@ from zegclip.processing.input_error import InputError
 from zegclip.processing.names import nested_classes
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import is_out_of_memory, window_boxes
+from zegclip.segmenting.results import USUAL, describe, write_results
 
 LOW_SCORE = 0.2
 """
@@ -116,125 +115,28 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     return segmenter
 
 
-def describe(
-    path: str,
-    state: Mapping[str, int],
-    model_name: str,
-    model_state: str,
-    classes: Sequence[Sequence[str]],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what a picture's results depend on beside the labels, as stored in its JSON file."""
-    synonyms = {names[0]: list(names[1:]) for names in classes if len(names) > 1}
-    return {
-        "image": os.path.abspath(path),
-        "image_file": dict(state),
-        "model": model_name,
-        "model_files": model_state,
-        "settings": dict(settings) | ({"synonyms": synonyms} if synonyms else {}),
-    }
-
-
-def find_unfinished(
-    pictures: Mapping[str, str],
-    labels: Sequence[str | Sequence[str]],
-    output: Path,
-    model_name: str,
-    model_state: str = "",
-    show_progress: bool = True,
-    **settings: Any,
-) -> dict[str, str]:
-    """
-    Return the pictures without results from the same file, model, labels and settings.
-
-    A picture's file is compared by its state, not by its time alone: one that replaced it may be older.
-
-    Args:
-        pictures: As for [`segment_pictures`], which documents the other arguments.
-        show_progress: Whether to show a progress bar, after some seconds.
-    """
-
-    classes = nested_classes(labels)
-
-    def is_finished(path: str, name: str) -> bool:
-        stem = os.path.join(output, name)
-        try:
-            with open(f"{stem}.json", "rb") as file:
-                record = json.loads(file.read())
-            return (
-                describe(path, file_state(path), model_name, model_state, classes, settings).items() <= record.items()
-                and [row["label"] for row in record["labels"]] == [names[0] for names in classes]
-                and os.path.getsize(f"{stem}_overlay.png") > 0
-                and os.path.getsize(f"{stem}_mask.png") > 0
-            )
-        # There are none, or the file is not one of ours.
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return False
-
-    progress = tqdm(
-        pictures.items(),
-        desc="Looking for earlier results",
-        unit="picture",
-        delay=_DELAY,
-        leave=False,
-        disable=None if show_progress else True,
-    )
-    return {path: name for path, name in progress if not is_finished(path, name)}
-
-
-def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """
-    Describe a class map: for each label its share of the pixels, and its mean score there (0 if it has no pixel).
-
-    Args:
-        ids: `(height, width)` integers, indices into `labels` or -1 for no label.
-        scores: `(height, width)` in [0, 1].
-        labels: Class names.
-    """
-    counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)[1:]
-    sums = np.bincount(ids.ravel() + 1, weights=scores.ravel(), minlength=len(labels) + 1)[1:]
-    return [
-        {"label": label, "share": round(count / ids.size, 6), "score": round(total / max(count, 1), 6)}
-        for label, count, total in zip(labels, counts.tolist(), sums.tolist(), strict=True)
-    ]
-
-
-def write_results(
-    output: Path, name: str, picture: Image.Image, ids: np.ndarray, labels: Sequence[str], record: Mapping[str, Any]
-) -> None:
-    """
-    Write `name_overlay.png`, `name_mask.png` and `name.json`, replacing what is there.
-
-    Args:
-        output: Folder, created if missing.
-        name: Prefix of the files' names.
-        picture: RGB.
-        ids: `(height, width)` integers of the picture's size, indices into `labels` or -1 for no label.
-        labels: Class names.
-        record: The contents of the JSON file.
-    """
-    with writing_to(output) as folder:
-        # Less compression: a third of the time for a tenth more bytes.
-        draw(picture, ids, labels).save(folder / f"{name}_overlay.png", compress_level=1)
-        index_mask(ids, make_colours(len(labels))).save(folder / f"{name}_mask.png")
-        # A file name need not be valid UTF-8; invalid bytes are escaped.
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+def _read(path: str) -> ReadPicture:
+    state = file_state(path) if os.path.exists(path) else {}  # before it is read
+    return path, state, load_rgb(path)
 
 
 def _read_pictures(
     paths: Iterable[str], taken: list[ReadPicture], fail: Callable[[str], None]
 ) -> Iterator[Image.Image]:
-    """Yield the pictures that can be read and append them to `taken`; `fail` gets a sentence for each other one."""
-    for path in paths:
-        try:
-            state = file_state(path) if os.path.exists(path) else {}  # before it is read
-            picture = load_rgb(path)
-        except (InputError, MemoryError) as error:
-            fail(str(error))
-        else:
-            taken.append((path, state, picture))
-            yield picture
+    """
+    Yield the pictures that can be read and append them to `taken`; `fail` gets a sentence for each other one.
+
+    While one is in use, the next one is read.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        readings = chain((reader.submit(_read, path) for path in paths), [None])
+        for reading, _ in pairwise(readings):
+            try:
+                taken.append(reading.result())
+            except (InputError, MemoryError) as error:
+                fail(str(error))
+            else:
+                yield taken[-1][2]
 
 
 def segment_pictures(
@@ -244,19 +146,23 @@ def segment_pictures(
     output: Path,
     model_name: str,
     model_state: str = "",
+    formats: Collection[str] = USUAL,
     show_progress: bool = True,
     **settings: Any,
 ) -> Outcome:
     """
     Segment pictures and write the results of each; one that cannot be read or is too large does not stop the others.
 
+    While the model segments a picture, the next one is read and the results of the last one are written.
+
     Args:
         segmenter: From [`load_segmenter`].
-        pictures: Paths, and the stem of each one's results, see [`name_results`].
+        pictures: Paths or URLs, and the stem of each one's results, see [`name_results`].
         labels: Class names, as the pipeline takes them.
         output: Folder for the results, created with the first of them.
         model_name: For the JSON files.
         model_state: For the JSON files, see [`state_of_model`].
+        formats: What to write, see [`write_results`].
         show_progress: Whether to show a progress bar for several pictures, and one for the windows of a picture that
             takes some seconds, on a terminal.
         **settings: `threshold`, `window_size` and others of the pipeline.
@@ -266,7 +172,6 @@ def segment_pictures(
         OSError: If results cannot be written.
     """
     classes = nested_classes(labels)
-    shown_labels = [names[0] for names in classes]
     only_compares = segmenter.model.config.score_function == "softmax" or settings.get("training_free_weight")
     outcome = Outcome()
     taken: list[ReadPicture] = []
@@ -277,27 +182,43 @@ def segment_pictures(
         outcome.failures.append(sentence)
         progress.update()
 
-    with progress:
+    def write(read: ReadPicture, result: dict[str, Any]) -> None:
+        path, state, picture = read
+        described = describe(path, state, model_name, model_state, classes, settings)
+        write_results(output, pictures[path], picture, result, described, formats)
+        outcome.segmented += 1
+        inside = result["scores"][result["segmentation"] >= 0]
+        if inside.size and not only_compares and inside.mean(dtype=np.float64) < LOW_SCORE:
+            outcome.doubtful.append(path)
+        progress.update()
+
+    def fail_without_room(path: str, error: Exception) -> None:
+        if not is_out_of_memory(error):
+            raise error
+        fail(f"{on_one_line(path)}: {explain_fault(error)}")
+
+    def wait_for(path: str, writing: Future[None]) -> None:
+        try:
+            writing.result()
+        except (RuntimeError, MemoryError) as error:
+            fail_without_room(path, error)
+
+    asked_for = settings | {"return_segmentation_scores": "scores" in formats}
+    with progress, ThreadPoolExecutor(1) as writer:
         # As a generator, the pictures are read one at a time and the labels are encoded once for all.
-        results = iter(segmenter(_read_pictures(pictures, taken, fail), candidate_labels=classes, **settings))
+        results = iter(segmenter(_read_pictures(pictures, taken, fail), candidate_labels=classes, **asked_for))
+        last: tuple[str, Future[None]] | None = None
         while True:
             try:
                 result = next(results, None)
-                if result is None:
-                    return outcome
-                ids, scores = result["segmentation"], result["scores"]
-                path, state, picture = taken[0]
-                record = describe(path, state, model_name, model_state, classes, settings)
-                record["labels"] = summarise(ids, scores, shown_labels)
-                write_results(output, pictures[path], picture, ids, shown_labels, record)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not taken:
+                if not taken:
                     raise
-                fail(f"{on_one_line(taken[0][0])}: {explain_fault(error)}")
-            else:
-                outcome.segmented += 1
-                inside = scores[ids >= 0]
-                if inside.size and not only_compares and inside.mean(dtype=np.float64) < LOW_SCORE:
-                    outcome.doubtful.append(path)
-                progress.update()
-            taken.clear()
+                fail_without_room(taken.pop()[0], error)
+                continue
+            if last is not None:
+                wait_for(*last)
+            if result is None:
+                return outcome
+            read = taken.pop()
+            last = read[0], writer.submit(write, read, result)

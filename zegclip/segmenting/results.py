@@ -1,0 +1,192 @@
+"""The files that `zegclip segment` writes for each picture, and which of them are there already."""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from zegclip.drawing.colours import index_mask, make_colours
+from zegclip.drawing.overlay import draw
+from zegclip.files import writing_to
+from zegclip.identity import file_state
+from zegclip.processing.names import nested_classes
+from zegclip.run_lengths import encode
+from zegclip.segmenting.outlines import outline
+from zegclip.segmenting.pictures import absolute
+
+USUAL = ("overlay", "png")
+_SUFFIXES = {"overlay": "_overlay.png", "png": "_mask.png", "geojson": ".geojson", "scores": "_scores.npy"}
+_DELAY = 3  # Seconds until a progress bar appears.
+
+
+def describe(
+    path: str,
+    state: Mapping[str, int],
+    model_name: str,
+    model_state: str,
+    classes: Sequence[Sequence[str]],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a picture's results depend on beside the labels, as stored in its JSON file."""
+    synonyms = {names[0]: list(names[1:]) for names in classes if len(names) > 1}
+    return {
+        "image": absolute(path),
+        "image_file": dict(state),
+        "model": model_name,
+        "model_files": model_state,
+        "settings": dict(settings) | ({"synonyms": synonyms} if synonyms else {}),
+    }
+
+
+def find_unfinished(
+    pictures: Mapping[str, str],
+    labels: Sequence[str | Sequence[str]],
+    output: Path,
+    model_name: str,
+    model_state: str = "",
+    formats: Collection[str] = USUAL,
+    show_progress: bool = True,
+    **settings: Any,
+) -> dict[str, str]:
+    """
+    Return the pictures without results from the same file, model, labels and settings.
+
+    A picture's file is compared by its state, not by its time alone: one that replaced it may be older. What a URL
+    shows is not known, so it has no results.
+
+    Args:
+        pictures: As for [`segment_pictures`], which documents the other arguments.
+        show_progress: Whether to show a progress bar, after some seconds.
+    """
+    classes = nested_classes(labels)
+    shown_labels = [names[0] for names in classes]
+
+    def is_finished(path: str, name: str) -> bool:
+        try:
+            record = read_record(output, name)
+            described = describe(path, file_state(path), model_name, model_state, classes, settings)
+            return (
+                is_of(record, described, shown_labels)
+                and ("coco" not in formats or all("segmentation" in row for row in record["labels"]))
+                and all(os.path.getsize(file) > 0 for file in _files(output, name, formats))
+            )
+        except OSError:  # There are none.
+            return False
+
+    progress = tqdm(
+        pictures.items(),
+        desc="Looking for earlier results",
+        unit="picture",
+        delay=_DELAY,
+        leave=False,
+        disable=None if show_progress else True,
+    )
+    return {path: name for path, name in progress if not is_finished(path, name)}
+
+
+def read_record(output: Path, name: str) -> dict[str, Any]:
+    """Return the content of a picture's JSON file, empty if there is none or it is something else."""
+    try:
+        with open(os.path.join(output, f"{name}.json"), "rb") as file:
+            record = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def is_of(record: Mapping[str, Any], described: Mapping[str, Any], labels: Sequence[str]) -> bool:
+    """Return whether a JSON file is that of results for some labels, which `describe` has described."""
+    rows = record.get("labels")
+    found = [row.get("label") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return described.items() <= record.items() and found == list(labels)
+
+
+def summarise(ids: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """
+    Describe a class map: for each label its share of the pixels, and its mean score there (0 if it has no pixel).
+
+    Args:
+        ids: `(height, width)` integers, indices into `labels` or -1 for no label.
+        scores: `(height, width)` in [0, 1].
+        labels: Class names.
+    """
+    counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)[1:]
+    sums = np.bincount(ids.ravel() + 1, weights=scores.ravel(), minlength=len(labels) + 1)[1:]
+    return [
+        {"label": label, "share": round(count / ids.size, 6), "score": round(total / max(count, 1), 6)}
+        for label, count, total in zip(labels, counts.tolist(), sums.tolist(), strict=True)
+    ]
+
+
+def write_results(
+    output: Path,
+    name: str,
+    picture: Image.Image,
+    result: Mapping[str, Any],
+    described: Mapping[str, Any],
+    formats: Collection[str] = USUAL,
+) -> None:
+    """
+    Write a picture's files, replacing what is there; files of other formats stay if they show the same.
+
+    - `name.json`: what the results depend on, and for each label its share of the pixels and mean score.
+    - `overlay`: `name_overlay.png`, see [`draw`].
+    - `png`: `name_mask.png`, see [`index_mask`].
+    - `coco`: in `name.json`, the mask of each label as COCO's run lengths, its area and its box.
+    - `geojson`: `name.geojson`, a `FeatureCollection` with the polygons of each label, see [`outline`].
+    - `scores`: `name_scores.npy`, the scores of each label, `(labels, height, width)` float16 in [0, 1].
+
+    Args:
+        output: Folder, created if missing.
+        name: Prefix of the files' names.
+        picture: RGB.
+        result: Of the pipeline, a class map of the picture's size.
+        described: See [`describe`].
+        formats: What to write.
+    """
+    ids, labels = result["segmentation"], result["labels"]
+    summary = summarise(ids, result["scores"], labels)
+    with writing_to(output) as folder:
+        if "overlay" in formats:
+            # Less compression: a third of the time for a tenth more bytes.
+            draw(picture, ids, labels).save(f"{folder / name}_overlay.png", compress_level=1)
+        if "png" in formats:
+            index_mask(ids, make_colours(len(labels))).save(f"{folder / name}_mask.png")
+        if "scores" in formats:
+            np.save(f"{folder / name}_scores.npy", result["segmentation_scores"].astype(np.float16))
+        if "geojson" in formats:
+            features = [
+                {
+                    "type": "Feature",
+                    "properties": row,
+                    "geometry": {"type": "MultiPolygon", "coordinates": outline(ids == index)},
+                }
+                for index, row in enumerate(summary)
+                if row["share"]
+            ]
+            _write_json({"type": "FeatureCollection", "features": features}, folder / f"{name}.geojson", indent=None)
+        earlier = read_record(output, name)
+        is_same = is_of(earlier, described, labels)
+        if "coco" in formats:
+            rows = [row | encode(ids == index) for index, row in enumerate(summary)]
+        else:
+            rows = [one | row for one, row in zip(earlier["labels"], summary)] if is_same else summary
+        _write_json({**described, "labels": rows}, folder / f"{name}.json")
+        if not is_same:
+            for file in _files(output, name, _SUFFIXES.keys() - set(formats)):
+                file.unlink(missing_ok=True)
+
+
+def _files(output: Path, name: str, formats: Collection[str]) -> list[Path]:
+    return [Path(f"{output / name}{suffix}") for format, suffix in _SUFFIXES.items() if format in formats]
+
+
+def _write_json(content: Mapping[str, Any], path: Path, indent: int | None = 2) -> None:
+    # A file name need not be valid UTF-8; invalid bytes are escaped.
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
