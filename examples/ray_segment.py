@@ -3,8 +3,8 @@ Segment pictures with Ray Data, on all machines of a cluster: the results are th
 
     python examples/ray_segment.py pictures/ --labels "cat, tree, grass" --output masks --workers 4 --gpus 1
 
-Each worker holds one model. A worker that dies is replaced, and its pictures are done again; pictures that have results
-already are skipped, so the same command goes on after an interruption. All machines see the same folders.
+Each worker holds one model. A worker that dies is replaced, and its pictures are done again; pictures that have
+results already are skipped, so the same command goes on after an interruption. All machines see the same folders.
 """
 
 import argparse
@@ -32,9 +32,7 @@ class Segmenter:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Write the results of some pictures, and return how many there are and what could not be done."""
         pictures = dict(zip(batch["path"].tolist(), batch["name"].tolist(), strict=True))
-        outcome = segment_pictures(
-            self.segmenter, pictures, self.labels, self.output, **self.job, show_progress=False
-        )
+        outcome = segment_pictures(self.segmenter, pictures, self.labels, self.output, **self.job, show_progress=False)
         return {"segmented": [outcome.segmented], "failures": [json.dumps(outcome.failures)]}
 
 
