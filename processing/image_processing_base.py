@@ -131,6 +131,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         """Convert one picture to the backend's array type, `(3, height, width)`."""
         if isinstance(image, Image.Image):
             image = load_rgb(image) if do_convert_rgb else load_upright(image)
+            do_convert_rgb = False
         elif do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
             image = _colours_to_8_bit(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
@@ -143,8 +144,8 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         if resample != PILImageResampling.BILINEAR:
             return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
         if isinstance(image, np.ndarray):
-            # torch needs a contiguous and writable array.
-            return resize_bilinear(torch.from_numpy(image.copy()), height, width).numpy()
+            # torch needs a writable array. Channels stay last in memory, where they are when they come from Pillow.
+            return resize_bilinear(torch.from_numpy(image.copy(order="K")), height, width).numpy()
         return resize_bilinear(image, height, width)
 
     def _preprocess_image_like_inputs(

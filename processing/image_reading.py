@@ -45,7 +45,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         name: Name of the picture in error messages, if it is given as bytes.
 
     Returns:
-        A PIL image of mode `RGB`.
+        A PIL image of mode `RGB`; one that is upright RGB already is returned as it is.
 
     Raises:
         InputError: If the file is missing, empty, truncated or not a picture, its mode cannot be converted to RGB, its
@@ -226,7 +226,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         raise InputError(f"{name} has colour mode {image.mode}, which cannot be converted to RGB.") from error
 

@@ -55,7 +55,10 @@ def test_nearest_is_identical_to_opencv(old):
         assert np.array_equal(resize_nearest(np.arange(old)[None], 1, new), expected)
 
 
-def test_bilinear_is_bit_identical_to_opencv():
+@pytest.mark.parametrize("installed", [True, False])
+def test_bilinear_is_bit_identical_to_opencv(monkeypatch, installed):
+    if not installed:
+        monkeypatch.setattr("zegclip.processing.resizing.cv2", None)
     rng = np.random.default_rng(0)
     shapes = [(11, 7, 11, 7), *rng.integers(1, 120, (40, 4)).tolist()]  # also without a change
     for height, width, new_height, new_width in shapes:
