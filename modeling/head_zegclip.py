@@ -164,13 +164,13 @@ class DescriptorHead(DecodeHead):
 
     def describe(self, image_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """`image_embeds` `(batch, dim)`, `class_embeds` `(classes, dim)`: queries `(batch, classes, dim)`."""
-        product = image_embeds[:, None] * class_embeds
-        terms = {
-            "product": product,
-            "text": class_embeds.expand_as(product),
-            "difference": (image_embeds[:, None] - class_embeds).abs(),
+        pictures = image_embeds[:, None]
+        terms: dict[str, Callable[[], torch.Tensor]] = {
+            "product": lambda: pictures * class_embeds,
+            "text": lambda: class_embeds.expand(len(pictures), -1, -1),
+            "difference": lambda: (pictures - class_embeds).abs(),
         }
-        return self.query_proj(torch.cat([terms[name] for name in self.descriptor], dim=-1))
+        return self.query_proj(torch.cat([terms[name]() for name in self.descriptor], dim=-1))
 
 
 class ZegClipDecodeHead(DescriptorHead):

@@ -1,6 +1,6 @@
 """Resizing that is bit-identical to OpenCV, which the official ZegCLIP pipeline uses."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,11 +10,10 @@ from transformers.image_utils import SizeDict
 
 from .input_error import InputError
 
-cv2: Any = None
 try:  # Several times faster. Code that came with a model may have to do without.
     import cv2
 except ImportError:
-    pass
+    cv2 = cast(Any, None)
 
 # OpenCV interpolates 8-bit pictures in integers, with weights of 11 bits.
 WEIGHT_BITS = 11
