@@ -11,6 +11,8 @@ from transformers import pipeline
 
 import zegclip
 
+PARAMETERS = {"candidate_labels", "hypothesis_template", "threshold", "background", "refine", "training_free_weight"}
+
 
 class EndpointHandler:
     """Loads a model once and answers requests."""
@@ -33,7 +35,10 @@ class EndpointHandler:
         picture = data["inputs"]
         if isinstance(picture, str):  # The pipeline would also open paths and URLs, on the server's behalf.
             picture = base64.b64decode(picture.partition("base64,")[2] or picture, validate=True)
-        results = self.segmenter(picture, **data.get("parameters", {}))
+        parameters = data.get("parameters", {})
+        if unknown := parameters.keys() - PARAMETERS:
+            raise ValueError(f"parameters are {', '.join(sorted(PARAMETERS))}, not {min(unknown)}.")
+        results = self.segmenter(picture, **parameters)
         return [result | {"mask": self._encode(result["mask"])} for result in results]
 
     @staticmethod

@@ -9,6 +9,7 @@ results already are skipped, so the same command goes on after an interruption. 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import ray
 
 import zegclip
 from zegclip.files import remove_leftovers
-from zegclip.identity import name_revision, state_of_model
-from zegclip.segmenting.pictures import find_pictures, name_results
-from zegclip.segmenting.results import find_unfinished
+from zegclip.segmenting.pictures import absolute, find_pictures, name_results
+from zegclip.segmenting.results import find_unfinished, identify_model
 from zegclip.segmenting.segmenter import load_segmenter, segment_pictures
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", help="files and folders")
     parser.add_argument("--labels", required=True, help="comma-separated class names")
-    parser.add_argument("--model", default=str(zegclip.DEFAULT_MODEL), help="folder or Hub id (default: embedded)")
+    parser.add_argument("--model", help="folder or Hub id (default: the embedded model)")
     parser.add_argument("--output", type=Path, default=Path("zegclip-output"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpus", type=float, default=0, help="of each worker; 0.5 lets two share one")
@@ -50,16 +50,16 @@ def main() -> None:
 
     labels = [label.strip() for label in arguments.labels.split(",")]
     output = arguments.output.absolute()
-    job = {"model_name": name_revision(arguments.model), "model_state": state_of_model(arguments.model)}
+    job = identify_model(arguments.model)
     named = dict(name_results(find_pictures(arguments.pictures, recursive=True, without=output), output))
     todo = find_unfinished(named, labels, output, **job)
     print(f"{len(named) - len(todo)} of {len(named)} pictures were done before.")
     if not todo:
         return
-    rows = [{"path": str(Path(path).absolute()), "name": name} for path, name in todo.items()]
+    rows = [{"path": absolute(path), "name": name} for path, name in todo.items()]
     done = ray.data.from_items(rows).map_batches(
         Segmenter,
-        fn_constructor_args=(arguments.model, labels, output, job),
+        fn_constructor_args=(arguments.model or str(zegclip.DEFAULT_MODEL), labels, output, job),
         batch_size=arguments.batch,
         concurrency=arguments.workers,
         num_gpus=arguments.gpus,
@@ -67,8 +67,9 @@ def main() -> None:
     results = done.take_all()
     remove_leftovers(output)  # Of workers that died.
     print(f"{sum(row['segmented'] for row in results)} pictures segmented: the results are in {output}.")
-    for failure in (failure for row in results for failure in json.loads(row["failures"])):
-        print(failure)
+    failures = [failure for row in results for failure in json.loads(row["failures"])]
+    print(*failures, sep="\n", end="\n" * bool(failures), file=sys.stderr)
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command, in one process or as one of several; return 1 if a picture could not be segmented."""
     import zegclip
     from zegclip.files import remove_leftovers
-    from zegclip.identity import name_revision, state_of_model
     from zegclip.loading import check_model_path
     from zegclip.plain_clip import SENTENCE, is_plain_clip
     from zegclip.processing.names import nested_classes, read_classes
@@ -124,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.segmenting import segmenter as segmenting
     from zegclip.segmenting.pictures import find_pictures, take_share
     from zegclip.segmenting.processes import Processes
-    from zegclip.segmenting.results import find_unfinished
+    from zegclip.segmenting.results import find_unfinished, identify_model
 
     labels = read_labels(arguments.labels_file) if arguments.labels is None else nested_classes(arguments.labels)
     if "coco" in arguments.format:
@@ -132,12 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
-    model_name, model_state = name_revision(model), state_of_model(model)
-    if os.path.isdir(model):
-        model_name = "embedded default model" if arguments.model is None else os.path.abspath(model)
-    if arguments.dtype != "float32":
-        model_name = f"{model_name}, {arguments.dtype}"
-
+    identity = identify_model(arguments.model, arguments.dtype)
     processes = Processes()
     pictures = find_pictures(arguments.pictures, arguments.recursive, without=output)
     total = len(pictures)
@@ -157,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings["background"], _ = read_classes(arguments.background_words)
     job: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     job["formats"] = [*arguments.format, *([] if arguments.no_overlay else ["overlay"])]
-    job |= {"model_name": model_name, "model_state": model_state, "show_progress": processes.is_main}
+    job |= {**identity, "show_progress": processes.is_main}
     todo = names if arguments.overwrite else find_unfinished(names, labels, output, **job)
     outcome = segmenting.Outcome()
     if todo:
@@ -189,10 +183,10 @@ def _formats(text: str) -> list[str]:
 
 def _check_output(output: Path, sources: Sequence[str]) -> None:
     check_output_folder(output)
-    if any(Path(source).is_dir() and Path(source).resolve() == output.resolve() for source in sources):
+    folders = {os.path.realpath(source if os.path.isdir(source) else os.path.dirname(source)) for source in sources}
+    if os.path.realpath(output) in folders:
         raise UsageError(
-            f"{output}: the output must be another folder than the pictures', or overlays would be taken for pictures "
-            "the next time."
+            f"{output}: the output must be another folder than the pictures', where results could replace pictures."
         )
 
 

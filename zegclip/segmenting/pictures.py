@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from zegclip.errors import UsageError
 from zegclip.identity import file_state
-from zegclip.processing.image_reading import PICTURE_SUFFIXES, is_url
+from zegclip.processing.image_reading import PICTURE_SUFFIXES, is_url, on_one_line
 from zegclip.segmenting.processes import Processes
 
 _LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
@@ -36,6 +36,7 @@ def find_pictures(sources: Iterable[str | Path], recursive: bool = False, withou
     found: dict[str, str] = {}
     for source in sources:
         if is_url(str(source)):
+            _check_url(str(source))
             inside = [(str(source), str(source))]
         elif not os.path.isdir(source):
             inside = [(os.path.realpath(source), str(Path(source)))]
@@ -50,9 +51,20 @@ def find_pictures(sources: Iterable[str | Path], recursive: bool = False, withou
     return list(found.values())
 
 
+def _check_url(url: str) -> None:
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{on_one_line(url)} is no URL: {error}.") from error
+
+
 def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
     """Yield a folder and its subfolders, by name, except for hidden ones, links and one folder."""
-    for place, subfolders, _ in os.walk(folder):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, subfolders, _ in os.walk(folder, onerror=fail):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if without is None or os.path.realpath(place) != os.path.realpath(without):
             yield Path(place)
@@ -61,13 +73,14 @@ def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
 
 
 def _pictures_in(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the real path and the path of each picture directly in a folder, by name."""
+    """Yield the real path and the path of each picture directly in a folder, by name, except for our own results."""
     with os.scandir(folder) as entries:
         # The folder's own entries save one system call per file.
         pictures = [
             (entry.name, entry.is_symlink())
             for entry in entries
             if entry.name.lower().endswith(PICTURE_SUFFIXES)
+            and not _is_result(folder, entry.name)
             and not entry.name.startswith(".")
             # A broken link is reported later, as a picture that cannot be read.
             and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
@@ -76,6 +89,16 @@ def _pictures_in(folder: Path) -> Iterator[tuple[str, str]]:
     for name, is_link in sorted(pictures):
         path = place + name
         yield (os.path.realpath(path) if is_link else real_place + name), path
+
+
+def read_record(output: Path, name: str) -> dict[str, Any]:
+    """Return the content of a picture's JSON file, empty if there is none or it is something else."""
+    try:
+        with open(os.path.join(output, f"{name}.json"), "rb") as file:
+            record = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def name_results(
@@ -121,6 +144,13 @@ def name_results(
         yield path, name
 
 
+def _is_result(folder: Path, name: str) -> bool:
+    return any(
+        name.endswith(suffix) and "image_file" in read_record(folder, name.removesuffix(suffix))
+        for suffix in ("_overlay.png", "_mask.png")
+    )
+
+
 def absolute(path: str) -> str:
     """Return a picture's absolute path, or its URL."""
     return path if is_url(path) else os.path.abspath(path)
@@ -131,7 +161,9 @@ def _without_number(name: str) -> str:
 
 
 def _stem(path: str) -> str:
-    stem = Path(unquote(urlsplit(path).path) if is_url(path) else path).stem or "picture"
+    stem = Path(path).stem
+    if is_url(path):
+        stem = re.sub(r"[\x00-\x1f]", "_", Path(unquote(urlsplit(path).path)).stem) or "picture"
     if len(os.fsencode(stem)) > _LONGEST_STEM:
         stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
     return stem

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import zegclip
 from zegclip.drawing.colours import index_mask, make_colours
 from zegclip.drawing.overlay import draw
 from zegclip.files import writing_to
-from zegclip.identity import file_state
+from zegclip.identity import file_state, name_revision, state_of_model
 from zegclip.processing.names import nested_classes
 from zegclip.run_lengths import encode
 from zegclip.segmenting.outlines import outline
-from zegclip.segmenting.pictures import absolute
+from zegclip.segmenting.pictures import absolute, read_record
 
 USUAL = ("overlay", "png")
 _SUFFIXES = {"overlay": "_overlay.png", "png": "_mask.png", "geojson": ".geojson", "scores": "_scores.npy"}
@@ -40,6 +41,18 @@ def describe(
         "model": model_name,
         "model_files": model_state,
         "settings": dict(settings) | ({"synonyms": synonyms} if synonyms else {}),
+    }
+
+
+def identify_model(model: str | None, dtype: str = "float32") -> dict[str, str]:
+    """Return the name of a model, by default the embedded one, and the state of its files, for [`describe`]."""
+    place = str(zegclip.DEFAULT_MODEL) if model is None else model
+    name = "embedded default model" if model is None else name_revision(place)
+    if model is not None and os.path.isdir(model):
+        name = os.path.abspath(model)
+    return {
+        "model_name": name if dtype == "float32" else f"{name}, {dtype}",
+        "model_state": state_of_model(place),
     }
 
 
@@ -87,16 +100,6 @@ def find_unfinished(
         disable=None if show_progress else True,
     )
     return {path: name for path, name in progress if not is_finished(path, name)}
-
-
-def read_record(output: Path, name: str) -> dict[str, Any]:
-    """Return the content of a picture's JSON file, empty if there is none or it is something else."""
-    try:
-        with open(os.path.join(output, f"{name}.json"), "rb") as file:
-            record = json.loads(file.read())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def is_of(record: Mapping[str, Any], described: Mapping[str, Any], labels: Sequence[str]) -> bool:
@@ -158,32 +161,40 @@ def write_results(
         if "png" in formats:
             index_mask(ids, make_colours(len(labels))).save(f"{folder / name}_mask.png")
         if "scores" in formats:
-            np.save(f"{folder / name}_scores.npy", result["segmentation_scores"].astype(np.float16))
+            _write_array(result["segmentation_scores"].astype(np.float16), Path(f"{folder / name}_scores.npy"))
         if "geojson" in formats:
             features = [
                 {
                     "type": "Feature",
                     "properties": row,
-                    "geometry": {"type": "MultiPolygon", "coordinates": outline(ids == index)},
+                    "geometry": {"type": "MultiPolygon", "coordinates": outline(inside)},
                 }
                 for index, row in enumerate(summary)
-                if row["share"]
+                if (inside := ids == index).any()
             ]
             _write_json({"type": "FeatureCollection", "features": features}, folder / f"{name}.geojson", indent=None)
         earlier = read_record(output, name)
-        is_same = is_of(earlier, described, labels)
+        # What a URL shows may have changed.
+        is_same = bool(described.get("image_file")) and is_of(earlier, described, labels)
         if "coco" in formats:
             rows = [row | encode(ids == index) for index, row in enumerate(summary)]
         else:
             rows = [one | row for one, row in zip(earlier["labels"], summary)] if is_same else summary
         _write_json({**described, "labels": rows}, folder / f"{name}.json")
-        if not is_same:
+        if "image_file" in earlier and not is_same:  # Without such a record, the files are not ours.
             for file in _files(output, name, _SUFFIXES.keys() - set(formats)):
                 file.unlink(missing_ok=True)
 
 
 def _files(output: Path, name: str, formats: Collection[str]) -> list[Path]:
     return [Path(f"{output / name}{suffix}") for format, suffix in _SUFFIXES.items() if format in formats]
+
+
+def _write_array(array: np.ndarray, path: Path) -> None:
+    """Write a `.npy` file, as `np.save`, which does not say why it could not write."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def _write_json(content: Mapping[str, Any], path: Path, indent: int | None = 2) -> None:

@@ -33,6 +33,7 @@ nothing is remarked. With the embedded model, pictures whose classes are all amo
 to 0.9, per class 0.15 to 0.9, and pictures without any of the labels less than 0.05.
 """
 _DELAY = 3  # Seconds until a progress bar appears.
+_TIMEOUT = 30  # Seconds without an answer, after which a URL counts as unreadable.
 
 ReadPicture = tuple[str, dict[str, int], Image.Image]  # Path, state of the file, RGB picture.
 
@@ -117,7 +118,7 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
 
 def _read(path: str) -> ReadPicture:
     state = file_state(path) if os.path.exists(path) else {}  # before it is read
-    return path, state, load_rgb(path)
+    return path, state, load_rgb(path, timeout=_TIMEOUT)
 
 
 def _read_pictures(

@@ -153,6 +153,8 @@ def test_broken_pictures_are_listed_and_the_others_segmented(segment, noise, tmp
         ({"--output": "picture.png"}, "picture.png"),
         ({"--output": "picture.png/results"}, "picture.png"),
         ({"--output": "pictures", "PICTURE": "pictures"}, "pictures"),
+        ({"--output": "pictures", "PICTURE": "pictures/picture.png"}, "pictures"),
+        ({"PICTURE": "http://[bad/x.png"}, "bad"),
         ({"--window-stride": "1000"}, "window_stride"),
         ({"--device": "toaster"}, "'toaster'"),
     ],

@@ -1,10 +1,13 @@
 """Results of pictures: the formats, and what stays when a picture is segmented again."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from zegclip.errors import UsageError
 from zegclip.processing.image_reading import load_class_ids
 from zegclip.segmenting.outlines import outline
 from zegclip.segmenting.pictures import find_pictures, name_results
-from zegclip.segmenting.results import find_unfinished
+from zegclip.segmenting.results import _write_array, find_unfinished, write_results
 from zegclip.segmenting.segmenter import load_segmenter, segment_pictures
 
 LABELS = ["cat", "tree", "b", "umbrella"]
@@ -136,16 +139,86 @@ def test_subfolders_are_looked_into_if_asked_for(tmp_path, picture):
         find_pictures([tmp_path])
 
 
-def test_urls(segment, picture, tmp_path):
+def test_results_in_other_folders_are_no_pictures(segment, picture):
+    output, _ = segment("png", "overlay")
+    shutil.copytree(output, picture.parent / "earlier")
+    shutil.copy(picture, picture.parent / "earlier" / "two_mask.png")  # It is no result.
+    found = find_pictures([picture.parent], recursive=True)
+    assert found == [str(picture), str(picture.parent / "earlier" / "two_mask.png")]
+
+
+def test_a_closed_subfolder_is_an_error(tmp_path, picture, monkeypatch):
+    (tmp_path / "pictures" / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        find_pictures([tmp_path / "pictures"], recursive=True)
+
+
+@pytest.fixture
+def served(picture):
+    """The URL of the picture's folder."""
     handler = partial(SimpleHTTPRequestHandler, directory=picture.parent)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        url = f"http://127.0.0.1:{server.server_port}/one.png?size=1"
-        try:
-            output, paths = segment("png", sources=[url])
-        finally:
-            server.shutdown()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_urls(segment, served):
+    url = f"{served}/one.png?size=1"
+    output, paths = segment("png", sources=[url])
     assert paths == {url: "one"}
     assert json.loads((output / "one.json").read_text())["image"] == url
     # The picture behind it may be another one by now.
     assert find_unfinished(paths, LABELS, output, "name", formats=["png"]) == paths
+
+
+def test_of_a_url_no_other_format_stays(segment, served, picture):
+    segment("overlay", *ALL, sources=[f"{served}/one.png"])
+    Image.open(picture).resize((50, 30)).save(picture)
+    output, _ = segment("png", sources=[f"{served}/one.png"])
+    assert {path.name for path in output.iterdir()} == {"one.json", "one_mask.png"}
+    assert "segmentation" not in (output / "one.json").read_text()
+
+
+@pytest.mark.parametrize("url", ["http://[bad/x.png", "https://[/x.png"])
+def test_an_impossible_url(url):
+    with pytest.raises(UsageError, match="URL"):
+        find_pictures([url])
+
+
+def test_a_url_with_a_null_byte_gets_a_name():
+    [(_, name)] = name_results(["http://host/a%00b.png"])
+    assert name == "a_b"
+
+
+def test_files_of_others_stay(segment, tmp_path):
+    """Files with the names of results, but without a record of ours."""
+    (tmp_path / "results").mkdir()
+    for name in ("one.geojson", "one_scores.npy", "one_overlay.png"):
+        (tmp_path / "results" / name).write_text("mine")
+    segment("png")
+    for name in ("one.geojson", "one_scores.npy", "one_overlay.png"):
+        assert (tmp_path / "results" / name).read_text() == "mine"
+
+
+def test_a_single_pixel_is_a_polygon(tmp_path):
+    ids = np.zeros((1500, 1500), dtype=np.int64)
+    ids[700, 700] = 1
+    result = {"segmentation": ids, "scores": np.ones(ids.shape), "labels": LABELS[:2]}
+    write_results(tmp_path, "x", Image.new("RGB", (1500, 1500)), result, {}, ["geojson"])
+    features = json.loads((tmp_path / "x.geojson").read_text())["features"]
+    assert [feature["properties"]["label"] for feature in features] == LABELS[:2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_named_as_such():
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        _write_array(np.zeros(100_000), Path("/dev/full"))
