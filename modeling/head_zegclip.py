@@ -167,7 +167,7 @@ class DescriptorHead(DecodeHead):
         pictures = image_embeds[:, None]
         terms: dict[str, Callable[[], torch.Tensor]] = {
             "product": lambda: pictures * class_embeds,
-            "text": lambda: class_embeds.expand(len(pictures), -1, -1),
+            "text": lambda: class_embeds.expand(pictures.shape[0], -1, -1),  # `len` would fix it in a graph
             "difference": lambda: (pictures - class_embeds).abs(),
         }
         return self.query_proj(torch.cat([terms[name]() for name in self.descriptor], dim=-1))
