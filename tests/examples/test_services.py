@@ -128,3 +128,11 @@ def test_the_handler_opens_no_path_and_no_url(tmp_path):
     for inputs in (str(tmp_path / "picture.png"), "http://localhost/picture.png"):
         with pytest.raises(binascii.Error):
             handler({"inputs": inputs, "parameters": {"candidate_labels": LABELS}})
+
+
+def test_the_handler_refuses_parameters_whose_answers_have_no_masks():
+    handler = load("handler").EndpointHandler()
+    inputs = base64.b64encode(picture()).decode()
+    for name, value in (("output_type", "class_map"), ("return_segmentation_scores", True), ("treshold", 0.5)):
+        with pytest.raises(ValueError, match=name):
+            handler({"inputs": inputs, "parameters": {"candidate_labels": LABELS, name: value}})
