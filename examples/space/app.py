@@ -7,7 +7,12 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 from PIL import Image
-from segmenting import read_models, segment_picture
+from segmenting import load_all, read_models, segment_picture
+
+try:  # On ZeroGPU, a function that is marked so has a GPU while it runs, in a process that starts from this one.
+    from spaces import GPU
+except ImportError:
+    GPU = None
 
 PICTURES = Path(__file__).parent / "pictures"
 EXAMPLES = [
@@ -19,15 +24,23 @@ MODELS = read_models()
 
 
 def segment(
-    path: str | None, labels: str, model: str, threshold: float
-) -> tuple[Image.Image, list[tuple[str, str, str]], dict[str, Any]]:
+    path: str | None, labels: str, model: str, threshold: float, refine: bool
+) -> tuple[Image.Image, dict[str, Any], Image.Image, list[tuple[str, str, str]], dict[str, Any]]:
     """Segment a picture; errors in the input are shown on the page."""
     try:
-        result = segment_picture(path, labels, model, MODELS, threshold)
+        result = segment_picture(path, labels, model, MODELS, threshold, refine)
     except (ValueError, OSError) as error:
         # Gradio shows messages as HTML, and they quote what the user typed.
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
-    return result.overlay, result.rows, gr.update(value=result.warning, visible=result.warning is not None)
+    alone, warning = (
+        gr.update(value=value, visible=value is not None) for value in (result.training_free, result.warning)
+    )
+    return result.overlay, alone, result.mask, result.rows, warning
+
+
+if GPU is not None:
+    load_all(MODELS)
+    segment = GPU(segment)
 
 
 def path_of(upload: ImageData | None) -> str | None:
@@ -47,12 +60,29 @@ with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 360
             labels = gr.Textbox(label="Class names, with commas between them", placeholder="house, tree, sky")
             model = gr.Dropdown(list(MODELS), label="Model")
             threshold = gr.Slider(0, 1, value=0, step=0.05, label="Threshold: pixels with a lower score get no name")
+            refine = gr.Checkbox(label="Follow the outlines in the picture; takes longer")
             button = gr.Button("Segment", variant="primary")
             # A text box shows plain text, whatever the user has typed.
             warning = gr.Textbox(label="Warning", interactive=False, visible=False, elem_id="warning")
         with gr.Column(scale=3):
             overlay = gr.Image(
                 label="Segmentation", format="png", height=420, buttons=["download", "fullscreen"], elem_id="overlay"
+            )
+            alone = gr.Image(
+                label="The same CLIP without training",
+                format="png",
+                height=420,
+                buttons=["download", "fullscreen"],
+                visible=False,
+                elem_id="training_free",
+            )
+            mask = gr.Image(
+                label="Mask: the number of the name of each pixel, 255 for none",
+                format="png",
+                image_mode=None,
+                height=200,
+                buttons=["download"],
+                elem_id="mask",
             )
             table = gr.Dataframe(
                 headers=["name", "share of pixels", "mean score"],
@@ -65,7 +95,8 @@ with gr.Blocks(title="zegclip", analytics_enabled=False, delete_cache=(3600, 360
     # Gradio's own preprocessing opens the picture, and fails with a traceback on a broken one.
     picture.preprocess = path_of
     gr.Examples(EXAMPLES, inputs=[picture, labels])
-    gr.on([button.click, labels.submit], segment, [picture, labels, model, threshold], [overlay, table, warning])
+    inputs = [picture, labels, model, threshold, refine]
+    gr.on([button.click, labels.submit], segment, inputs, [overlay, alone, mask, table, warning])
 
 if __name__ == "__main__":
     demo.launch()

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import zegclip
+from zegclip.drawing.colours import index_mask, make_colours
 from zegclip.processing.image_reading import load_rgb
 from zegclip.processing.names import find_unknown_words, nested_classes
 from zegclip.segmenting.results import summarise
@@ -29,12 +30,16 @@ class Segmentation:
 
     Attributes:
         overlay: RGB, the picture under its classes with a legend beside it.
+        training_free: The same for what the CLIP says without training; `None` for a model that is not trained.
+        mask: The index of the class of each pixel, with a palette; 255 for none.
         rows: For each class, in order: its first name, its share of the pixels in percent, and its mean score there,
             in [0, 1], or a dash where it has no pixel.
         warning: One sentence about labels that the model cannot know, plain text; `None` if there is none.
     """
 
     overlay: Image.Image
+    training_free: Image.Image | None
+    mask: Image.Image
     rows: list[tuple[str, str, str]]
     warning: str | None
 
@@ -64,7 +69,12 @@ def read_models(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def segment_picture(
-    path: str | None, label_text: str, model_name: str, models: Mapping[str, str], threshold: float = 0.0
+    path: str | None,
+    label_text: str,
+    model_name: str,
+    models: Mapping[str, str],
+    threshold: float = 0.0,
+    refine: bool = False,
 ) -> Segmentation:
     """
     Segment a picture into typed class names.
@@ -75,6 +85,7 @@ def segment_picture(
         model_name: One of `models`, which is loaded at its first use and kept.
         models: From [`read_models`].
         threshold: Pixels whose best score is lower, in [0, 1], belong to no label.
+        refine: Whether masks follow the outlines in the picture.
 
     Raises:
         ValueError: If the picture is missing or broken, a label is blank or comes twice, or the model is unknown or
@@ -90,8 +101,12 @@ def segment_picture(
     # As bytes, so that a message has the picture's name and not its path on the server.
     picture = load_rgb(file.read_bytes(), name=file.name)
     segmenter = _segmenter(models[model_name])
-    result = segmenter(picture, candidate_labels=classes, threshold=threshold)
+    result = segmenter(picture, candidate_labels=classes, threshold=threshold, refine=refine)
     ids, scores = result["segmentation"], result["scores"]
+    training_free = None
+    if segmenter.model.config.score_function != "softmax":
+        alone = segmenter(picture, candidate_labels=classes, training_free_weight=1.0, refine=refine)
+        training_free = zegclip.draw(picture, alone["segmentation"], labels, side_by_side=False)
     rows = [
         (row["label"], f"{100 * row['share']:.1f} %", f"{row['score']:.2f}" if row["share"] else "-")
         for row in summarise(ids, scores, labels)
@@ -103,4 +118,11 @@ def segment_picture(
         f"The {model_name}",
     )
     # The page shows the picture already.
-    return Segmentation(zegclip.draw(picture, ids, labels, side_by_side=False), rows, warning)
+    overlay = zegclip.draw(picture, ids, labels, side_by_side=False)
+    return Segmentation(overlay, training_free, index_mask(ids, make_colours(len(labels))), rows, warning)
+
+
+def load_all(models: Mapping[str, str]) -> None:
+    """Load all models now, instead of each at its first use."""
+    for source in models.values():
+        _segmenter(source)

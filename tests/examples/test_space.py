@@ -62,7 +62,13 @@ def test_rows_are_those_of_the_command_line(segmenting, tmp_path):
     ]
     with Image.open(SCENE) as picture, Image.open(tmp_path / "scene_2_mask.png") as mask:
         drawn = zegclip.draw(picture, mask, LABELS, side_by_side=False)  # The page shows the picture already.
+        assert np.array_equal(result.mask, mask)
     assert np.array_equal(result.overlay, drawn)
+    # Without training, it would be another picture.
+    assert result.training_free.size == drawn.size
+    assert not np.array_equal(result.training_free, drawn)
+    refined = segmenting.segment_picture(str(SCENE), " boat,fish , cup,brick,sky", *models, models, refine=True)
+    assert not np.array_equal(refined.mask, result.mask)
     # The first name of a class stands for all of them.
     both = segmenting.segment_picture(str(SCENE), "boat/fish, cup/zebra, brick, sky", *models, models)
     assert [row[0] for row in both.rows] == ["boat", "cup", "brick", "sky"]
@@ -252,6 +258,8 @@ def test_a_picture_is_uploaded_and_segmented(browser, page, segmenting, tmp_path
     shown = wait_for(lambda: find(browser, "#overlay img"))[0]
     size = wait_for(lambda: browser.execute_script("return arguments[0].naturalWidth", shown))
     assert size == expected.overlay.width
+    for part in ("training_free", "mask"):
+        assert wait_for(lambda part=part: find(browser, f"#{part} img"))
     assert not find(browser, "#warning textarea")
     picture = tmp_path / "space.png"
     assert browser.save_screenshot(str(picture))
