@@ -1,7 +1,8 @@
 """Image processor of ZegCLIP, with torchvision as backend if that is installed, otherwise with Pillow."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import is_torchvision_available
 
@@ -12,6 +13,13 @@ if is_torchvision_available() or TYPE_CHECKING:
 
     class ZegClipImageProcessor(ZegClipImageProcessorBase, TorchvisionBackend):
         """ZegCLIP's image processor on torch tensors, on any device."""
+
+        def process_image(self, image: Any, **kwargs: Any) -> Any:
+            """Convert one picture to a tensor `(3, height, width)`."""
+            if isinstance(image, np.ndarray):
+                # torch takes no negative strides (`picture[..., ::-1]`) and warns of arrays that are read-only.
+                image = np.require(image, requirements=["C", "W"])
+            return super().process_image(image, **kwargs)
 
 else:
     ZegClipImageProcessor = ZegClipImageProcessorPil
