@@ -7,9 +7,10 @@ READY  = $(VENV)/.installed
 TYPES  = $(VENV)/types
 CONSTRAINTS = constraints.txt
 
-.PHONY: help demo test test-all test-slow lint format default-model clean
+.PHONY: help install demo test test-all test-slow lint format default-model clean
 
 help:
+	@echo "make install        create .venv with the tested versions"
 	@echo "make demo           segment a picture into classes whose masks the model never saw"
 	@echo "make test           fast tests"
 	@echo "make test-all       all tests but the slow ones"
@@ -18,6 +19,8 @@ help:
 	@echo "make format         rewrite the code in the project's style"
 	@echo "make default-model  train the embedded default model anew (about an hour on two cores)"
 	@echo "make clean          remove the environment and everything built"
+
+install: $(READY)
 
 demo: $(READY)
 	$(BIN)/zegclip demo

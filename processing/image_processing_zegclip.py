@@ -14,12 +14,12 @@ if is_torchvision_available() or TYPE_CHECKING:
     class ZegClipImageProcessor(ZegClipImageProcessorBase, TorchvisionBackend):
         """ZegCLIP's image processor on torch tensors, on any device."""
 
-        def process_image(self, image: Any, **kwargs: Any) -> Any:
+        def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
             """Convert one picture to a tensor `(3, height, width)`."""
             if isinstance(image, np.ndarray):
                 # torch takes no negative strides (`picture[..., ::-1]`) and warns of arrays that are read-only.
                 image = np.require(image, requirements=["C", "W"])
-            return super().process_image(image, **kwargs)
+            return super().process_image(image, *args, **kwargs)
 
 else:
     ZegClipImageProcessor = ZegClipImageProcessorPil

@@ -48,9 +48,9 @@ def draw(
         picture: A path, a URL, a file as bytes or a PIL image.
         segmentation: Its classes, of the upright picture's size. Either a map of ids, `(height, width)` integers as
             array, tensor or PIL image, where -1 and the largest number of an unsigned type stand for no label; or what
-            a segmentation pipeline returns for a picture, a list of `{"label": ..., "mask": ...}`, of which a later
-            mask covers earlier ones.
-        names: Of the classes, as the pipeline takes them; by default the labels of such a list.
+            a segmentation pipeline returns for a picture: a list of `{"label": ..., "mask": ...}`, of which a later
+            mask covers earlier ones, or, with `output_type="class_map"`, `{"labels": ..., "segmentation": ...}`.
+        names: Of the classes, as the pipeline takes them; by default the labels that a pipeline returned.
         legend: Whether to list the classes at the right, the largest first, with their shares of the pixels.
         side_by_side: Whether to show the picture, too. A wide one is shown above.
 
@@ -209,6 +209,13 @@ def _read_segmentation(
         labels = [part["label"] for part in segmentation]
         classes = nested_classes(list(dict.fromkeys(labels)) if names is None else names)
         ids = _merge_masks([np.asarray(part["mask"]) > 0 for part in segmentation], labels, classes)
+    elif isinstance(segmentation, Mapping):
+        if missing := {"labels", "segmentation"} - segmentation.keys():
+            raise InputError(f"The segmentation of a picture has no {min(missing)!r}, only {list(segmentation)}.")
+        labels = segmentation["labels"]
+        classes = nested_classes(labels if names is None else names)
+        places = np.array([*_find_places(labels, classes), -1])  # The last one is where -1 points to.
+        ids = places[_read_ids(segmentation["segmentation"], len(labels))]
     else:
         if names is None:
             raise InputError("names is missing: a map of ids needs the names of its classes.")
@@ -218,15 +225,21 @@ def _read_segmentation(
 
 
 def _merge_masks(masks: Sequence[np.ndarray], labels: Sequence[str], classes: Sequence[Sequence[str]]) -> np.ndarray:
-    numbers = {name: index for index, synonyms in enumerate(classes) for name in synonyms}
-    if unknown := [label for label in labels if label not in numbers]:
-        raise InputError(f"The label {unknown[0]!r} is not among the names.")
+    places = _find_places(labels, classes)
     if len({mask.shape for mask in masks}) != 1:
         raise InputError("The masks of a picture must all have its size.")
     ids = np.full(masks[0].shape, -1)
-    for mask, label in zip(masks, labels, strict=True):
-        ids[mask] = numbers[label]
+    for mask, place in zip(masks, places, strict=True):
+        ids[mask] = place
     return ids
+
+
+def _find_places(labels: Sequence[str], classes: Sequence[Sequence[str]]) -> list[int]:
+    """Return the index of each label's class."""
+    numbers = {name: index for index, synonyms in enumerate(classes) for name in synonyms}
+    if unknown := [label for label in labels if label not in numbers]:
+        raise InputError(f"The label {unknown[0]!r} is not among the names.")
+    return [numbers[label] for label in labels]
 
 
 def _read_ids(segmentation: Any, num_classes: int) -> np.ndarray:

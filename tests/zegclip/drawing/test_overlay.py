@@ -157,6 +157,8 @@ def test_all_kinds_of_segmentations_give_the_same_picture(tmp_path):
         {"label": name, "score": 0.5, "mask": Image.fromarray(np.uint8(255 * (ids == index)))}
         for index, name in enumerate(("cat", "tree", "sky"))
     ]
+    class_map = {"labels": ["cat", "tree", "sky"], "segmentation": ids, "scores": np.ones(ids.shape)}
+    turned = {"labels": ["sky", "cat"], "segmentation": np.select([ids == 2, ids == 0], [0, 1], -1)}
     grey_picture(ids).save(tmp_path / "picture.png")
     for picture, segmentation, given in (
         (grey_picture(ids), torch.from_numpy(ids), "cat, tree/bush, sky"),
@@ -166,6 +168,8 @@ def test_all_kinds_of_segmentations_give_the_same_picture(tmp_path):
         (grey_picture(ids), np.where(ids < 0, 65535, ids).astype(np.uint16), names),
         (grey_picture(ids), results, None),
         (grey_picture(ids), results[::-2], names),
+        (grey_picture(ids), class_map, None),
+        (grey_picture(ids), turned, names),
         (str(tmp_path / "picture.png"), ids, names),
     ):
         assert zegclip.draw(picture, segmentation, given).tobytes() == expected.tobytes()
@@ -188,6 +192,9 @@ def test_all_kinds_of_segmentations_give_the_same_picture(tmp_path):
         ([{"label": "dog", "mask": np.zeros((48, 48))}], ["cat"], "'dog'"),
         ([{"label": name, "mask": np.zeros((48, 48 + i))} for i, name in enumerate("ab")], None, "masks"),
         ([], None, "names"),
+        ({"labels": ["dog"], "segmentation": np.zeros((48, 48), int)}, ["cat"], "'dog'"),
+        ({"labels": ["dog"], "segmentation": np.ones((48, 48), int)}, None, "1.*0 to 0"),
+        ({"segmentation": np.zeros((48, 48), int), "segments_info": []}, ["cat"], "'labels'.*'segments_info'"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(segmentation, names, named):
