@@ -243,7 +243,7 @@ def _describe_base(model: ZegClipForSemanticSegmentation, folder: Path, repo_id:
         if not Path(base).resolve().is_relative_to(absolute.parent):
             raise UsageError(
                 f"The base of this adapter, {base}, does not lie beside {folder}: put it there, or export the two "
-                "together (whole)."
+                "together (--whole)."
             )
         base = os.path.relpath(Path(base).resolve(), absolute)
     return {"base_model_name_or_path": base, "clip_model_name_or_path": None}

@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 
@@ -118,6 +119,8 @@ class ZegClipTrainingArguments(TrainingArguments):
                 raise UsageError("fp16 has no effect on a CPU, which supports bf16.")
         if self.include_num_input_tokens_seen not in ("no", False):
             raise UsageError("include_num_input_tokens_seen does not apply here: pictures have no tokens.")
+        if "tensorboard" in self.report_to and not is_tensorboard_available():
+            raise UsageError("report_to: tensorboard is not installed here: pip install 'zegclip[tensorboard]'.")
         self._check_accelerator_config()
         self._set_batch_size()
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:

@@ -249,6 +249,12 @@ def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
+def test_what_a_log_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("zegclip.training.training_arguments.is_tensorboard_available", lambda: False)
+    with pytest.raises(UsageError, match=r"zegclip\[tensorboard\]"):
+        ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="tensorboard")
+
+
 @pytest.mark.parametrize(
     ("arguments", "pictures_a_pass"),
     [
