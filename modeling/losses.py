@@ -1,7 +1,9 @@
 """Losses over one mask logit map per class and picture: focal, dice, structural similarity and cross-entropy."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +44,30 @@ def compute_loss(
         raise ModelError(f"labels must be ({len(logits)}, height, width), not {tuple(labels.shape)}.")
     labels = labels.to(logits.device).long()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     if pseudo_class_ids is not None:
         labels = fill_pseudo_labels(logits, labels, pseudo_class_ids)
     counts = count_labels(config, labels, num_classes)
     ignore_index, negatives = config.semantic_loss_ignore_index, config.ignored_pixels_as_negatives
     present, num_masks = count_present_masks(labels, num_classes, ignore_index)
-    rule: dict[str, Any] = {"ignore_index": ignore_index, "ignored_as_negatives": negatives}
+    sums: dict[str, Callable[[_Maps], torch.Tensor]] = {}
+    if config.focal_weight:
+        sums["focal"] = partial(
+            _sum_focal, alpha=config.focal_alpha, gamma=config.focal_gamma, ignored_as_negatives=negatives
+        )
+    if config.dice_weight:
+        sums["dice"] = partial(_sum_errors_and_hits, ignored_as_negatives=negatives)
+    if config.ssim_weight:
+        sums["ssim"] = partial(
+            _sum_dissimilarity, of_probabilities=config.ssim_of_probabilities, ignored_as_negatives=negatives
+        )
+    of_maps = dict(zip(sums, _sum_each_map(list(sums.values()), logits, labels, ignore_index), strict=True))
     terms = {}
     if config.focal_weight:
-        focal = focal_loss(logits, labels, num_masks, alpha=config.focal_alpha, gamma=config.focal_gamma, **rule)
-        terms["loss_focal"] = config.focal_weight * focal
+        terms["loss_focal"] = config.focal_weight * _average_focal(of_maps["focal"], labels, num_masks)
     if config.dice_weight:
-        terms["loss_dice"] = config.dice_weight * dice_loss(logits, labels, present, num_masks, **rule)
+        terms["loss_dice"] = config.dice_weight * _average_dice(of_maps["dice"], present, num_masks)
     if config.ssim_weight:
-        ssim = ssim_loss(logits, labels, of_probabilities=config.ssim_of_probabilities, **rule)
-        terms["loss_ssim"] = config.ssim_weight * ssim
+        terms["loss_ssim"] = config.ssim_weight * _average_ssim(of_maps["ssim"], labels, ignore_index, negatives)
     if config.cross_entropy_weight:
         entropy = cross_entropy_loss(logits, labels, ignore_index=ignore_index)
         terms["loss_cross_entropy"] = config.cross_entropy_weight * entropy
@@ -128,49 +138,85 @@ def count_pixels(labels: torch.Tensor, ignore_index: int, ignored_too: bool) -> 
     return counted.sum()
 
 
-def _sum_each_map(
-    term: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    ignore_index: int,
-) -> torch.Tensor:
+def _resize(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Resize `(pictures, classes, height, width)` to the labels' resolution."""
+    size = labels.shape[-2:]
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass
+class _Maps:
     """
-    Sum a loss term over the pixels of each map; many large maps are processed in chunks, to bound the memory.
+    Mask logits of some classes of some pictures at the labels' resolution, and what several terms need of them.
+
+    Attributes:
+        logits: `(pictures, classes, height, width)`.
+        inside: 1 where a pixel is of the map's class, otherwise 0; same shape.
+        ids: Index of a pixel's map, out of range if that is none of these; `(pictures, height, width)` int64.
+        valid: False where a pixel is ignored, bool `(pictures, 1, height, width)`.
+        wrong: Logits of being wrong. With the sign of its logit flipped, the labelled class is as any other.
+        errors: Probabilities of being wrong.
+    """
+
+    logits: torch.Tensor
+    inside: torch.Tensor
+    ids: torch.Tensor
+    valid: torch.Tensor
+    wrong: torch.Tensor
+    errors: torch.Tensor
+
+    def sum(self, values: torch.Tensor, ignored_as_negatives: bool) -> torch.Tensor:
+        """Sum over the pixels of each map, `(pictures, classes)`."""
+        return (values if ignored_as_negatives else values * self.valid).sum((-2, -1))
+
+
+def _sum_each_map(
+    terms: Sequence[Callable[[_Maps], torch.Tensor]], logits: torch.Tensor, labels: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, ...]:
+    """
+    Sum loss terms over the pixels of each map; many large maps are processed in chunks, to bound the memory.
 
     Args:
-        term: Function of `maps` `(pictures, classes, height, width)`, `own`, true where a pixel is of the map's class
-            (bool, same shape), and `valid`, false where it is ignored (bool `(pictures, 1, height, width)`). Returns
-            sums `(pictures, classes)`.
-        logits: `(batch, classes, height, width)` mask logits.
+        terms: Functions that return sums `(..., pictures, classes)`.
+        logits: `(batch, classes, rows, columns)` mask logits.
         labels: `(batch, height, width)` int64 class ids.
         ignore_index: Label of pixels without a class.
 
     Returns:
-        `(batch, classes)`.
+        `(..., batch, classes)` for each term.
     """
-    if torch.compiler.is_compiling() or logits.numel() <= PIXELS_AT_ONCE:
-        return _of_maps(term, logits, labels, 0, ignore_index)
+    if not terms:
+        return ()
     num_classes, pixels = logits.shape[1], labels[0].numel()
+    if torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE:
+        return _of_maps(terms, logits, labels, 0, ignore_index)
     pictures_at_once = max(PIXELS_AT_ONCE // (num_classes * pixels), 1)
     maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_classes)
     batch = []
     for pictures, ids in zip(logits.split(pictures_at_once), labels.split(pictures_at_once), strict=True):
-        sums = []
+        chunks = []
         for number, maps in enumerate(pictures.split(maps_at_once, dim=1)):
-            # The full-size maps inside a term are recomputed in the backward pass, not stored.
-            arguments = (term, maps, ids, number * maps_at_once, ignore_index)
-            sums.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
-        batch.append(torch.cat(sums, dim=1))
-    return torch.cat(batch)
+            # What has the labels' resolution is computed again in the backward pass, not stored.
+            arguments = (terms, maps, ids, number * maps_at_once, ignore_index)
+            chunks.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
+        batch.append([torch.cat(sums, dim=-1) for sums in zip(*chunks, strict=True)])
+    return tuple(torch.cat(sums, dim=-2) for sums in zip(*batch, strict=True))
 
 
 def _of_maps(
-    term: Callable[..., torch.Tensor], maps: torch.Tensor, ids: torch.Tensor, first: int, ignore_index: int
-) -> torch.Tensor:
-    ids = ids.unsqueeze(1)
-    valid = ids != ignore_index
-    classes = torch.arange(first, first + maps.shape[1], device=ids.device).view(-1, 1, 1)
-    return term(maps, (ids == classes) & valid, valid)
+    terms: Sequence[Callable[[_Maps], torch.Tensor]],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    first: int,
+    ignore_index: int,
+) -> tuple[torch.Tensor, ...]:
+    valid = labels != ignore_index
+    ids = (labels - first).where(valid, -1)
+    logits = _resize(logits, labels)
+    inside = (ids.unsqueeze(1) == torch.arange(logits.shape[1], device=ids.device).view(-1, 1, 1)).to(logits)
+    wrong = (1 - 2 * inside) * logits
+    maps = _Maps(logits, inside, ids, valid.unsqueeze(1), wrong, errors=_sigmoid(wrong))
+    return tuple(term(maps) for term in terms)
 
 
 def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
@@ -194,7 +240,7 @@ def focal_loss(
     Sigmoid focal loss, the mean over pixels summed over all pictures and classes, divided by `num_masks`.
 
     Args:
-        logits: `(batch, classes, height, width)` float32 mask logits.
+        logits: `(batch, classes, rows, columns)` float32 mask logits, resized to the labels.
         labels: `(batch, height, width)` int64 class ids.
         num_masks: Scalar normaliser, see [`count_present_masks`].
         alpha: Weight of pixels inside a mask; `1 - alpha` outside.
@@ -203,17 +249,19 @@ def focal_loss(
         ignored_as_negatives: Official behaviour: such pixels count as outside of every mask.
     """
 
-    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        # With the sign of its logit flipped, the labelled class has the term of any other.
-        inside = own.to(maps)
-        wrong = (1 - 2 * inside) * maps
-        # What lies below -80 adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
-        values = _sigmoid(wrong.clamp(min=-80)) ** gamma * F.softplus(wrong)
-        values = values * (1 - alpha + (2 * alpha - 1) * inside)
-        return (values if ignored_as_negatives else values * valid).sum((-2, -1))
+    term = partial(_sum_focal, alpha=alpha, gamma=gamma, ignored_as_negatives=ignored_as_negatives)
+    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    return _average_focal(sums, labels, num_masks)
 
-    pixels = labels.shape[-2] * labels.shape[-1]
-    return _sum_each_map(term, logits, labels, ignore_index).sum() / (pixels * num_masks)
+
+def _sum_focal(maps: _Maps, alpha: float, gamma: float, ignored_as_negatives: bool) -> torch.Tensor:
+    # What lies below exp(-80) adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
+    values = maps.errors.clamp(min=math.exp(-80)) ** gamma * F.softplus(maps.wrong)
+    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * maps.inside), ignored_as_negatives)
+
+
+def _average_focal(sums: torch.Tensor, labels: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
+    return sums.sum() / (labels[0].numel() * num_masks)
 
 
 def dice_loss(
@@ -229,7 +277,7 @@ def dice_loss(
     Soft dice loss with smoothing 1, summed over the classes present in each picture, divided by `num_masks`.
 
     Args:
-        logits: `(batch, classes, height, width)` float32 mask logits.
+        logits: `(batch, classes, rows, columns)` float32 mask logits, resized to the labels.
         labels: `(batch, height, width)` int64 class ids.
         present: `(batch, classes)` bool, see [`count_present_masks`].
         num_masks: Scalar normaliser.
@@ -237,18 +285,24 @@ def dice_loss(
         ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.
     """
 
-    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        errors = _sigmoid((1 - 2 * own.to(maps)) * maps)
-        return (errors if ignored_as_negatives else errors * valid).sum((-2, -1))
+    term = partial(_sum_errors_and_hits, ignored_as_negatives=ignored_as_negatives)
+    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    return _average_dice(sums, present, num_masks)
 
-    valid = labels != ignore_index
-    hits = _sigmoid(logits.gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1))
+
+def _sum_errors_and_hits(maps: _Maps, ignored_as_negatives: bool) -> torch.Tensor:
+    num_maps = maps.logits.shape[1]
+    here = (maps.ids >= 0) & (maps.ids < num_maps)
+    hits = _sigmoid(maps.logits.gather(1, maps.ids.where(here, 0).unsqueeze(1)).squeeze(1))
     # A running sum over a whole map rounds off too much in float32; Apple's GPUs have no other.
     wide = hits.dtype if hits.device.type == "mps" else torch.float64
-    bins = torch.zeros(len(labels), logits.shape[1] + 1, dtype=wide, device=hits.device)
-    ids = labels.where(valid, logits.shape[1])
-    intersection = bins.scatter_add(1, ids.flatten(1), hits.flatten(1).to(wide))[:, :-1].to(hits)
-    errors = _sum_each_map(term, logits, labels, ignore_index)
+    bins = torch.zeros(len(hits), num_maps + 1, dtype=wide, device=hits.device)
+    bins = bins.scatter_add(1, maps.ids.where(here, num_maps).flatten(1), hits.flatten(1).to(wide))
+    return torch.stack([maps.sum(maps.errors, ignored_as_negatives), bins[:, :-1].to(hits)])
+
+
+def _average_dice(sums: torch.Tensor, present: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
+    errors, intersection = sums
     # 1 - (2 I + 1) / (A + 1), where the area A of both is 2 I and the errors. In this form neither the value nor the
     # gradient is a small difference of large numbers.
     terms = 1 / (1 + (2 * intersection + 1) / errors.clamp(min=1e-12))
@@ -260,19 +314,32 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
     Mean cross-entropy over labelled pixels, where classes exclude each other (ZegCLIP's ablation, section 3.5).
 
     Args:
-        logits: `(batch, classes, height, width)` float32 mask logits.
+        logits: `(batch, classes, rows, columns)` float32 mask logits, resized to the labels.
         labels: `(batch, height, width)` int64 class ids.
         ignore_index: Label of pixels that are left out.
 
     Returns:
         Scalar, 0 where no pixel has a label.
     """
-    valid = labels != ignore_index
-    ids = labels.where(valid, 0).unsqueeze(1)
-    own = logits.gather(1, ids)
-    # From the margin to the other classes: a softmax rounds the probability of a confident pixel to 1.
-    others = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-    total = F.softplus(others - own).squeeze(1).where(valid, 0).sum()
+
+    def sum_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = _resize(logits, labels)
+        valid = labels != ignore_index
+        ids = labels.where(valid, 0).unsqueeze(1)
+        own = logits.gather(1, ids)
+        # From the margin to the other classes: a softmax rounds the probability of a confident pixel to 1.
+        others = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+        return F.softplus(others - own).squeeze(1).where(valid, 0).sum()
+
+    if torch.compiler.is_compiling() or logits.shape[1] * labels.numel() <= PIXELS_AT_ONCE:
+        total = sum_pixels(logits, labels)
+    else:
+        total = torch.stack(
+            [
+                checkpoint(sum_pixels, *picture, use_reentrant=False, preserve_rng_state=False)
+                for picture in zip(logits.split(1), labels.split(1), strict=True)
+            ]
+        ).sum()
     return total / count_pixels(labels, ignore_index, ignored_too=False).clamp(min=1)
 
 
@@ -291,7 +358,7 @@ def ssim_loss(
     window is a Gaussian of 11 pixels a side and a standard deviation of 1.5; zeros lie around the maps.
 
     Args:
-        logits: `(batch, classes, height, width)` float32 mask logits.
+        logits: `(batch, classes, rows, columns)` float32 mask logits, resized to the labels.
         labels: `(batch, height, width)` int64 class ids.
         of_probabilities: Compare the sigmoid of the logits instead.
         ignore_index: Label of pixels without a class.
@@ -301,37 +368,50 @@ def ssim_loss(
     Returns:
         Scalar in [0, 2].
     """
+    term = partial(_sum_dissimilarity, of_probabilities=of_probabilities, ignored_as_negatives=ignored_as_negatives)
+    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    return _average_ssim(sums, labels, ignore_index, ignored_as_negatives)
+
+
+def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives: bool) -> torch.Tensor:
     reach = SSIM_WINDOW // 2
     c1, c2 = SSIM_CONSTANTS
+    values, masks = _sigmoid(maps.logits) if of_probabilities else maps.logits, maps.inside
+    if not ignored_as_negatives:
+        values = values * maps.valid
+    num_maps = masks.shape[1]
+    gaussian = _gaussian(values.device, values.dtype).expand(num_maps, 1, 1, -1)
 
-    def term(maps: torch.Tensor, own: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        maps = _sigmoid(maps) if of_probabilities else maps
-        masks = own.to(maps)
-        if not ignored_as_negatives:
-            maps = maps * valid
-        gaussian = (-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * SSIM_SIGMA**2)).exp()
-        gaussian = (gaussian / gaussian.sum()).to(maps).expand(maps.shape[1], 1, 1, -1)
+    def blur(values: torch.Tensor) -> torch.Tensor:
+        # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more pictures.
+        values = F.conv2d(values, gaussian.mT, padding=(reach, 0), groups=num_maps)
+        return F.conv2d(values, gaussian, padding=(0, reach), groups=num_maps)
 
-        def blur(values: torch.Tensor) -> torch.Tensor:
-            # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more
-            # pictures.
-            values = F.conv2d(values, gaussian.mT, padding=(reach, 0), groups=maps.shape[1])
-            return F.conv2d(values, gaussian, padding=(0, reach), groups=maps.shape[1])
+    # Differences of squares do not survive the half precision that autocast gives to convolutions.
+    with torch.autocast(values.device.type, enabled=False):
+        mean_x, mean_y = blur(values), blur(masks)
+        # What rounding makes negative would bring a denominator close to zero, where logits are large and flat.
+        variance_x = (blur(values * values) - mean_x * mean_x).clamp(min=0)
+        variance_y = mean_y - mean_y * mean_y  # a mask is its own square
+        covariance = blur(values * masks) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    return maps.sum((1 - similarity).clamp(min=0), ignored_as_negatives)
 
-        # Differences of squares do not survive the half precision that autocast gives to convolutions.
-        with torch.autocast(maps.device.type, enabled=False):
-            mean_x, mean_y = blur(maps), blur(masks)
-            # What rounding makes negative would bring a denominator close to zero, where logits are large and flat.
-            variance_x = (blur(maps * maps) - mean_x * mean_x).clamp(min=0)
-            variance_y = mean_y - mean_y * mean_y  # a mask is its own square
-            covariance = blur(maps * masks) - mean_x * mean_y
-        similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-        similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-        dissimilarity = (1 - similarity).clamp(min=0)
-        return (dissimilarity if ignored_as_negatives else dissimilarity * valid).sum((-2, -1))
 
+def _average_ssim(
+    sums: torch.Tensor, labels: torch.Tensor, ignore_index: int, ignored_as_negatives: bool
+) -> torch.Tensor:
     pixels = count_pixels(labels, ignore_index, ignored_too=ignored_as_negatives).clamp(min=1)
-    return _sum_each_map(term, logits, labels, ignore_index).sum() / (pixels * logits.shape[1])
+    return sums.sum() / (pixels * sums.shape[-1])
+
+
+@cache
+def _gaussian(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The window of SSIM along one axis; computed once, as a copy to a GPU waits for it."""
+    distances = torch.arange(-(SSIM_WINDOW // 2), SSIM_WINDOW // 2 + 1, dtype=torch.float64)
+    window = (-(distances**2) / (2 * SSIM_SIGMA**2)).exp()
+    return (window / window.sum()).to(device, dtype)
 
 
 @torch.no_grad()
@@ -344,7 +424,7 @@ def fill_pseudo_labels(
     There is no threshold and no teacher: the scores are those of the forward pass that is being trained.
 
     Args:
-        logits: `(batch, classes, height, width)` mask logits of all classes at the labels' resolution.
+        logits: `(batch, classes, rows, columns)` mask logits of all classes.
         labels: `(batch, height, width)` int64 ids; `unlabelled` marks pixels to fill.
         class_ids: Ids to choose from, the unseen classes.
         unlabelled: Label of the pixels to fill.
@@ -354,7 +434,7 @@ def fill_pseudo_labels(
     """
     ids = torch.tensor(list(class_ids), device=logits.device)
     # Of the sigmoid, as in the official code: where several are saturated, the first of them wins.
-    best = ids[logits.index_select(1, ids).sigmoid().argmax(dim=1)]
+    best = ids[_resize(logits.index_select(1, ids), labels).sigmoid().argmax(dim=1)]
     return torch.where(labels == unlabelled, best, labels)
 
 
