@@ -290,7 +290,7 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
                 data = {"segmentation": ids, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                chunks = class_chunks(len(picture_logits), height, width)
+                chunks = class_chunks(len(picture_logits), height, width, picture_logits.device)
                 ids, _ = running_max(resize_maps(picture_logits[chunk], height, width) for chunk in chunks)
                 ids = ids if class_of_name is None else class_of_name[ids]
                 results.append(ids if turn_back is None else turn_back(ids))

@@ -20,8 +20,10 @@ from .input_error import InputError
 from .refinement import refined_tiles
 from .resizing import resize_matrix
 
-# Scores at full resolution per chunk of classes, which fit into the cache of a CPU; a chunk has at least one class.
+# Scores at full resolution per chunk of classes; a chunk has at least one class. They fit into the cache of a CPU;
+# accelerators, which wait for each operator, get few chunks.
 SCORES_PER_CHUNK = 2**21
+SCORES_PER_CHUNK_ELSEWHERE = 2**24
 # Pixels per step of the arg-max on a CPU, again for its cache.
 PIXELS_AT_ONCE = 2**17
 
@@ -405,12 +407,14 @@ def _merging(
 def _name_chunks(windows: WindowLogits, target_size: tuple[int, int] | None) -> Iterator[slice]:
     """Chunks of names, the same for logits and for sigmoids: a blend takes them in pairs."""
     size = (windows.height, windows.width)
-    return class_chunks(windows.logits.shape[1], *max(size, target_size or size, key=math.prod))
+    height, width = max(size, target_size or size, key=math.prod)
+    return class_chunks(windows.logits.shape[1], height, width, windows.logits.device)
 
 
-def class_chunks(num_names: int, height: int, width: int) -> Iterator[slice]:
-    """Chunks of classes, in order, with at most `SCORES_PER_CHUNK` scores of that size each, or one class."""
-    count = max(SCORES_PER_CHUNK // (height * width), 1)
+def class_chunks(num_names: int, height: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Chunks of classes, in order, with at most as many scores of that size each as suit the device, or one class."""
+    scores = SCORES_PER_CHUNK if device.type == "cpu" else SCORES_PER_CHUNK_ELSEWHERE
+    count = max(scores // (height * width), 1)
     for start in range(0, num_names, count):
         yield slice(start, min(start + count, num_names))
 
@@ -430,20 +434,34 @@ def running_max(chunks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     first = next(iterator)
     best = first[0].flatten().clone()
     ids = torch.zeros_like(best, dtype=torch.int32)
-    at_once = PIXELS_AT_ONCE if best.device.type == "cpu" else len(best)
+    fold = _fold_by_class if best.device.type == "cpu" else _fold_at_once
     index = 0
     for chunk in itertools.chain([first], iterator):
-        flat = chunk.flatten(1)
-        for start in range(0, len(best), at_once):
-            part = slice(start, start + at_once)
-            best_part, ids_part = best[part], ids[part]
-            for class_index, scores in enumerate(flat[:, part], index):
-                # On CPUs, `max(dim=0)` tracks indices element by element and takes several times as long.
-                torch.maximum(ids_part, (scores > best_part).int().mul_(class_index), out=ids_part)
-                torch.maximum(best_part, scores, out=best_part)
+        fold(best, ids, chunk.flatten(1), index)
         index += len(chunk)
     size = first.shape[1:]
     return ids.view(size).long(), best.view(size)
+
+
+def _fold_by_class(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, first_id: int) -> None:
+    """
+    Update the best scores `(pixels,)` and their classes with `(classes, pixels)` more.
+
+    On CPUs, `max(dim=0)` tracks indices element by element and takes several times as long.
+    """
+    for start in range(0, len(best), PIXELS_AT_ONCE):
+        part = slice(start, start + PIXELS_AT_ONCE)
+        best_part, ids_part = best[part], ids[part]
+        for class_id, scores in enumerate(chunk[:, part], first_id):
+            torch.maximum(ids_part, (scores > best_part).int().mul_(class_id), out=ids_part)
+            torch.maximum(best_part, scores, out=best_part)
+
+
+def _fold_at_once(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, first_id: int) -> None:
+    """As [`_fold_by_class`] in four operators, of which accelerators wait for each."""
+    scores, places = chunk.max(dim=0)
+    torch.where(scores > best, (places + first_id).int(), ids, out=ids)
+    torch.maximum(best, scores, out=best)
 
 
 def best_of_names(scores: torch.Tensor, class_of_name: torch.Tensor) -> torch.Tensor:

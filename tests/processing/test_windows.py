@@ -297,15 +297,31 @@ def test_half_precision_logits_are_merged_in_float32(dtype, score_function):
     assert torch.equal(merge_scores(half), merge_scores(rounded))
 
 
-def test_ties_go_to_the_first_class_also_across_chunks():
+@pytest.fixture(params=["_fold_by_class", "_fold_at_once"])
+def either_fold(request, monkeypatch):
+    """What CPUs and what accelerators compute, both on this CPU."""
+    monkeypatch.setattr(windows_module, "_fold_by_class", getattr(windows_module, request.param))
+
+
+def test_ties_go_to_the_first_class_also_across_chunks(either_fold):
     chunk = torch.zeros(3, 2, 2)
     ids, best = running_max([chunk, chunk, chunk + 1, chunk + 1])
     assert (ids == 6).all()
     assert (best == 1).all()
 
 
+def test_accelerators_need_few_operators_for_many_classes(monkeypatch):
+    windows = random_windows(512, 512, 512, 512, names=171)
+    monkeypatch.setattr(windows_module, "_fold_by_class", windows_module._fold_at_once)
+    monkeypatch.setattr(windows_module, "SCORES_PER_CHUNK", windows_module.SCORES_PER_CHUNK_ELSEWHERE)
+    with torch.profiler.profile() as profile:
+        merge_masks(windows)
+    operators = [event for event in profile.events() if event.cpu_parent is None]
+    assert len(operators) <= 100
+
+
 @pytest.mark.parametrize("shape", [(7, 400, 401), (3, 4, 5)])
-def test_the_maximum_over_more_pixels_than_one_step_does_not_change_its_chunks(shape):
+def test_the_maximum_over_more_pixels_than_one_step_does_not_change_its_chunks(shape, either_fold):
     scores = torch.rand(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     given = scores.detach().clone()
     ids, best = running_max(scores.split(3))
@@ -316,7 +332,7 @@ def test_the_maximum_over_more_pixels_than_one_step_does_not_change_its_chunks(s
 
 def test_chunks_contain_all_classes_in_order():
     for names, height, width in [(5, 1, 1), (5, 600, 1000), (3, 5000, 5000), (4001, 32, 32)]:
-        chunks = list(class_chunks(names, height, width))
+        chunks = list(class_chunks(names, height, width, torch.device("cpu")))
         assert [index for chunk in chunks for index in range(names)[chunk]] == list(range(names))
         largest = max(chunk.stop - chunk.start for chunk in chunks)
         assert largest == 1 or largest * height * width <= SCORES_PER_CHUNK
