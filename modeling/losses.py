@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,6 @@ class _Maps:
     Attributes:
         logits: `(pictures, classes, height, width)`.
         inside: 1 where a pixel is of the map's class, otherwise 0; same shape.
-        ids: Index of a pixel's map, out of range if that is none of these; `(pictures, height, width)` int64.
         valid: False where a pixel is ignored, bool `(pictures, 1, height, width)`.
         wrong: Logits of being wrong. With the sign of its logit flipped, the labelled class is as any other.
         errors: Probabilities of being wrong.
@@ -160,7 +159,6 @@ class _Maps:
 
     logits: torch.Tensor
     inside: torch.Tensor
-    ids: torch.Tensor
     valid: torch.Tensor
     wrong: torch.Tensor
     errors: torch.Tensor
@@ -187,7 +185,7 @@ def _sum_each_map(
     """
     if not terms:
         return ()
-    num_classes, pixels = logits.shape[1], labels[0].numel()
+    num_classes, pixels = logits.shape[1], labels.shape[-2:].numel()
     if torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE:
         return _of_maps(terms, logits, labels, 0, ignore_index)
     pictures_at_once = max(PIXELS_AT_ONCE // (num_classes * pixels), 1)
@@ -215,7 +213,7 @@ def _of_maps(
     logits = _resize(logits, labels)
     inside = (ids.unsqueeze(1) == torch.arange(logits.shape[1], device=ids.device).view(-1, 1, 1)).to(logits)
     wrong = (1 - 2 * inside) * logits
-    maps = _Maps(logits, inside, ids, valid.unsqueeze(1), wrong, errors=_sigmoid(wrong))
+    maps = _Maps(logits, inside, valid.unsqueeze(1), wrong, errors=_sigmoid(wrong))
     return tuple(term(maps) for term in terms)
 
 
@@ -261,7 +259,7 @@ def _sum_focal(maps: _Maps, alpha: float, gamma: float, ignored_as_negatives: bo
 
 
 def _average_focal(sums: torch.Tensor, labels: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
-    return sums.sum() / (labels[0].numel() * num_masks)
+    return sums.sum() / (labels.shape[-2:].numel() * num_masks)
 
 
 def dice_loss(
@@ -291,14 +289,8 @@ def dice_loss(
 
 
 def _sum_errors_and_hits(maps: _Maps, ignored_as_negatives: bool) -> torch.Tensor:
-    num_maps = maps.logits.shape[1]
-    here = (maps.ids >= 0) & (maps.ids < num_maps)
-    hits = _sigmoid(maps.logits.gather(1, maps.ids.where(here, 0).unsqueeze(1)).squeeze(1))
-    # A running sum over a whole map rounds off too much in float32; Apple's GPUs have no other.
-    wide = hits.dtype if hits.device.type == "mps" else torch.float64
-    bins = torch.zeros(len(hits), num_maps + 1, dtype=wide, device=hits.device)
-    bins = bins.scatter_add(1, maps.ids.where(here, num_maps).flatten(1), hits.flatten(1).to(wide))
-    return torch.stack([maps.sum(maps.errors, ignored_as_negatives), bins[:, :-1].to(hits)])
+    hits = (maps.inside * (1 - maps.errors)).sum((-2, -1))
+    return torch.stack([maps.sum(maps.errors, ignored_as_negatives), hits])
 
 
 def _average_dice(sums: torch.Tensor, present: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
@@ -331,15 +323,15 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
         others = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
         return F.softplus(others - own).squeeze(1).where(valid, 0).sum()
 
-    if torch.compiler.is_compiling() or logits.shape[1] * labels.numel() <= PIXELS_AT_ONCE:
+    pictures_at_once = max(PIXELS_AT_ONCE // (logits.shape[1] * labels.shape[-2:].numel()), 1)
+    if torch.compiler.is_compiling() or len(labels) <= pictures_at_once:
         total = sum_pixels(logits, labels)
     else:
-        total = torch.stack(
-            [
-                checkpoint(sum_pixels, *picture, use_reentrant=False, preserve_rng_state=False)
-                for picture in zip(logits.split(1), labels.split(1), strict=True)
-            ]
-        ).sum()
+        sums = [
+            checkpoint(sum_pixels, *pictures, use_reentrant=False, preserve_rng_state=False)
+            for pictures in zip(logits.split(pictures_at_once), labels.split(pictures_at_once), strict=True)
+        ]
+        total = torch.stack(sums).sum()
     return total / count_pixels(labels, ignore_index, ignored_too=False).clamp(min=1)
 
 
@@ -380,7 +372,10 @@ def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives
     if not ignored_as_negatives:
         values = values * maps.valid
     num_maps = masks.shape[1]
-    gaussian = _gaussian(values.device, values.dtype).expand(num_maps, 1, 1, -1)
+    # Computed where it is used: a copy from the CPU would be waited for.
+    distances = torch.arange(-reach, reach + 1, dtype=values.dtype, device=values.device)
+    gaussian = (-(distances**2) / (2 * SSIM_SIGMA**2)).exp()
+    gaussian = (gaussian / gaussian.sum()).expand(num_maps, 1, 1, -1)
 
     def blur(values: torch.Tensor) -> torch.Tensor:
         # The window is a product of a row and a column. On CPUs, one group a class is far quicker than more pictures.
@@ -404,14 +399,6 @@ def _average_ssim(
 ) -> torch.Tensor:
     pixels = count_pixels(labels, ignore_index, ignored_too=ignored_as_negatives).clamp(min=1)
     return sums.sum() / (pixels * sums.shape[-1])
-
-
-@cache
-def _gaussian(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The window of SSIM along one axis; computed once, as a copy to a GPU waits for it."""
-    distances = torch.arange(-(SSIM_WINDOW // 2), SSIM_WINDOW // 2 + 1, dtype=torch.float64)
-    window = (-(distances**2) / (2 * SSIM_SIGMA**2)).exp()
-    return (window / window.sum()).to(device, dtype)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from .refinement import refined_tiles
 from .resizing import resize_matrix
 
 # Scores at full resolution per chunk of classes; a chunk has at least one class. They fit into the cache of a CPU;
-# accelerators, which wait for each operator, get few chunks.
+# accelerators, where each operator costs a launch, get few chunks (not measured yet).
 SCORES_PER_CHUNK = 2**21
 SCORES_PER_CHUNK_ELSEWHERE = 2**24
 # Pixels per step of the arg-max on a CPU, again for its cache.
@@ -460,7 +460,7 @@ def _fold_by_class(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, f
 def _fold_at_once(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, first_id: int) -> None:
     """As [`_fold_by_class`] in four operators, of which accelerators wait for each."""
     scores, places = chunk.max(dim=0)
-    torch.where(scores > best, (places + first_id).int(), ids, out=ids)
+    torch.where(scores > best, places.int().add_(first_id), ids, out=ids)
     torch.maximum(best, scores, out=best)
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from zegclip.modeling import losses
+from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.losses import (
     count_present_masks,
     cross_entropy_loss,
@@ -178,18 +179,37 @@ def test_an_ignore_index_below_the_number_of_classes(name, ignored_as_negatives)
     torch.testing.assert_close(other, same, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(20, 24), (5, 8)])
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, name, ignored_as_negatives):
+def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, name, ignored_as_negatives, size):
     torch.manual_seed(0)
-    logits = torch.randn(3, 7, 20, 24, dtype=torch.float64)
+    logits = torch.randn(3, 7, *size, dtype=torch.float64)
     labels = torch.randint(7, (3, 20, 24))
     labels[0, :5] = 255
     results = []
-    for pixels in (2**22, 1, 3 * 480, 4 * 480, 8 * 480):
+    for pixels in (2**22, 1, 3 * 480, 4 * 480, 8 * 480, 15 * 480):
         monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
         results.append(value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives))
-        torch.testing.assert_close(results[-1], results[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(results[-1], results[0], rtol=1e-12, atol=1e-18)
+
+
+def test_all_terms_together_are_those_of_each_loss(monkeypatch):
+    weights = {"focal_weight": 1.0, "dice_weight": 1.0, "ssim_weight": 1.0, "cross_entropy_weight": 1.0}
+    logits, labels = torch.randn(3, 7, 5, 8, dtype=torch.float64), torch.randint(7, (3, 20, 24))
+    present, count = count_present_masks(labels, 7, 255)
+    for pixels in (2**22, 4 * 480):
+        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        terms, _ = losses.compute_loss(ZegClipConfig(**weights), logits, labels)
+        for name in ("focal", "dice", "ssim", "cross_entropy"):
+            torch.testing.assert_close(terms[f"loss_{name}"], LOSSES[name](logits, labels, present, count))
+
+
+def test_a_loss_may_first_be_computed_without_gradients():
+    logits, labels = torch.randn(1, 2, 12, 12, requires_grad=True), torch.randint(2, (1, 12, 12))
+    with torch.inference_mode():
+        ssim_loss(logits, labels)
+    ssim_loss(logits, labels).backward()
 
 
 def confident_maps(scale):

@@ -311,6 +311,7 @@ def test_ties_go_to_the_first_class_also_across_chunks(either_fold):
 
 
 def test_accelerators_need_few_operators_for_many_classes(monkeypatch):
+    assert len(list(class_chunks(171, 512, 512, torch.device("cuda")))) == 3
     windows = random_windows(512, 512, 512, 512, names=171)
     monkeypatch.setattr(windows_module, "_fold_by_class", windows_module._fold_at_once)
     monkeypatch.setattr(windows_module, "SCORES_PER_CHUNK", windows_module.SCORES_PER_CHUNK_ELSEWHERE)

@@ -193,6 +193,7 @@ def test_all_kinds_of_segmentations_give_the_same_picture(tmp_path):
         ([{"label": name, "mask": np.zeros((48, 48 + i))} for i, name in enumerate("ab")], None, "masks"),
         ([], None, "names"),
         ({"labels": ["dog"], "segmentation": np.zeros((48, 48), int)}, ["cat"], "'dog'"),
+        ([{"labels": ["cat"], "segmentation": np.zeros((48, 48), int)}], ["cat"], "one picture"),
         ({"labels": ["dog"], "segmentation": np.ones((48, 48), int)}, None, "1.*0 to 0"),
         ({"segmentation": np.zeros((48, 48), int), "segments_info": []}, ["cat"], "'labels'.*'segments_info'"),
     ],
