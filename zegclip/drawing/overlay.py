@@ -207,9 +207,7 @@ def _read_segmentation(
     """Return the ids, `(height, width)` int64 with -1 for no label, and the name of each class."""
     if isinstance(segmentation, list) and all(isinstance(part, Mapping) for part in segmentation):
         if not all({"label", "mask"} <= part.keys() for part in segmentation):
-            raise InputError(
-                "A list has the labels and masks of one picture: give one picture's result."
-            )
+            raise InputError("A list has the labels and masks of one picture: give one picture's result.")
         labels = [part["label"] for part in segmentation]
         classes = nested_classes(list(dict.fromkeys(labels)) if names is None else names)
         ids = _merge_masks([np.asarray(part["mask"]) > 0 for part in segmentation], labels, classes)
