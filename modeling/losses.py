@@ -246,7 +246,6 @@ def focal_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: such pixels count as outside of every mask.
     """
-
     term = partial(_sum_focal, alpha=alpha, gamma=gamma, ignored_as_negatives=ignored_as_negatives)
     [sums] = _sum_each_map([term], logits, labels, ignore_index)
     return _average_focal(sums, labels, num_masks)
@@ -282,7 +281,6 @@ def dice_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.
     """
-
     term = partial(_sum_errors_and_hits, ignored_as_negatives=ignored_as_negatives)
     [sums] = _sum_each_map([term], logits, labels, ignore_index)
     return _average_dice(sums, present, num_masks)

@@ -458,7 +458,7 @@ def _fold_by_class(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, f
 
 
 def _fold_at_once(best: torch.Tensor, ids: torch.Tensor, chunk: torch.Tensor, first_id: int) -> None:
-    """As [`_fold_by_class`] in four operators, of which accelerators wait for each."""
+    """As [`_fold_by_class`], in a few operators for all classes of the chunk."""
     scores, places = chunk.max(dim=0)
     torch.where(scores > best, places.int().add_(first_id), ids, out=ids)
     torch.maximum(best, scores, out=best)

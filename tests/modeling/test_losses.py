@@ -179,19 +179,33 @@ def test_an_ignore_index_below_the_number_of_classes(name, ignored_as_negatives)
     torch.testing.assert_close(other, same, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [(20, 24), (5, 8)])
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, name, ignored_as_negatives, size):
+def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, name, ignored_as_negatives):
     torch.manual_seed(0)
-    logits = torch.randn(3, 7, *size, dtype=torch.float64)
+    logits = torch.randn(3, 7, 20, 24, dtype=torch.float64)
     labels = torch.randint(7, (3, 20, 24))
     labels[0, :5] = 255
     results = []
     for pixels in (2**22, 1, 3 * 480, 4 * 480, 8 * 480, 15 * 480):
         monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
         results.append(value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives))
-        torch.testing.assert_close(results[-1], results[0], rtol=1e-12, atol=1e-18)
+        torch.testing.assert_close(results[-1], results[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_logits_are_resized_in_each_chunk_as_at_once(monkeypatch, name, ignored_as_negatives):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 7, 5, 8, dtype=torch.float64, requires_grad=True), torch.randint(7, (3, 20, 24))
+    labels[0, :5] = 255
+    resized = F.interpolate(logits, size=(20, 24), mode="bilinear")
+    loss, gradient = value_and_gradient(name, resized.detach(), labels, ignored_as_negatives=ignored_as_negatives)
+    [expected] = torch.autograd.grad(resized, logits, gradient)
+    for pixels in (2**22, 1, 4 * 480, 15 * 480):
+        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        result = value_and_gradient(name, logits.detach(), labels, ignored_as_negatives=ignored_as_negatives)
+        torch.testing.assert_close(result, (loss, expected))
 
 
 def test_all_terms_together_are_those_of_each_loss(monkeypatch):
