@@ -1,33 +1,35 @@
-"""Windows of pre-drawn scenes with captions, without masks: the pretraining data of the tiny CLIP."""
+"""Windows of pre-drawn scenes with captions: the pretraining data of the tiny CLIP, which knows no mask."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .captions import COLOUR_WORDS, compose
-from .classes import CLASS_NAMES, OBJECT_NAMES
+from .captions import compose
+from .classes import CLASS_NAMES
 from .drawing import SCENE_SIZE, draw_scene
 
-# Pixels of a class in a window from which on it counts as shown, and from which on the caption may name it.
-_MIN_SHOWN, _MIN_NAMED = 36, 110
+# Pixels that an object's centre is inside of a window, and rows of a window that a ground has, to be nameable.
+_INSIDE, _ROWS = 4, 12
+# Pixels by which a close-up is off an object's centre at most.
+_OFF_CENTRE = 10
 
 
 @dataclass(frozen=True)
 class DrawnScenes:
-    """Scenes as arrays.
+    """Pictures of scenes and what was drawn where.
 
     Attributes:
         pictures: (scenes, 96, 96, 3) uint8.
-        masks: (scenes, 96, 96) uint8 class ids, used only to find the classes that a caption may name.
-        colours: (scenes, 24) uint8, index of the colour word of each object class in the scene.
+        things: of each scene (class id, colour word, row and column of the centre) of its objects.
+        grounds: of each scene (class id, first row, end) of its grounds.
     """
 
     pictures: np.ndarray
-    masks: np.ndarray
-    colours: np.ndarray
+    things: list[list[tuple[int, str, int, int]]]
+    grounds: list[list[tuple[int, int, int]]]
 
 
 def draw_scenes(seeds: range, progress: bool = True) -> DrawnScenes:
@@ -40,15 +42,15 @@ def draw_scenes(seeds: range, progress: bool = True) -> DrawnScenes:
     Returns:
         The scenes.
     """
-    pictures = np.empty((len(seeds), SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
-    masks = np.empty((len(seeds), SCENE_SIZE, SCENE_SIZE), dtype=np.uint8)
-    colours = np.zeros((len(seeds), len(OBJECT_NAMES)), dtype=np.uint8)
+    drawn = DrawnScenes(np.empty((len(seeds), SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8), [], [])
     for index, seed in enumerate(tqdm(seeds, desc="drawing", unit="scene", disable=not progress)):
         scene = draw_scene(seed, "train")
-        pictures[index], masks[index] = np.asarray(scene.image), np.asarray(scene.mask)
-        for thing in scene.things:
-            colours[index, thing.class_id] = COLOUR_WORDS.index(thing.colour)
-    return DrawnScenes(pictures, masks, colours)
+        drawn.pictures[index] = np.asarray(scene.image)
+        drawn.things.append([(thing.class_id, thing.colour, *thing.centre) for thing in scene.things])
+        starts = [0, scene.horizon][: len(scene.grounds)]
+        ends = [*starts[1:], SCENE_SIZE]
+        drawn.grounds.append(list(zip(scene.grounds, starts, ends, strict=True)))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CaptionedWindows:
     Attributes:
         pictures: (batch, side, side, 3) uint8.
         captions: one text per picture.
-        matches: (pictures, captions) bool, whether the picture shows all classes that the caption names.
+        matches: (pictures, captions) bool, whether the picture's own caption names all classes of the caption.
     """
 
     pictures: torch.Tensor
@@ -67,7 +69,12 @@ class CaptionedWindows:
 
 
 def captioned_windows(
-    scenes: DrawnScenes, side: int, batch_size: int, rng: np.random.Generator, close_ups: float = 0.6
+    scenes: DrawnScenes,
+    side: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    close_ups: float = 0.6,
+    withheld: Collection[int] = (),
 ) -> Iterator[CaptionedWindows]:
     """Cut captioned windows out of scenes, endlessly.
 
@@ -76,40 +83,44 @@ def captioned_windows(
         side: width and height of a window in pixels.
         batch_size: windows per batch.
         rng: the source of choices.
-        close_ups: share of the windows that are centred on a pixel of an object.
+        close_ups: share of the windows that are placed around an object.
+        withheld: class ids that no caption names.
 
     Yields:
         Batches. Each picture is flipped horizontally with probability 0.5.
     """
-    count, scene_side = scenes.masks.shape[:2]
-    room = scene_side - side
+    room = SCENE_SIZE - side
     while True:
         pictures = np.empty((batch_size, side, side, 3), dtype=np.uint8)
-        shown = np.zeros((batch_size, len(CLASS_NAMES)), dtype=bool)
-        named = np.zeros((batch_size, len(CLASS_NAMES)), dtype=bool)
-        captions = []
-        for index in range(batch_size):
-            scene = int(rng.integers(count))
-            mask = scenes.masks[scene]
-            spots = np.flatnonzero(mask < len(OBJECT_NAMES)) if rng.random() < close_ups else ()
-            if len(spots):
-                spot = int(spots[rng.integers(len(spots))])
-                top = min(max(spot // scene_side - side // 2, 0), room)
-                left = min(max(spot % scene_side - side // 2, 0), room)
-            else:
-                top, left = (int(start) for start in rng.integers(room + 1, size=2))
-            window = (slice(top, top + side), slice(left, left + side))
+        named = np.zeros((batch_size, len(CLASS_NAMES)), dtype=np.float32)
+        captions: list[str] = []
+        while (index := len(captions)) < batch_size:
+            scene = int(rng.integers(len(scenes.pictures)))
+            things = scenes.things[scene]
+            top, left = (int(start) for start in rng.integers(room + 1, size=2))
+            if things and rng.random() < close_ups:
+                _, _, row, column = things[int(rng.integers(len(things)))]
+                off = rng.integers(-_OFF_CENTRE, _OFF_CENTRE + 1, size=2)
+                top = min(max(row + int(off[0]) - side // 2, 0), room)
+                left = min(max(column + int(off[1]) - side // 2, 0), room)
+            objects = [
+                (class_id, colour)
+                for class_id, colour, row, column in things
+                if class_id not in withheld
+                and _INSIDE <= row - top < side - _INSIDE
+                and _INSIDE <= column - left < side - _INSIDE
+            ]
+            grounds = [
+                class_id
+                for class_id, start, end in scenes.grounds[scene]
+                if class_id not in withheld and min(end, top + side) - max(start, top) >= _ROWS
+            ]
+            if not objects and not grounds:
+                continue
             step = 1 if rng.random() < 0.5 else -1
-            pictures[index] = scenes.pictures[scene][window][:, ::step]
-            pixels = np.bincount(mask[window].ravel(), minlength=len(CLASS_NAMES))
-            nameable = np.flatnonzero(pixels >= _MIN_NAMED).tolist()
-            text, classes = compose(
-                [(c, COLOUR_WORDS[scenes.colours[scene, c]]) for c in nameable if c < len(OBJECT_NAMES)],
-                [c for c in nameable if c >= len(OBJECT_NAMES)],
-                rng,
-            )
+            pictures[index] = scenes.pictures[scene][top : top + side, left : left + side][:, ::step]
+            text, classes = compose(objects, grounds, rng)
             captions.append(text)
-            shown[index] = pixels >= _MIN_SHOWN
-            named[index, list(classes)] = True
-        missing = (~shown).astype(np.float32) @ named.T.astype(np.float32)
-        yield CaptionedWindows(torch.from_numpy(pictures), captions, torch.from_numpy(missing == 0))
+            named[index, list(classes)] = 1
+        unnamed = (1 - named) @ named.T
+        yield CaptionedWindows(torch.from_numpy(pictures), captions, torch.from_numpy(unnamed == 0))

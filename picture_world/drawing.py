@@ -1,5 +1,6 @@
 """Draws scenes of the picture world: a picture, its exact mask and its objects, from one seed."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,18 +17,29 @@ RADIUS_RANGE = (14.0, 26.0)
 
 # Grounds that are often drawn above a horizon; others are more rarely.
 _UPPER = tuple(len(OBJECT_NAMES) + GROUND_NAMES.index(name) for name in ("sky", "night", "brick"))
+_OBJECTS = tuple(range(len(OBJECT_NAMES)))
 _GROUNDS = tuple(range(len(OBJECT_NAMES), len(OBJECT_NAMES) + len(GROUND_NAMES)))
+# How often a rare class is chosen, in relation to another one.
+_RARE = 0.25
 # No object may be hidden by others or the border by more than this share.
 _MOST_HIDDEN = 0.4
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: its class id (0..23), the word for its main colour, its full area in pixels."""
+    """One object of a scene.
+
+    Attributes:
+        class_id: its class id.
+        colour: the word for its main colour.
+        area: its full area in pixels.
+        centre: row and column of the middle of its drawing, in pixels.
+    """
 
     class_id: int
     colour: str
     area: int
+    centre: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,17 @@ class Scene:
 
     Attributes:
         image: RGB picture.
-        mask: mode L, the same size, a class id (0..31) in every pixel.
+        mask: mode L, the same size, a class id in every pixel.
         things: the objects, from back to front.
-        grounds: class ids (24..31) of the grounds, the upper one first.
+        grounds: class ids of the grounds, the upper one first.
+        horizon: mean row of the line between the grounds, in pixels; 0 with one ground.
     """
 
     image: Image.Image
     mask: Image.Image
     things: tuple[Thing, ...]
     grounds: tuple[int, ...]
+    horizon: int
 
 
 def draw_scene(
@@ -54,6 +68,8 @@ def draw_scene(
     size: int = SCENE_SIZE,
     objects: tuple[int, ...] | None = None,
     grounds: tuple[int, ...] | None = None,
+    rare: Collection[int] = (),
+    absent: Collection[int] = (),
 ) -> Scene:
     """Draw a scene; the same arguments give the same scene.
 
@@ -64,6 +80,8 @@ def draw_scene(
         objects: class ids of the objects from back to front; default: 1 to 4 at random. An object without enough
             space is left out.
         grounds: class ids of one ground, or of an upper and a lower one; default: at random.
+        rare: class ids that are chosen at random a quarter as often as others.
+        absent: class ids that are not chosen at random.
 
     Returns:
         The scene.
@@ -74,12 +92,12 @@ def draw_scene(
     source = Pool(pool, rng)
     scale = size / SCENE_SIZE
     if grounds is None:
-        grounds = _choose_grounds(rng)
+        grounds = _choose_grounds(rng, rare, absent)
     if objects is None:
         count = rng.choice((1, 2, 3, 4), p=(0.3, 0.35, 0.2, 0.15))
-        objects = tuple(rng.integers(len(OBJECT_NAMES), size=count).tolist())
+        objects = tuple(rng.choice(_OBJECTS, size=count, p=_chances(_OBJECTS, rare, absent)).tolist())
 
-    canvas, mask = _lay_grounds(grounds, size, scale, source)
+    canvas, mask, horizon = _lay_grounds(grounds, size, scale, source)
     owner = np.full((size, size), -1, dtype=np.int16)
     areas: list[int] = []
     things: list[Thing] = []
@@ -89,30 +107,41 @@ def draw_scene(
             things.append(thing)
     _light(canvas, scale, source)
     np.clip(canvas, 0, 255, out=canvas)
-    return Scene(Image.fromarray(canvas.astype(np.uint8)), Image.fromarray(mask), tuple(things), grounds)
+    return Scene(Image.fromarray(canvas.astype(np.uint8)), Image.fromarray(mask), tuple(things), grounds, horizon)
 
 
-def _choose_grounds(rng: np.random.Generator) -> tuple[int, ...]:
+def _chances(ids: tuple[int, ...], rare: Collection[int], absent: Collection[int]) -> np.ndarray:
+    """Return the probability of each class among some."""
+    weights = np.array([0.0 if class_id in absent else _RARE if class_id in rare else 1.0 for class_id in ids])
+    return weights / weights.sum()
+
+
+def _choose_grounds(rng: np.random.Generator, rare: Collection[int], absent: Collection[int]) -> tuple[int, ...]:
     """Choose one ground, or an upper and a lower one."""
-    lower = int(rng.choice(_GROUNDS))
+    lower = int(rng.choice(_GROUNDS, p=_chances(_GROUNDS, rare, absent)))
     if rng.random() < 0.35:
         return (lower,)
-    upper = int(rng.choice(_UPPER if rng.random() < 0.6 else _GROUNDS))
+    among = _UPPER if rng.random() < 0.6 else _GROUNDS
+    upper = int(rng.choice(among, p=_chances(among, rare, absent)))
     return (upper, lower) if upper != lower else (lower,)
 
 
-def _lay_grounds(grounds: tuple[int, ...], size: int, scale: float, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the grounds: colours (size, size, 3) float32 and class ids (size, size) uint8."""
+def _lay_grounds(
+    grounds: tuple[int, ...], size: int, scale: float, pool: Pool
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Paint the grounds: colours (size, size, 3) float32, class ids (size, size) uint8, and the row between them."""
     canvas = paint_ground(grounds[-1], size, scale, pool)
     mask = np.full((size, size), grounds[-1], dtype=np.uint8)
+    middle = 0
     if len(grounds) == 2:
         across = np.linspace(-1, 1, size, dtype=np.float32)
         horizon = pool.rng.uniform(0.25, 0.7) + pool.uniform(-0.12, 0.12) * across
         horizon = horizon + pool.uniform(0, 0.03) * np.sin(across * pool.uniform(3, 7) + 6 * pool.rng.random())
+        middle = round(float(horizon.mean()) * size)
         above = np.arange(size)[:, None] + 0.5 < (horizon * size)[None]
         canvas = np.where(above[..., None], paint_ground(grounds[0], size, scale, pool), canvas)
         mask[above] = grounds[0]
-    return canvas, mask
+    return canvas, mask, middle
 
 
 def _place(
@@ -173,7 +202,7 @@ def _place(
         owner[outer][shown] = len(areas)
         mask[outer][shown] = class_id
         areas.append(area)
-        return Thing(class_id, colour_word(colour), area)
+        return Thing(class_id, colour_word(colour), area, (int(centre_y), int(centre_x)))
     return None
 
 

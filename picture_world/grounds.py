@@ -1,4 +1,4 @@
-"""The 8 grounds: each function paints a texture over a whole picture from a pool's parameters."""
+"""The grounds: each function paints a texture over a whole picture from a pool's parameters."""
 
 from collections.abc import Callable
 
@@ -110,6 +110,37 @@ def _road(size: int, scale: float, pool: Pool) -> np.ndarray:
     return np.where(dash[..., None], np.asarray(paint, dtype=np.float32), surface)
 
 
+def _wood(size: int, scale: float, pool: Pool) -> np.ndarray:
+    light = pool.paint(hue=(22, 38), saturation=(0.45, 0.7), value=(0.6, 0.85))
+    dark = pool.paint(hue=(15, 32), saturation=(0.55, 0.8), value=(0.35, 0.5))
+    down, across = _axes(size, scale)
+    plank = pool.uniform(10, 16)
+    row = np.floor((across + 10 * pool.rng.random()) / plank)
+    veins = np.sin(across * pool.uniform(1.5, 2.2) + 2.5 * _noise(size, scale, pool, 4, 3) + row * 2.3)
+    board = _blend(light, dark, np.clip(0.3 + 0.25 * veins + 0.2 * np.sin(row * 7.7), 0, 1))
+    gap = ((across + 0 * down) - row * plank) % plank < pool.uniform(0.8, 1.3)
+    return np.where(gap[..., None], 0.5 * np.asarray(dark, dtype=np.float32), board)
+
+
+def _gravel(size: int, scale: float, pool: Pool) -> np.ndarray:
+    light = pool.paint(hue=(20, 60), saturation=(0.02, 0.15), value=(0.7, 0.9))
+    dark = pool.paint(hue=(200, 260), saturation=(0.02, 0.15), value=(0.25, 0.4))
+    stones = _noise(size, scale, pool, pool.uniform(20, 30), pool.uniform(20, 30))
+    return _blend(light, dark, np.clip(0.5 + 1.4 * stones, 0, 1))
+
+
+def _carpet(size: int, scale: float, pool: Pool) -> np.ndarray:
+    cloth = pool.paint(hue=(285, 380), saturation=(0.5, 0.85), value=(0.4, 0.7))
+    figure = pool.paint(hue=(35, 60), saturation=(0.3, 0.7), value=(0.75, 0.95))
+    down, across = _axes(size, scale)
+    step = pool.uniform(13, 20)
+    x, y = (across + 20 * pool.rng.random()) % step - step / 2, (down + 20 * pool.rng.random()) % step - step / 2
+    distance = (np.abs(x) + np.abs(y)) / step
+    ring = ((distance > 0.36) & (distance < pool.uniform(0.44, 0.5))) | (distance < pool.uniform(0.1, 0.18))
+    thread = pool.uniform(0.1, 0.2) * (pool.rng.random((size, size), dtype=np.float32) - 0.5)
+    return _blend(cloth, figure, ring.astype(np.float32)) * (1 + thread[..., None])
+
+
 _PAINTERS: tuple[Callable[[int, float, Pool], np.ndarray], ...] = (
     _grass,
     _water,
@@ -119,11 +150,14 @@ _PAINTERS: tuple[Callable[[int, float, Pool], np.ndarray], ...] = (
     _sky,
     _night,
     _road,
+    _wood,
+    _gravel,
+    _carpet,
 )
 
 
 def paint_ground(class_id: int, size: int, scale: float, pool: Pool) -> np.ndarray:
-    """Paint a ground (id 24..31).
+    """Paint a ground.
 
     Args:
         class_id: the ground's class id.

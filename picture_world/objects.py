@@ -1,4 +1,4 @@
-"""The 24 objects: each function draws one in unit coordinates with its own proportions and returns its main colour."""
+"""The objects: each function draws one in unit coordinates with its own proportions and returns its main colour."""
 
 import math
 from collections.abc import Callable
@@ -372,6 +372,142 @@ def _cactus(pen: Pen, pool: Pool) -> Colour:
     return flesh
 
 
+def _bottle(pen: Pen, pool: Pool) -> Colour:
+    glass = pool.paint(hue=(60, 260), saturation=(0.4, 0.9), value=(0.3, 0.75))
+    wide, neck = pool.uniform(0.42, 0.54), pool.uniform(-0.5, -0.35)
+    pen.box(-0.17, -0.9, 0.17, neck + 0.2, glass)
+    pen.polygon(((-0.17, neck - 0.05), (0.17, neck - 0.05), (wide, neck + 0.4), (-wide, neck + 0.4)), glass)
+    pen.box(-wide, neck + 0.38, wide, 0.98, glass)
+    pen.box(-0.21, -1.0, 0.21, -0.8, pool.paint(hue=(15, 45), saturation=(0.4, 0.8), value=(0.5, 0.8)))
+    label = pool.paint(**_WHITE_TONES)
+    pen.box(-wide, 0.2, wide, 0.72, label)
+    pen.box(-wide * 0.7, 0.38, wide * 0.7, 0.5, shade(glass, 0.7))
+    pen.box(-wide + 0.06, neck + 0.42, -wide + 0.16, 0.16, shade(glass, 1.5))
+    return glass
+
+
+def _crown(pen: Pen, pool: Pool) -> Colour:
+    gold = pool.paint(hue=(36, 56), saturation=(0.6, 0.95), value=(0.75, 1.0))
+    gem = pool.paint(saturation=(0.75, 1.0), value=(0.5, 0.9))
+    high, dip = pool.uniform(-0.8, -0.6), pool.uniform(-0.05, 0.12)
+    points = ((-0.95, high), (-0.5, dip), (0.0, high - 0.15), (0.5, dip), (0.95, high), (0.78, 0.7), (-0.78, 0.7))
+    pen.polygon(points, gold)
+    pen.box(-0.8, 0.42, 0.8, 0.75, shade(gold, 0.75))
+    for x, y in ((-0.95, high), (0.0, high - 0.15), (0.95, high)):
+        pen.oval(x, y, 0.13, 0.13, gem)
+    for x in (-0.5, 0.0, 0.5):
+        pen.oval(x, 0.58, 0.12, 0.1, gem)
+    return gold
+
+
+def _snail(pen: Pen, pool: Pool) -> Colour:
+    shell = pool.paint(hue=(5, 55), saturation=(0.45, 0.85), value=(0.5, 0.9))
+    flesh = pool.paint(hue=(30, 70), saturation=(0.2, 0.5), value=(0.65, 0.9))
+    pen.polygon(((-1.0, 0.85), (-0.5, 0.5), (0.6, 0.5), (0.9, 0.85)), flesh)
+    pen.box(0.55, -0.2, 0.85, 0.85, flesh)
+    for x in (0.6, 0.86):
+        pen.stroke((0.7, -0.1), (x, -0.62), 0.08, flesh)
+        pen.oval(x, -0.65, 0.09, 0.09, (25, 20, 20))
+    big = pool.uniform(0.6, 0.7)
+    x, y = -0.15, 0.62 - big
+    for turn, (size, factor) in enumerate(((1.0, 1.0), (0.78, 0.6), (0.62, 1.25), (0.42, 0.6), (0.28, 1.25))):
+        pen.oval(x + 0.05 * turn, y + 0.03 * turn, big * size, big * size, shade(shell, factor))
+    return shell
+
+
+def _kite(pen: Pen, pool: Pool) -> Colour:
+    cloth, other = pool.paint(saturation=(0.6, 1.0)), pool.paint(saturation=(0.4, 1.0))
+    middle = pool.uniform(-0.4, -0.2)
+    pen.polygon(((0, -1.0), (0.7, middle), (0, 0.55), (-0.7, middle)), cloth)
+    pen.polygon(((0, -1.0), (0.7, middle), (0, middle)), other)
+    pen.polygon(((0, middle), (-0.7, middle), (0, 0.55)), other)
+    pen.stroke((0, 0.55), (0.12, 0.78), 0.07, shade(cloth, 0.5))
+    pen.stroke((0.12, 0.78), (-0.08, 1.0), 0.07, shade(cloth, 0.5))
+    for x, y in ((0.1, 0.76), (-0.05, 0.98)):
+        pen.polygon(((x, y), (x - 0.2, y - 0.1), (x - 0.2, y + 0.1)), other)
+        pen.polygon(((x, y), (x + 0.2, y - 0.1), (x + 0.2, y + 0.1)), other)
+    return cloth
+
+
+def _pear(pen: Pen, pool: Pool) -> Colour:
+    skin = pool.paint(hue=(48, 95), saturation=(0.5, 0.85), value=(0.6, 0.9))
+    neck = pool.uniform(0.26, 0.36)
+    pen.stroke((0.0, -0.6), (0.12, -1.0), 0.11, (95, 65, 35))
+    pen.polygon(((0.1, -0.8), (0.5, -1.0), (0.62, -0.72), (0.3, -0.65)), (60, 130, 50))
+    pen.oval(0.0, -0.4, neck, 0.4, skin)
+    pen.polygon(((-neck, -0.4), (neck, -0.4), (0.62, 0.3), (-0.62, 0.3)), skin)
+    pen.oval(0.0, 0.4, 0.68, 0.58, skin)
+    pen.oval(-0.28, 0.35, 0.14, 0.26, shade(skin, 1.4))
+    return skin
+
+
+def _guitar(pen: Pen, pool: Pool) -> Colour:
+    wood = pool.paint(hue=(8, 42), saturation=(0.6, 0.95), value=(0.45, 0.9))
+    dark = pool.paint(**_DARK_TONES)
+    upper = pool.uniform(0.36, 0.44)
+    pen.box(-0.1, -0.85, 0.1, 0.2, shade(dark, 1.2))
+    pen.box(-0.18, -1.0, 0.18, -0.74, wood)
+    pen.oval(0.0, 0.08, upper, 0.32, wood)
+    pen.oval(0.0, 0.55, pool.uniform(0.54, 0.64), 0.44, wood)
+    pen.oval(0.0, 0.28, 0.17, 0.16, dark)
+    pen.box(-0.25, 0.66, 0.25, 0.78, dark)
+    for x in (-0.05, 0.05):
+        pen.stroke((x, -0.8), (x, 0.7), 0.03, (235, 230, 210))
+    return wood
+
+
+def _bell(pen: Pen, pool: Pool) -> Colour:
+    metal = pool.paint(hue=(30, 55), saturation=(0.35, 0.85), value=(0.55, 0.9))
+    shoulder = pool.uniform(0.36, 0.46)
+    pen.oval(0.0, -0.86, 0.16, 0.14, shade(metal, 0.6))
+    pen.oval(0.0, 0.84, 0.2, 0.16, shade(metal, 0.45))
+    pen.oval(0.0, -0.35, shoulder, 0.45, metal)
+    pen.polygon(((-shoulder, -0.35), (shoulder, -0.35), (0.62, 0.4), (0.92, 0.7), (-0.92, 0.7), (-0.62, 0.4)), metal)
+    pen.box(-0.6, 0.3, 0.6, 0.42, shade(metal, 0.65))
+    pen.polygon(((-0.28, -0.5), (-0.16, -0.5), (-0.28, 0.26), (-0.46, 0.26)), shade(metal, 1.5))
+    return metal
+
+
+def _owl(pen: Pen, pool: Pool) -> Colour:
+    feathers = pool.paint(hue=(15, 40), saturation=(0.3, 0.75), value=(0.3, 0.65))
+    belly = shade(feathers, 1.5)
+    for side in (-1, 1):
+        pen.polygon(((side * 0.25, -0.75), (side * 0.66, -1.0), (side * 0.7, -0.5)), feathers)
+        pen.polygon(((side * 0.1, 0.8), (side * 0.4, 0.8), (side * 0.3, 1.0)), (215, 150, 50))
+    pen.oval(0.0, 0.2, 0.72, 0.72, feathers)
+    pen.oval(0.0, -0.38, 0.7, 0.5, feathers)
+    pen.oval(0.0, 0.38, 0.46, pool.uniform(0.44, 0.52), belly)
+    for row in range(3):
+        for x in (-0.22, 0.0, 0.22):
+            pen.polygon(((x - 0.1, 0.1 + 0.22 * row), (x + 0.1, 0.1 + 0.22 * row), (x, 0.24 + 0.22 * row)), feathers)
+    iris = pool.paint(hue=(35, 60), saturation=(0.7, 1.0), value=(0.85, 1.0))
+    for side in (-1, 1):
+        pen.oval(side * 0.3, -0.42, 0.27, 0.26, iris)
+        pen.oval(side * 0.3, -0.42, 0.13, 0.13, (15, 15, 20))
+    pen.polygon(((-0.1, -0.28), (0.1, -0.28), (0.0, -0.04)), (220, 140, 40))
+    return feathers
+
+
+def _drum(pen: Pen, pool: Pool) -> Colour:
+    barrel = pool.paint(saturation=(0.6, 1.0), value=(0.5, 0.9))
+    rim = pool.paint(hue=(38, 55), saturation=(0.5, 0.9), value=(0.75, 1.0))
+    skin = pool.paint(**_WHITE_TONES)
+    top = pool.uniform(-0.4, -0.25)
+    pen.oval(0.0, 0.62, 0.88, 0.3, rim)
+    pen.box(-0.88, top, 0.88, 0.6, barrel)
+    pen.oval(0.0, 0.5, 0.88, 0.28, barrel)
+    for step in range(4):
+        x = -0.88 + 0.44 * step
+        pen.stroke((x, top + 0.25), (x + 0.22, 0.6), 0.06, rim)
+        pen.stroke((x + 0.22, 0.6), (x + 0.44, top + 0.25), 0.06, rim)
+    pen.oval(0.0, top, 0.92, 0.34, rim)
+    pen.oval(0.0, top - 0.04, 0.8, 0.26, skin)
+    for side in (-1, 1):
+        pen.stroke((side * 0.1, top), (side * 0.75, -0.95), 0.09, (170, 115, 60))
+        pen.oval(side * 0.1, top, 0.11, 0.09, (130, 80, 40))
+    return barrel
+
+
 _DRAWERS: tuple[Callable[[Pen, Pool], Colour], ...] = (
     _house,
     _tree,
@@ -397,11 +533,20 @@ _DRAWERS: tuple[Callable[[Pen, Pool], Colour], ...] = (
     _cat,
     _gift,
     _cactus,
+    _bottle,
+    _crown,
+    _snail,
+    _kite,
+    _pear,
+    _guitar,
+    _bell,
+    _owl,
+    _drum,
 )
 
 
 def draw_object(class_id: int, pen: Pen, pool: Pool) -> Colour:
-    """Draw an object (id 0..23) with a pen and return its main colour (RGB, 0..255)."""
+    """Draw an object, given by its class id, with a pen and return its main colour (RGB, 0..255)."""
     return _DRAWERS[class_id](pen, pool)
 
 
