@@ -1,118 +1,314 @@
 """
-Train configurations over several seeds on the picture world and print their test figures as one Markdown table.
+Train and evaluate the runs of a study on the picture world, print its tables as Markdown and draw them as bars.
 
-    python benchmarks/picture_world.py configs/zegclip_picture_world_inductive.yaml --seeds 0 1 2
+    python -m zegclip.picture_world.pretrain --output outputs/clips/0 --seed 0
+    python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 --eval_split test --use_cpu
 
-A run whose adapter is already in the output folder is not trained again. The seed changes the adapter's training; the
-evaluated scenes are the same for all. Figures are mean and standard deviation over seeds; they are also written as
-JSON with hardware, date and versions.
+A study lists `runs`, each a configuration with the fields that it changes, and `tables` of their rows; `fields` change
+every run. A field that is `null` is left at its default. A run without `max_steps` is not trained.
+
+All runs of a CLIP and seed come before the next seed, and each leaves its figures in the report at once. What a report
+has already, under the same settings and for the same CLIP, is not done again, so the same command goes on after an
+interruption, also without the folders of the runs.
 """
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+import yaml
 from measuring import write_report
+from PIL import Image
+from tqdm import tqdm
 
-from zegclip import DEFAULT_MODEL
+from zegclip import ZegClipConfig
+from zegclip.errors import reporting_errors
+from zegclip.files import read_json
 from zegclip.identity import content_of_clip
+from zegclip.loading import base_of, check_model_path, load_processor
+from zegclip.picture_world.classes import CLASS_NAMES
+from zegclip.picture_world.dataset import EvalSplit, draw_example, scene_seeds
+from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.metrics import class_counts, class_ious, summarise
+from zegclip.training.arguments import parse_arguments
+from zegclip.training.data import picture_world_split
 
 ROOT = Path(__file__).resolve().parents[1]
-# Rows of eval.py's results: the free protocol shows the whole scene to a CLIP that was made for half of it.
-MODEL = "model, papers' protocol"
-BASELINE = "training-free baseline, papers' protocol"
+COLUMNS = {
+    "objects_miou_seen": "S",
+    "objects_miou_unseen": "U",
+    "objects_hiou": "h",
+    "grounds_hiou": "grounds h",
+    "hiou": "all h",
+    "pacc": "pAcc",
+}
+REPLICATES = 200  # Of the bootstrap.
+CONFIDENCE = 95
 
 
-def run(script: str, *words: str, log: Path | None = None) -> None:
-    """Run one of the repository's scripts, which writes to the terminal or a log file, and stop if it fails."""
-    with log.open("a", encoding="utf-8") if log else nullcontext() as file:
+def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str, Path]:
+    """
+    Write each run's fields as a configuration of its own, and return where.
+
+    Args:
+        study: Of the file: `fields`, `runs` and `tables`.
+        folder: For the configurations.
+        clip: Folder or Hub id of a CLIP that the runs train on.
+
+    Raises:
+        ValueError: One sentence, if a table names a run that is not there, or a run cannot be trained on the CLIP.
+    """
+    for title, rows in study["tables"].items():
+        for label, name in rows.items():
+            if name not in study["runs"]:
+                raise ValueError(f"{label!r} in the table {title!r} is the run {name!r}, which is not there.")
+    folder.mkdir(parents=True, exist_ok=True)
+    processor = load_processor(clip, for_training=True)
+    stored = ZegClipConfig.from_pretrained(base_of(clip)).to_dict()
+    paths = {}
+    for name, run in study["runs"].items():
+        base = yaml.safe_load((ROOT / "configs" / run["config"]).read_text(encoding="utf-8"))
+        changed = study.get("fields", {}) | {key: value for key, value in run.items() if key != "config"}
+        fields = {key: value for key, value in (base | changed).items() if value is not None}
+        paths[name] = folder / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        # All of it before the first training, which may be hours before the last one.
+        model_args, _, _ = parse_arguments([str(paths[name])])
+        if "max_steps" in fields:
+            ids = processor.text_prompt_ids() if model_args.text_prompts else None
+            model_args.prompt_config(None, ids)
+            ZegClipConfig.from_dict(stored | model_args.config_overrides())
+    return paths
+
+
+def call(script: str, *words: str, log: Path) -> None:
+    """Run one of the repository's scripts, which writes to a log file; `ValueError` if it fails."""
+    with log.open("a", encoding="utf-8") as file:
         done = subprocess.run([sys.executable, str(ROOT / script), *words], stdout=file, stderr=file)
     if done.returncode:
-        last = f" ({log.read_text(encoding='utf-8').strip().splitlines()[-1]}): see {log}" if log else ""
-        sys.exit(f"{script} {words[0]} failed{last}.")
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        raise ValueError(f"{script} failed ({last}): see {log}")
 
 
-def check_settings(folder: Path, settings: dict[str, str]) -> None:
-    """Remember what a run was made with, and refuse to take another one's results for it."""
-    path = folder / "settings.json"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        sys.exit(f"{folder} holds a run with another configuration or model: remove it, or choose another --output.")
-
-
-def figures(
-    config: Path, seed: int, arguments: Namespace, *, baseline: bool, log: Path | None = None
-) -> dict[str, dict[str, float]]:
-    """Train unless done, evaluate unless done, and return the figures of the model and, if asked, of the baseline."""
-    folder = arguments.output / config.stem / f"seed{seed}"
-    model = content_of_clip(str(arguments.model or DEFAULT_MODEL))
-    check_settings(folder, {"config": config.read_text(encoding="utf-8"), "model": model})
-    source = ["--model", str(arguments.model)] if arguments.model else []
-    common = ["--seed", str(seed), "--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu)]
-    if not (folder / "adapter_model.safetensors").is_file():
-        # What training reports at its end is of the tuning split; the test split is left to eval.py.
-        run("train.py", str(config), *source, *common[:2], "--output_dir", str(folder), *common[4:], log=log)
+def train_and_evaluate(
+    config: Path, clip: Path, seed: int, folder: Path, arguments: Namespace, *, trained: bool
+) -> dict[str, Any]:
+    """Train if the run has steps, evaluate, and return its figures; a finished training is not done again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    common = ["--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu), "--seed", str(seed)]
+    log = folder / "log.txt"
+    if trained:
+        words = [str(config), "--model", str(clip), "--output_dir", str(folder), *common]
+        # What training reports at its end is not used.
+        call("train.py", *words, "--num_eval_pictures", "8", "--baseline", "false", log=log)
     results = folder / f"{arguments.eval_split}_{arguments.num_pictures}"
-    size = ["--num_eval_pictures", str(arguments.num_pictures), "--baseline", str(baseline)]
-    size += ["--baseline_attention", "plain"]  # the best without training on this CLIP
-    path = results / "results.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    if MODEL not in known or (baseline and BASELINE not in known):
-        # Pictures that were evaluated before are not done again.
-        words = ["--model", str(folder), *common, *size, "--results_dir", str(results)]
-        run("eval.py", str(config), *words, log=log)
-    return json.loads(path.read_text())
+    words = [str(config), "--model", str(folder if trained else clip), "--results_dir", str(results), *common]
+    words += ["--num_eval_pictures", str(arguments.num_pictures), "--save_predictions", "true"]
+    call("eval.py", *words, "--baseline", "false", log=log)
+    figures = json.loads((results / "results.json").read_text(encoding="utf-8"))
+    # The free protocol shows the whole scene to a CLIP that was made for half of it.
+    row = next(title for title in figures if "papers' protocol" in title)
+    protocol = next(path for path in (results / "model" / "predictions").iterdir() if "papers" in path.name)
+    return figures[row] | analyse(protocol, arguments.eval_split, arguments.num_pictures)
 
 
-def mean_and_deviation(runs: list[dict[str, float]]) -> dict[str, str]:
-    """Format each figure over seeds; of one seed, the figure alone."""
-    table = pd.DataFrame(runs)
+def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict[str, Any]:
+    """
+    Compare saved predictions with the masks of the scenes.
+
+    Args:
+        predictions: Folder of one index mask per scene.
+        eval_split: Whose scenes.
+        num_pictures: How many.
+
+    Returns:
+        `per_class`: IoU of each class, in per cent; `replicates`: `objects_miou_seen`, `objects_miou_unseen` and
+        `objects_hiou` for resampled scenes, the same scenes in every run; `unseen_as_unseen`: of the pixels of unseen
+        objects, the share that has any unseen name; `unseen_named`: of these, the share that has its own;
+        `permuted_miou_unseen`: U of objects if the names of unseen objects are exchanged among them, mean over all
+        cyclic shifts. In per cent.
+    """
+    split = picture_world_split(eval_split)
+    files = sorted(predictions.rglob("*.png"))
+    if len(files) != num_pictures:
+        raise ValueError(f"{predictions} has {len(files)} predictions, but {num_pictures} scenes were evaluated.")
+    classes = len(split.names)
+    counts = np.zeros((num_pictures, 3, classes), dtype=np.int64)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    ids_of_values = np.full(256, 255)
+    ids_of_values[[CLASS_NAMES.index(name) for name in split.names]] = np.arange(classes)
+    for index, (file, scene) in enumerate(zip(files, scene_seeds(eval_split), strict=False)):
+        truth = ids_of_values[np.asarray(draw_example(eval_split, scene)["mask"])]
+        predicted = ids_of_values[np.asarray(Image.open(file))]
+        counts[index] = class_counts(torch.from_numpy(predicted), torch.from_numpy(truth), classes, 255).numpy()
+        confusion += np.bincount((truth * classes + predicted).ravel(), minlength=classes**2).reshape(classes, classes)
+    rng = np.random.default_rng(0)
+    names = ("objects_miou_seen", "objects_miou_unseen", "objects_hiou")
+    replicates = []
+    for _ in range(REPLICATES):
+        resampled = summarise(counts[rng.integers(num_pictures, size=num_pictures)].sum(axis=0), split)
+        replicates.append([round(resampled[name], 3) for name in names])
+    ious = class_ious(counts.sum(axis=0))
+    return {
+        "per_class": {name: round(100 * float(iou), 2) for name, iou in zip(split.names, ious, strict=True)},
+        "replicates": replicates,
+        **_elimination(confusion, split),
+    }
+
+
+def _elimination(confusion: np.ndarray, split: ClassSplit) -> dict[str, float]:
+    """Return how unseen objects are confused, see [`analyse`]; `confusion` is `(true, predicted)` pixels."""
+    unseen = list(split.unseen_ids)
+    objects = [index for index in unseen if index in split.groups["objects"]]
+    named_unseen = confusion[np.ix_(objects, unseen)].sum()
+    shifted = []
+    for shift in range(1, len(objects)):
+        answers = np.roll(objects, shift)
+        both = confusion[objects, answers]
+        shifted.append((both / (confusion[objects].sum(axis=1) + confusion[:, answers].sum(axis=0) - both)).mean())
+    return {
+        "unseen_as_unseen": 100 * float(named_unseen / confusion[objects].sum()),
+        "unseen_named": 100 * float(confusion[objects, objects].sum() / max(named_unseen, 1)),
+        "permuted_miou_unseen": 100 * float(np.mean(shifted)),
+    }
+
+
+class Report:
+    """Figures by run, CLIP and seed in a JSON file, which is written after each run."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        stored = read_json(path)
+        self.runs: dict[str, Any] = stored.get("runs", {}) if stored else {}
+        self.header = header
+        self._lock = threading.Lock()
+
+    def find(self, key: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the figures of a run, if it is there and was made with these settings."""
+        run = self.runs.get(key)
+        return run["figures"] if run and run["settings"] == settings else None
+
+    def add(self, key: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+        """Add a run and write the file."""
+        with self._lock:
+            self.runs[key] = {"settings": settings, "figures": figures}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_report(self.path, {**self.header, "runs": dict(sorted(self.runs.items()))})
+
+
+def interval(runs: Sequence[Mapping[str, Any]], column: int) -> tuple[float, float]:
+    """Return the interval of the mean over runs, by bootstrap over runs and scenes; of one run, over scenes alone."""
+    values = np.array([[row[column] for row in run["replicates"]] for run in runs])
+    rng = np.random.default_rng(1)
+    chosen = rng.integers(len(runs), size=(REPLICATES, len(runs)))
+    means = [values[choice, scenes].mean() for scenes, choice in enumerate(chosen)]
+    low, high = np.percentile(means, [(100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def format_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Mean and, of several, standard deviation over runs of each column, and the interval of the objects' h."""
+    table = pd.DataFrame([{title: run[name] for name, title in COLUMNS.items()} for run in runs])
     deviations = [f" ± {value:.1f}" if len(runs) > 1 else "" for value in table.std()]
-    return {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations)}
+    row = {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations, strict=True)}
+    low, high = interval(runs, 2)
+    return row | {"interval of h": f"{low:.1f} to {high:.1f}", "runs": str(len(runs))}
 
 
-def parser_for(description: str | None, num_pictures: int, output: str) -> ArgumentParser:
-    """Return a parser with options for what to train on, and what to evaluate."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
-    parser.add_argument("--num_pictures", type=int, default=num_pictures, help="scenes of the evaluation")
-    parser.add_argument("--model", type=Path, help="CLIP to train on; none: the embedded one")
-    parser.add_argument("--output", type=Path, default=Path(output))
-    parser.add_argument("--use_cpu", action="store_true")
-    return parser
+def draw_bars(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw the IoU of seen and unseen objects and their harmonic mean, with intervals, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 0.95 * len(rows), 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    parts = ((0, "seen", "#b9c4d0"), (1, "unseen", "#2f6db3"), (2, "harmonic mean", "#e08a1e"))
+    for column, title, colour in parts:
+        means = [np.mean([run[list(COLUMNS)[column]] for run in runs]) for runs in rows.values()]
+        bounds = [interval(runs, column) for runs in rows.values()]
+        errors = [[max(m - b[0], 0) for m, b in zip(means, bounds)], [max(b[1] - m, 0) for m, b in zip(means, bounds)]]
+        places = np.arange(len(rows)) + 0.27 * (column - 1)
+        axes.bar(places, means, 0.25, yerr=errors, label=title, color=colour, error_kw={"lw": 1, "capsize": 2})
+    axes.set_xticks(np.arange(len(rows)), [label.replace(", ", ",\n") for label in rows], fontsize=8)
+    axes.set_ylabel("mIoU of objects, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.1))
+    figure.savefig(path)
 
 
-def print_rows(rows: dict[str, dict[str, str]]) -> None:
-    """Print a table in Markdown."""
-    print(pd.DataFrame(rows).T.to_markdown(stralign="right", disable_numparse=True))
+def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]], report: Path) -> None:
+    """Print the tables of what has been run, in Markdown, and draw the first one."""
+    for number, (title, rows) in enumerate(study["tables"].items()):
+        done = {label: results[name] for label, name in rows.items() if results.get(name)}
+        if not done:
+            continue
+        table = pd.DataFrame({label: format_row(runs) for label, runs in done.items()}).T
+        print(f"\n{title}\n\n{table.to_markdown(stralign='right', disable_numparse=True)}")
+        if number == 0:
+            draw_bars(done, report.with_suffix(".png"))
+    print(f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h")
+    print(f"by bootstrap over scenes and runs. {report}")
 
 
 def main() -> None:
-    """Parse the command line, run what is missing, print and save the table."""
-    parser = parser_for(__doc__, 500, "outputs/picture_world")
-    parser.add_argument("configs", nargs="+", type=Path, help="YAML configurations")
+    """Parse the command line, run what is missing, print and draw the tables."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file in configs/studies")
+    parser.add_argument("--clips", nargs="+", type=Path, required=True, help="pretrained CLIPs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings")
+    parser.add_argument("--runs", nargs="+", help="names of runs; default: all")
+    parser.add_argument("--eval_split", choices=("tuning", "test"), default="tuning")
+    parser.add_argument("--num_pictures", type=int, default=300, help="scenes of the evaluation")
+    parser.add_argument("--output", type=Path, default=Path("outputs/picture_world"), help="for the runs")
+    parser.add_argument("--report", type=Path, help="JSON file of the figures; default: in the output folder")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--use_cpu", action="store_true")
     arguments = parser.parse_args()
 
-    rows, record = {}, {}
-    for config in arguments.configs:
-        # The baseline is the same for all: nothing of it is trained.
-        runs = [
-            figures(config, seed, arguments, baseline=not rows and not i) for i, seed in enumerate(arguments.seeds)
-        ]
-        record[config.stem] = dict(zip(map(str, arguments.seeds), runs))
-        if BASELINE in runs[0]:
-            rows[BASELINE] = mean_and_deviation([runs[0][BASELINE]])
-        rows[config.stem] = mean_and_deviation([seed_figures[MODEL] for seed_figures in runs])
-    report = {"eval_split": arguments.eval_split, "num_pictures": arguments.num_pictures, "figures": record}
-    write_report(arguments.output / f"{arguments.eval_split}.json", report)
-    print_rows(rows)
+    with reporting_errors("picture_world.py"):
+        clips = {path.name: check_model_path(path) for path in arguments.clips}
+        study = yaml.safe_load(arguments.study.read_text(encoding="utf-8"))
+        configs = write_configs(study, arguments.output / arguments.study.stem / "configs", next(iter(clips.values())))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
+    names = arguments.runs or list(configs)
+    fields = {name: yaml.safe_load(configs[name].read_text(encoding="utf-8")) for name in names}
+    contents = {clip: content_of_clip(str(path)) for clip, path in clips.items()}
+    report_path = arguments.report or arguments.output / f"{arguments.study.stem}_{arguments.eval_split}.json"
+    report = Report(report_path, {"eval_split": arguments.eval_split, "num_pictures": arguments.num_pictures})
+    todo = [
+        (name, clip, seed)
+        for seed in arguments.seeds
+        for clip in clips
+        for name in names
+        if seed == arguments.seeds[0] or "max_steps" in fields[name]  # Without training there is nothing random.
+    ]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+
+    def run(item: tuple[str, str, int]) -> dict[str, Any]:
+        name, clip, seed = item
+        settings = fields[name] | {"clip": contents[clip], "scenes": arguments.num_pictures}
+        key = f"{name}/{clip}/seed{seed}"
+        figures = report.find(key, settings)
+        if figures is None:
+            folder = arguments.output / arguments.study.stem / arguments.eval_split / key
+            trained = "max_steps" in fields[name]
+            figures = train_and_evaluate(configs[name], clips[clip], seed, folder, arguments, trained=trained)
+            report.add(key, settings, figures)
+        return figures
+
+    with reporting_errors("picture_world.py"), ThreadPoolExecutor(arguments.jobs) as pool:
+        for (name, _, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
+            results[name].append(result)
+    print_tables(study, results, report_path)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from tqdm import tqdm
 from zegclip.processing.input_error import InputError
 
 from .captions import caption
-from .classes import CLASS_NAMES
+from .classes import CLASS_NAMES, UNSEEN_TEST, UNSEEN_TUNING, class_ids
 from .drawing import draw_scene
 from .pools import PoolName
 
 Split = Literal["train", "tuning", "test"]
+EvalSplit = Literal["tuning", "test"]
 
 FEATURES = Features({"image": Image(), "mask": Image(), "caption": Value("string")})
 
@@ -45,9 +46,11 @@ def scene_seeds(split: Split, seed: int = 0) -> range:
     return range(first, first + _SCENES_PER_SEED)
 
 
-def draw_example(split: Split, scene_seed: int) -> dict[str, Any]:
-    """Draw one row: `image` (RGB), `mask` (mode L, class ids), `caption`."""
-    scene = draw_scene(scene_seed, _POOLS[split])
+def draw_example(split: Split, scene_seed: int, eval_split: EvalSplit = "test") -> dict[str, Any]:
+    """Draw one row: `image` (RGB), `mask` (mode L, class ids), `caption`; see `load_picture_world`."""
+    tuning = "tuning" in (split, eval_split)
+    rare = class_ids(UNSEEN_TUNING if tuning else UNSEEN_TEST) if split == "train" else []
+    scene = draw_scene(scene_seed, _POOLS[split], rare=rare, absent=class_ids(UNSEEN_TEST) if tuning else [])
     return {
         "image": scene.image,
         "mask": scene.mask,
@@ -56,7 +59,12 @@ def draw_example(split: Split, scene_seed: int) -> dict[str, Any]:
 
 
 def load_picture_world(
-    split: Split, num_scenes: int | None, seed: int = 0, streaming: bool = False
+    split: Split,
+    num_scenes: int | None,
+    seed: int = 0,
+    streaming: bool = False,
+    *,
+    eval_split: EvalSplit = "test",
 ) -> Dataset | IterableDataset:
     """Draw scenes of the picture world as a data set.
 
@@ -68,6 +76,9 @@ def load_picture_world(
         seed: selects the scenes of the split, below 2**20.
         streaming: whether to draw while iterating. A finite stream yields the same rows in the same order as the data
             set in memory; an endless one has 16 shards with different scenes, for workers and processes.
+        eval_split: what is evaluated after training on the split "train". Its unseen classes occur a quarter as often
+            as others in training scenes: as their pixels are ignored, these would have too few labels. No scene for
+            or of the split "tuning" has a class that is unseen for test.
 
     Returns:
         A data set with the columns `image`, `mask` and `caption`.
@@ -84,19 +95,21 @@ def load_picture_world(
         shards = [(seeds.start + start, seeds.start + stop, 1) for start, stop in itertools.pairwise(bounds)]
     if streaming:
         return IterableDataset.from_generator(
-            _stream, features=FEATURES, gen_kwargs={"split": split, "shards": shards}
+            _stream, features=FEATURES, gen_kwargs={"split": split, "shards": shards, "eval_split": eval_split}
         )
-    rows: Iterable[dict[str, Any]] = _stream(split, shards)
+    rows: Iterable[dict[str, Any]] = _stream(split, shards, eval_split)
     rows = list(tqdm(rows, total=num_scenes, desc="drawing", unit="scene", delay=2))
     # Not from a generator, whose result would stay in the cache after a change of the drawing code.
     return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
-def _stream(split: Split, shards: list[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
+def _stream(
+    split: Split, shards: list[tuple[int, int, int]], eval_split: EvalSplit
+) -> Iterator[dict[str, Any]]:
     """Draw the rows of shards, each the start, stop and step of its seeds."""
     for shard in shards:
         for scene_seed in range(*shard):
-            yield draw_example(split, scene_seed)
+            yield draw_example(split, scene_seed, eval_split)
 
 
 def mask_palette() -> list[int]:
@@ -108,7 +121,9 @@ def mask_palette() -> list[int]:
     return [round(255 * channel) for colour in colours for channel in colour]
 
 
-def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed: int = 0) -> None:
+def export_picture_world(
+    folder: str | Path, split: Split, num_scenes: int, seed: int = 0, eval_split: EvalSplit = "test"
+) -> None:
     """Write scenes to a folder that `load_dataset("imagefolder", data_dir=folder)` reads back.
 
     Args:
@@ -117,6 +132,7 @@ def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed
         split: see `load_picture_world`.
         num_scenes: see there.
         seed: see there.
+        eval_split: see there.
     """
     folder = Path(folder)
     if (folder / "metadata.jsonl").exists():
@@ -126,7 +142,7 @@ def export_picture_world(folder: str | Path, split: Split, num_scenes: int, seed
     palette, lines = mask_palette(), []
     seeds = scene_seeds(split, seed)[:num_scenes]
     for index, scene_seed in enumerate(tqdm(seeds, desc="exporting", unit="scene")):
-        row = draw_example(split, scene_seed)
+        row = draw_example(split, scene_seed, eval_split)
         row["mask"].putpalette(palette)
         files = {"file_name": f"images/{index:06d}.png", "mask_file_name": f"masks/{index:06d}.png"}
         _save_png(row["image"], folder / files["file_name"])
@@ -157,9 +173,14 @@ def main() -> None:
     parser.add_argument("--split", choices=get_args(Split), default="train", help="default: train")
     parser.add_argument("--num-scenes", type=int, default=100, help="default: 100")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--eval-split", choices=get_args(EvalSplit), default="test", help="what train is for (default: test)"
+    )
     arguments = parser.parse_args()
     try:
-        export_picture_world(arguments.folder, arguments.split, arguments.num_scenes, arguments.seed)
+        export_picture_world(
+            arguments.folder, arguments.split, arguments.num_scenes, arguments.seed, arguments.eval_split
+        )
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 

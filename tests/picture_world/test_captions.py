@@ -12,7 +12,7 @@ from zegclip.picture_world.drawing import draw_scene
 
 @pytest.fixture(scope="module")
 def captioned():
-    scenes = [draw_scene(seed) for seed in range(60)]
+    scenes = [draw_scene(seed) for seed in range(80)]
     rng = np.random.default_rng(0)
     return [(scene, caption(scene, rng)) for scene in scenes for _ in range(50)]
 
@@ -35,7 +35,7 @@ def test_every_class_gets_its_bare_prompt_often(captioned):
 def test_compose_returns_the_classes_that_it_names():
     rng = np.random.default_rng(1)
     for _ in range(300):
-        text, classes = compose([(2, "red"), (1, "green")], [24], rng)
+        text, classes = compose([(2, "red"), (1, "green")], [33], rng)
         assert set(classes) == {CLASS_NAMES.index(word) for word in text.split() if word in CLASS_NAMES}
 
 

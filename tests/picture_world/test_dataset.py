@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from zegclip.picture_world.classes import CLASS_NAMES
+from zegclip.picture_world.classes import CLASS_NAMES, UNSEEN_TEST, UNSEEN_TUNING, class_ids
 from zegclip.picture_world.dataset import draw_example, export_picture_world, load_picture_world, scene_seeds
 from zegclip.picture_world.drawing import draw_scene
 from zegclip.processing.input_error import InputError
@@ -22,7 +22,9 @@ def test_rows_are_the_drawn_scenes(split, pool):
     data = load_picture_world(split, 3, seed=2)
     assert data.column_names == ["image", "mask", "caption"]
     assert len(data) == 3
-    scene = draw_scene(scene_seeds(split, 2)[1], pool)
+    new = class_ids(UNSEEN_TEST)
+    how = {"train": {"rare": new}, "tuning": {"absent": new}, "test": {}}[split]
+    scene = draw_scene(scene_seeds(split, 2)[1], pool, **how)
     assert data[1]["image"].mode == "RGB"
     assert data[1]["mask"].mode == "L"
     np.testing.assert_array_equal(np.asarray(data[1]["image"]), np.asarray(scene.image))
@@ -40,6 +42,21 @@ def test_splits_and_seeds_share_no_scene():
     assert scene_seeds("train", 2**20 - 1).stop <= scene_seeds("tuning").start
 
 
+def count_scenes(data, names):
+    return sum(not set(class_ids(names)).isdisjoint(np.unique(row["mask"])) for row in data)
+
+
+def test_unseen_classes_are_rare_in_training_scenes_and_test_classes_unknown_to_tuning():
+    often = {name: count_scenes(load_picture_world(name, 150), UNSEEN_TEST) for name in ("train", "test", "tuning")}
+    assert 0 < 2 * often["train"] < often["test"]
+    assert often["tuning"] == 0
+    for_tuning = load_picture_world("train", 150, eval_split="tuning")
+    assert count_scenes(for_tuning, UNSEEN_TEST) == 0
+    assert 2 * count_scenes(for_tuning, UNSEEN_TUNING) < 3 * count_scenes(load_picture_world("tuning", 150), UNSEEN_TUNING)
+    stream = load_picture_world("train", 20, streaming=True, eval_split="tuning")
+    assert [_content(row) for row in stream] == [_content(row) for row in for_tuning.select(range(20))]
+
+
 def test_stream_equals_the_data_in_memory():
     rows = [_content(row) for row in load_picture_world("test", 21, seed=1, streaming=True)]
     assert rows == [_content(row) for row in load_picture_world("test", 21, seed=1)]
@@ -54,8 +71,8 @@ def test_shards_of_an_endless_stream_share_no_scene():
 
 
 def test_export_equals_the_data_and_reads_back(tmp_path):
-    export_picture_world(tmp_path / "world", "tuning", 4, seed=3)
-    rows = list(load_picture_world("tuning", 4, seed=3))
+    export_picture_world(tmp_path / "world", "train", 4, seed=3, eval_split="tuning")
+    rows = list(load_picture_world("train", 4, seed=3, eval_split="tuning"))
     lines = [json.loads(line) for line in (tmp_path / "world" / "metadata.jsonl").read_text().splitlines()]
     for row, line in zip(rows, lines, strict=True):
         mask = Image.open(tmp_path / "world" / line["mask_file_name"])

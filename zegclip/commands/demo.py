@@ -1,4 +1,4 @@
-"""`zegclip demo`: draw pictures and segment them with the embedded default model."""
+"""`zegclip demo`: draw pictures and segment them with the embedded default model, and without training."""
 
 import argparse
 import math
@@ -9,10 +9,11 @@ from zegclip.commands.options import add_output_option, check_output_folder, int
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from zegclip.picture_world.drawing import Scene
 
-NUM_SCENES = 2
+NUM_SCENES = 3
 NUM_ABSENT = 2
 """Seen classes, and as many unseen ones, that no picture shows: the model has to leave them out."""
 SCENE_SIZE = 192
@@ -25,8 +26,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="segment generated pictures with the embedded model",
-        description="Draw two pictures and segment them with the embedded model, into classes whose masks it was "
-        "trained on and classes whose masks it was not.",
+        description="Draw three pictures and segment them into classes whose masks the embedded model was trained on "
+        "and classes whose masks it was not: with this model, and with its CLIP alone, without training.",
     )
     add_output_option(parser, "zegclip-demo")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of the pictures (default: %(default)s)")
@@ -49,7 +50,7 @@ def draw_demo_scenes(seed: int, seen: Sequence[str]) -> list["Scene"]:
     rng = np.random.default_rng([_FIRST_SEED, seed])
     known = rng.permutation([name for name in OBJECT_NAMES if name in seen]).tolist()
     unknown = rng.permutation([name for name in OBJECT_NAMES if name not in seen]).tolist()
-    upper = rng.permutation(["sky", "night"]).tolist()
+    upper = rng.permutation(["sky", "night", "brick"]).tolist()
     lower = rng.permutation([name for name in GROUND_NAMES if name not in upper]).tolist()
     scenes = []
     for index in range(NUM_SCENES):
@@ -88,14 +89,48 @@ def overlap(ids: "np.ndarray", truth: "np.ndarray", index: int, class_id: int) -
     return (found & drawn).sum() / union if union else math.nan
 
 
-def print_table(summary: Sequence[dict[str, Any]], overlaps: Sequence[float], seen: Sequence[str]) -> None:
-    """Print one line per class."""
-    print(f"  {'class':<12}{'masks in training':<20}{'share':>8}{'score':>8}{'IoU':>8}")
-    for row, value in zip(summary, overlaps, strict=True):
+def print_table(
+    summary: Sequence[dict[str, Any]], overlaps: Sequence[float], without: Sequence[float], seen: Sequence[str]
+) -> None:
+    """Print one line per class: share and score of the trained model, and IoU without training and with it."""
+
+    def percent(value: float) -> str:
+        return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+
+    print(f"  {'class':<12}{'masks in training':<20}{'share':>8}{'score':>8}{'IoU untrained':>16}{'trained':>10}")
+    for row, trained, untrained in zip(summary, overlaps, without, strict=True):
         score = f"{row['score']:.2f}" if row["share"] else "-"
-        iou = "-" if math.isnan(value) else f"{100 * value:.1f} %"
         known = "yes" if row["label"] in seen else "no"
-        print(f"  {row['label']:<12}{known:<20}{100 * row['share']:>6.1f} %{score:>8}{iou:>8}")
+        share = f"{100 * row['share']:.1f} %"
+        print(
+            f"  {row['label']:<12}{known:<20}{share:>8}{score:>8}{percent(untrained):>16}{percent(trained):>10}"
+        )
+
+
+def draw_strip(
+    picture: "Image", truth: "np.ndarray", maps: dict[str, "np.ndarray"], labels: Sequence[str], seen: Sequence[str]
+) -> "Image":
+    """
+    Put a picture and maps of it side by side, with the share of right pixels above and unseen classes marked.
+
+    Args:
+        picture: RGB.
+        truth: `(height, width)` indices into `labels`.
+        maps: By title, the same of what was predicted.
+        labels: Names of the classes.
+        seen: Names of the classes whose masks were trained on.
+    """
+    import numpy as np
+
+    from zegclip.drawing.overlay import class_panes, class_shares
+    from zegclip.processing.class_split import ClassSplit
+
+    unseen_ids = tuple(index for index, label in enumerate(labels) if label not in seen)
+    seen_ids = tuple(index for index in range(len(labels)) if index not in unseen_ids)
+    split = ClassSplit(tuple(labels), seen_ids, unseen_ids)
+    titled = {f"{title}: {100 * (ids == truth).mean():.0f} % right": ids for title, ids in maps.items()}
+    shown, _ = class_shares(np.concatenate([truth, *maps.values()]), len(labels))
+    return class_panes(picture, titled, split, shown, [""] * len(shown))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,30 +139,48 @@ def run(arguments: argparse.Namespace) -> int:
 
     from zegclip import DEFAULT_MODEL
     from zegclip.files import remove_leftovers, writing_to
+    from zegclip.loading import load_base
     from zegclip.picture_world.classes import CLASS_NAMES
+    from zegclip.plain_clip import training_free_fields
     from zegclip.segmenting.results import summarise, write_results
-    from zegclip.segmenting.segmenter import load_segmenter
+    from zegclip.segmenting.segmenter import ProgressPipeline, load_segmenter
 
     output, seed = arguments.output, arguments.seed
     check_output_folder(output)
     remove_leftovers(output)
     print("The embedded default model on generated pictures, offline.")
     segmenter = load_segmenter(DEFAULT_MODEL)
-    seen = segmenter.model.config.seen_class_names or []
+    config = segmenter.model.config
+    fields = training_free_fields(config.vocabulary) | {"prompt_templates": config.prompt_templates}
+    untrained = ProgressPipeline(
+        model=load_base(DEFAULT_MODEL, fields).eval(),
+        processor=segmenter.processor,
+        device=segmenter.device,
+        task=segmenter.task,
+        output_type="class_map",
+    )
+    seen = config.seen_class_names or []
     scenes = draw_demo_scenes(seed, seen)
     labels = choose_labels(scenes, seen, seed)
     for number, scene in enumerate(scenes, start=1):
         name = f"scene_{number}"
+        result = segmenter(scene.image, candidate_labels=labels)
+        maps = {"without training": untrained(scene.image, candidate_labels=labels)["segmentation"]}
+        maps["trained"] = result["segmentation"]
+        mask = np.asarray(scene.mask)
+        truth = np.zeros(mask.shape, dtype=np.int64)
+        for index, label in enumerate(labels):
+            truth[mask == CLASS_NAMES.index(label)] = index
         with writing_to(output) as folder:
             scene.image.save(folder / f"{name}.png")
-        result = segmenter(scene.image, candidate_labels=labels)
-        ids, scores = result["segmentation"], result["scores"]
-        summary = summarise(ids, scores, labels)
+            draw_strip(scene.image, truth, maps, labels, seen).save(folder / f"{name}_strip.png")
         described = {"image": str(output / f"{name}.png"), "model": "embedded default model"}
         write_results(output, name, scene.image, result, described)
-        truth = np.asarray(scene.mask)
-        overlaps = [overlap(ids, truth, index, CLASS_NAMES.index(label)) for index, label in enumerate(labels)]
+        overlaps, without = (
+            [overlap(ids, truth, index, index) for index in range(len(labels))]
+            for ids in (maps["trained"], maps["without training"])
+        )
         print(f"\n{output / name}.png")
-        print_table(summary, overlaps, seen)
-        print(f"  overlay: {output / name}_overlay.png")
+        print_table(summarise(result["segmentation"], result["scores"], labels), overlaps, without, seen)
+        print(f"  side by side: {output / name}_strip.png")
     return 0

@@ -8,8 +8,8 @@ from datasets import Dataset, DatasetDict, Image
 from transformers.image_utils import PILImageResampling
 
 from zegclip.errors import UsageError
-from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
-from zegclip.picture_world.dataset import Split, load_picture_world
+from zegclip.picture_world.classes import CLASS_NAMES, GROUND_NAMES, OBJECT_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
+from zegclip.picture_world.dataset import EvalSplit, Split, load_picture_world
 from zegclip.processing.augmentation import TrainingAugmentation
 from zegclip.processing.class_split import ClassSplit, split_classes
 from zegclip.processing.datasets import load_pictures
@@ -25,13 +25,16 @@ def picture_world_split(eval_split: str) -> ClassSplit:
     """
     Return the classes that are evaluated on a split of the picture world.
 
-    On the tuning split the test classes do not exist, neither as names nor as labels. On the test split all names
-    compete, but the tuning classes are in neither mean.
+    On the tuning split the test classes do not exist, neither as names nor as labels. On the test split the tuning
+    classes are seen.
     """
-    unseen, ignored = (UNSEEN_TUNING, UNSEEN_TEST) if eval_split == "tuning" else (UNSEEN_TEST, ())
-    split = split_classes(CLASS_NAMES, seen=SEEN, unseen=unseen, ignored=ignored)
-    objects = tuple(index for index, name in enumerate(split.names) if name in OBJECT_NAMES)
-    return replace(split, groups={"objects": objects})
+    seen, unseen, ignored = (
+        (SEEN, UNSEEN_TUNING, UNSEEN_TEST) if eval_split == "tuning" else (SEEN + UNSEEN_TUNING, UNSEEN_TEST, ())
+    )
+    split = split_classes(CLASS_NAMES, seen=seen, unseen=unseen, ignored=ignored)
+    groups = {"objects": OBJECT_NAMES, "grounds": GROUND_NAMES}
+    ids = {title: tuple(i for i, name in enumerate(split.names) if name in names) for title, names in groups.items()}
+    return replace(split, groups=ids)
 
 
 def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
@@ -90,12 +93,15 @@ def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDi
     for name in ("data_dir", "classes_file", "seen_classes", "unseen_classes", "ignored_classes"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"{name} is not an argument of the picture world, which has its own classes and splits.")
-    eval_split = cast(Split, arguments.eval_split)
+    eval_split = cast(EvalSplit, arguments.eval_split)
     # Each scene has its own seed, so the first scenes are the data set of that size.
-    sizes = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
+    sizes: dict[Split, int] = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
     if training:
         sizes["train"] = arguments.num_train_pictures or NUM_TRAIN_SCENES
-    data = {name: load_picture_world(name, size, seed=arguments.scene_seed) for name, size in sizes.items()}
+    data = {
+        name: load_picture_world(name, size, seed=arguments.scene_seed, eval_split=eval_split)
+        for name, size in sizes.items()
+    }
     undecoded = DatasetDict(data).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
     return undecoded, picture_world_split(eval_split)
 

@@ -182,6 +182,12 @@ def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: D
         PartialState().print(
             f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
         )
+    untrained = [split.names[i] for i in split.seen_ids if trained_on.isdisjoint(split.all_names([i]))]
+    if trained_on and untrained and data_args.setting != "cross_dataset":
+        more = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
+        PartialState().print(
+            f"Warning: this model was not trained on masks of {untrained[0]!r}{more}, which count as seen here."
+        )
     unknown = find_unknown_words(split.all_names(), model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")

@@ -24,13 +24,13 @@ def test_demo(default_model, tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert errors == ""
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
-        f"scene_{number}{end}" for number in (1, 2) for end in (".png", "_overlay.png", "_mask.png", ".json")
+        f"scene_{number}{end}" for number in (1, 2, 3) for end in (".png", "_strip.png", "_overlay.png", "_mask.png", ".json")
     }
     for number, scene in enumerate(draw_demo_scenes(0, SEEN), start=1):
-        assert f"overlay: {tmp_path / 'demo' / f'scene_{number}_overlay.png'}" in output
+        assert f"side by side: {tmp_path / 'demo' / f'scene_{number}_strip.png'}" in output
         picture = Image.open(tmp_path / "demo" / f"scene_{number}.png")
         assert picture.tobytes() == scene.image.tobytes()
-        table = output.split(f"scene_{number}.png\n")[1].split("overlay:")[0].splitlines()[1:-1]
+        table = output.split(f"scene_{number}.png\n")[1].split("side by side:")[0].splitlines()[1:-1]
         rows = {line.split()[0]: line.split()[1:] for line in table}
         record = json.loads((tmp_path / "demo" / f"scene_{number}.json").read_text())
         ids = np.asarray(Image.open(tmp_path / "demo" / f"scene_{number}_mask.png"))
@@ -62,7 +62,7 @@ def test_scenes_show_seen_and_unseen_classes_and_labels_have_more(seed):
     absent = set(labels) - shown
     assert len(absent & set(SEEN)) == len(absent - set(SEEN)) == 2
     other = draw_demo_scenes(seed + 1, SEEN)
-    assert len({scene.image.tobytes() for scene in (*scenes, *other)}) == 4
+    assert len({scene.image.tobytes() for scene in (*scenes, *other)}) == 6
 
 
 def test_overlap():
