@@ -1,0 +1,114 @@
+"""The studies of the picture world: what is computed from predictions, and runs that are not done twice."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zegclip.picture_world.classes import OBJECT_NAMES, UNSEEN_TEST, class_ids
+from zegclip.picture_world.dataset import draw_example, scene_seeds
+from zegclip.picture_world.pretrain import save
+from zegclip.picture_world.tiny_clip import build_model
+from zegclip.picture_world.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parents[1]
+SCENES = 40
+UNSEEN = [index for index in class_ids(UNSEEN_TEST) if index < len(OBJECT_NAMES)]
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("picture_world")
+
+
+@pytest.fixture(scope="module")
+def masks():
+    return [np.asarray(draw_example("test", seed)["mask"]) for seed in scene_seeds("test")[:SCENES]]
+
+
+def write(masks, folder, answers=None):
+    """Save masks, with each class replaced by what `answers` says, as predictions."""
+    table = np.arange(256, dtype=np.uint8)
+    for true, answer in (answers or {}).items():
+        table[true] = answer
+    folder.mkdir()
+    for index, mask in enumerate(masks):
+        Image.fromarray(table[mask]).save(folder / f"{index:05d}.png")
+    return folder
+
+
+def test_perfect_predictions(studies, masks, tmp_path):
+    figures = studies.analyse(write(masks, tmp_path / "p"), "test", SCENES)
+    assert {value for value in figures["per_class"].values() if not np.isnan(value)} == {100}
+    assert figures["unseen_as_unseen"] == figures["unseen_named"] == 100
+    assert figures["permuted_miou_unseen"] == 0
+    assert len(figures["replicates"]) == studies.REPLICATES
+    assert np.all(np.array(figures["replicates"]) == 100)
+
+
+def test_unseen_objects_that_get_each_others_names(studies, masks, tmp_path):
+    answers = dict(zip(UNSEEN, np.roll(UNSEEN, 1).tolist(), strict=True))
+    figures = studies.analyse(write(masks, tmp_path / "p", answers), "test", SCENES)
+    assert figures["unseen_as_unseen"] == 100
+    assert figures["unseen_named"] == 0
+    # One of the shifts undoes it, and the others find nothing.
+    assert figures["permuted_miou_unseen"] == pytest.approx(100 / (len(UNSEEN) - 1))
+
+
+def test_unseen_objects_that_are_taken_for_seen_ones(studies, masks, tmp_path):
+    figures = studies.analyse(write(masks, tmp_path / "p", dict.fromkeys(UNSEEN, 0)), "test", SCENES)
+    assert figures["unseen_as_unseen"] == figures["unseen_named"] == 0
+    assert all(row[1] == row[2] == 0 for row in figures["replicates"])
+    assert len({row[0] for row in figures["replicates"]}) > 10  # houses depend on the scenes
+
+
+def test_missing_predictions_are_refused(studies, masks, tmp_path):
+    with pytest.raises(ValueError, match="40 scenes"):
+        studies.analyse(write(masks[1:], tmp_path / "p"), "test", SCENES)
+
+
+def test_intervals_cover_scenes_and_runs(studies):
+    scenes = np.random.default_rng(0).normal(50, 2, size=(studies.REPLICATES, 3))
+    one, other = {"replicates": scenes.tolist()}, {"replicates": (scenes + 20).tolist()}
+    low, high = studies.interval([one], 2)
+    assert 44 < low < 48 < 52 < high < 56
+    low, high = studies.interval([one, other], 2)
+    assert low < 52
+    assert high > 68
+
+
+@pytest.mark.thorough
+def test_a_study_runs_and_is_not_repeated(studies, tmp_path, monkeypatch, capsys):
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    save(build_model(tokenizer, patch_size=12, width=32, layers=1), tokenizer, tmp_path / "clip")
+    training = {"max_steps": 1, "save_steps": 1, "num_train_pictures": 4, "total_train_batch_size": 2}
+    training |= {"per_device_train_batch_size": 2, "decoder_attention_heads": 1}
+    study = {
+        "runs": {
+            "naclip": {"config": "picture_world_training_free.yaml"},
+            "zegclip": {"config": "zegclip_picture_world_inductive.yaml"} | training,
+        },
+        "tables": {"Both": {"NACLIP": "naclip", "ZegCLIP": "zegclip"}},
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    report = tmp_path / "report.json"
+    words = [tmp_path / "study.yaml", "--clips", tmp_path / "clip", "--num_pictures", 3, "--eval_split", "test"]
+    words += ["--use_cpu", "--output", tmp_path / "runs", "--report", report, "--jobs", 2]
+    monkeypatch.setattr(sys, "argv", ["picture_world.py", *map(str, words)])
+    studies.main()
+    first = capsys.readouterr().out
+    assert "NACLIP" in first
+    assert "ZegCLIP" in first
+    assert set(json.loads(report.read_text())["runs"]) == {"naclip/clip/seed0", "zegclip/clip/seed0"}
+    assert Image.open(report.with_suffix(".png")).width > 300
+
+    monkeypatch.setattr(studies, "call", lambda *words, **more: pytest.fail("a run was repeated"))
+    studies.main()
+    assert capsys.readouterr().out == first
