@@ -255,7 +255,9 @@ def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mappin
         print(f"\n{title}\n\n{table.to_markdown(stralign='right', disable_numparse=True)}")
         if number == 0:
             draw_bars(done, report.with_suffix(".png"))
-    print(f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h")
+    print(
+        f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h"
+    )
     print(f"by bootstrap over scenes and runs. {report}")
 
 

@@ -1,20 +1,12 @@
 """
-What segmenting without training costs, and what its methods are worth on the drawn world.
+What segmenting without training costs, and what refinement is worth on the drawn world.
 
     python benchmarks/training_free.py cost
     python benchmarks/training_free.py outlines
-    python benchmarks/training_free.py methods --clip outputs/plain_clip
 
-The first needs no weights: a ViT-B/16 with random ones computes as much. The CLIP of the last is pretrained with
-CLIP's own loss alone:
-
-    python -m zegclip.picture_world.pretrain --patch_loss false --steps 6000 --batch_size 64 \
-        --output outputs/plain_clip
+The first needs no weights: a ViT-B/16 with random ones computes as much.
 """
 
-import contextlib
-import io
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -30,7 +22,7 @@ import zegclip
 from zegclip import ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.drawing.legend import arrange
 from zegclip.drawing.overlay import class_panes
-from zegclip.loading import load_base, load_model, load_processor
+from zegclip.loading import load_model, load_processor
 from zegclip.picture_world.dataset import scene_seeds
 from zegclip.picture_world.drawing import draw_scene
 from zegclip.plain_clip import training_free_fields
@@ -38,14 +30,11 @@ from zegclip.processing.metrics import class_counts, class_ious
 from zegclip.processing.pipeline import TASK
 from zegclip.processing.windows import WindowLogits, extract_windows, merge_masks, predict_windows, window_boxes
 from zegclip.training.data import picture_world_split
-from zegclip.training.evaluate import evaluate
 
-METHODS = ("plain", "maskclip", "sclip", "clearclip", "naclip")
 SIZES = ((512, 512), (800, 1333))  # Height and width that a picture has been resized to.
 WINDOW, STRIDE, AT_ONCE = 224, 112, 8
 NUM_NAMES = (171, 3 * 171)
 FEW_NAMES = 20
-SIGMA = 1.5  # For 8x8 patches, chosen on the tuning split.
 STRIP = Path(__file__).parents[1] / "docs" / "images" / "refinement.jpg"
 
 
@@ -153,25 +142,5 @@ def outlines(pictures: int = 100, side: int = 384, shown: int = 3) -> dict[str, 
     return {"split": "test", "pictures": pictures, "side": side, "names": len(split.names), "masks": rows}
 
 
-def methods(clip: str = "outputs/plain_clip", pictures: int = 300) -> dict[str, Any]:
-    """The five methods on the drawn world's test split, on the embedded CLIP and on one pretrained plainly."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        embedded = Path(folder) / "embedded"
-        load_base(zegclip.DEFAULT_MODEL, {}).clip.save_pretrained(embedded)
-        load_processor(zegclip.DEFAULT_MODEL).save_pretrained(embedded)
-        places = {"embedded CLIP": str(embedded), "plain CLIP": clip}
-        jobs = [(title, place, method) for title, place in places.items() for method in METHODS]
-        for title, place, method in tqdm(jobs, unit="run"):
-            words = ["--model", place, "--decode_head_type", "similarity", "--dense_attention", method]
-            words += ["--naclip_sigma", str(SIGMA), "--eval_split", "test", "--num_eval_pictures", str(pictures)]
-            words += ["--results_dir", str(Path(folder) / f"{title} {method}"), "--baseline", "false"]
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                figures = evaluate(words)["model, papers' protocol"]
-            rows.append({"CLIP": title, "method": method, **figures, "seconds": time.perf_counter() - start})
-    return {"split": "test", "pictures": pictures, "naclip_sigma": SIGMA, "methods": rows}
-
-
 if __name__ == "__main__":
-    run_cases(__doc__, cost, outlines, methods)
+    run_cases(__doc__, cost, outlines)

@@ -103,9 +103,7 @@ def load_picture_world(
     return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
-def _stream(
-    split: Split, shards: list[tuple[int, int, int]], eval_split: EvalSplit
-) -> Iterator[dict[str, Any]]:
+def _stream(split: Split, shards: list[tuple[int, int, int]], eval_split: EvalSplit) -> Iterator[dict[str, Any]]:
     """Draw the rows of shards, each the start, stop and step of its seeds."""
     for shard in shards:
         for scene_seed in range(*shard):

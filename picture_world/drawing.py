@@ -126,9 +126,7 @@ def _choose_grounds(rng: np.random.Generator, rare: Collection[int], absent: Col
     return (upper, lower) if upper != lower else (lower,)
 
 
-def _lay_grounds(
-    grounds: tuple[int, ...], size: int, scale: float, pool: Pool
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _lay_grounds(grounds: tuple[int, ...], size: int, scale: float, pool: Pool) -> tuple[np.ndarray, np.ndarray, int]:
     """Paint the grounds: colours (size, size, 3) float32, class ids (size, size) uint8, and the row between them."""
     canvas = paint_ground(grounds[-1], size, scale, pool)
     mask = np.full((size, size), grounds[-1], dtype=np.uint8)

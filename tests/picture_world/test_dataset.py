@@ -52,7 +52,9 @@ def test_unseen_classes_are_rare_in_training_scenes_and_test_classes_unknown_to_
     assert often["tuning"] == 0
     for_tuning = load_picture_world("train", 150, eval_split="tuning")
     assert count_scenes(for_tuning, UNSEEN_TEST) == 0
-    assert 2 * count_scenes(for_tuning, UNSEEN_TUNING) < 3 * count_scenes(load_picture_world("tuning", 150), UNSEEN_TUNING)
+    assert 2 * count_scenes(for_tuning, UNSEEN_TUNING) < 3 * count_scenes(
+        load_picture_world("tuning", 150), UNSEEN_TUNING
+    )
     stream = load_picture_world("train", 20, streaming=True, eval_split="tuning")
     assert [_content(row) for row in stream] == [_content(row) for row in for_tuning.select(range(20))]
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +12,8 @@ from zegclip.picture_world import crops, tiny_clip
 from zegclip.picture_world import pretrain as pretrain_module
 from zegclip.picture_world.classes import CLASS_NAMES, OBJECT_NAMES, UNSEEN_TEST, class_ids
 from zegclip.picture_world.crops import captioned_windows, draw_scenes
-from zegclip.picture_world.drawing import draw_scene
-from zegclip.picture_world.pretrain import PretrainArguments, pretrain
 from zegclip.picture_world.evaluation import report
+from zegclip.picture_world.pretrain import PretrainArguments, pretrain
 from zegclip.picture_world.tiny_clip import CaptionTraining, build_model
 from zegclip.picture_world.tokenizer import build_tokenizer
 from zegclip.processing.input_error import InputError
@@ -84,9 +84,7 @@ def test_pretraining_reads_no_mask(monkeypatch):
 
     monkeypatch.setattr(crops, "draw_scene", with_another_mask)
     after = draw_scenes(range(6), progress=False)
-    first, second = (
-        next(captioned_windows(scenes, 48, 30, np.random.default_rng(3))) for scenes in (before, after)
-    )
+    first, second = (next(captioned_windows(scenes, 48, 30, np.random.default_rng(3))) for scenes in (before, after))
     assert first.captions == second.captions
     assert torch.equal(first.pictures, second.pictures)
     assert torch.equal(first.matches, second.matches)

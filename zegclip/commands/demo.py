@@ -102,9 +102,7 @@ def print_table(
         score = f"{row['score']:.2f}" if row["share"] else "-"
         known = "yes" if row["label"] in seen else "no"
         share = f"{100 * row['share']:.1f} %"
-        print(
-            f"  {row['label']:<12}{known:<20}{share:>8}{score:>8}{percent(untrained):>16}{percent(trained):>10}"
-        )
+        print(f"  {row['label']:<12}{known:<20}{share:>8}{score:>8}{percent(untrained):>16}{percent(trained):>10}")
 
 
 def draw_strip(

@@ -24,7 +24,9 @@ def test_demo(default_model, tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert errors == ""
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
-        f"scene_{number}{end}" for number in (1, 2, 3) for end in (".png", "_strip.png", "_overlay.png", "_mask.png", ".json")
+        f"scene_{number}{end}"
+        for number in (1, 2, 3)
+        for end in (".png", "_strip.png", "_overlay.png", "_mask.png", ".json")
     }
     for number, scene in enumerate(draw_demo_scenes(0, SEEN), start=1):
         assert f"side by side: {tmp_path / 'demo' / f'scene_{number}_strip.png'}" in output
