@@ -5,7 +5,8 @@ Train and evaluate the runs of a study on the picture world, print its tables as
     python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 --eval_split test --use_cpu
 
 A study lists `runs`, each a configuration with the fields that it changes, and `tables` of their rows; `fields` change
-every run. A field that is `null` is left at its default. A run without `max_steps` is not trained.
+every run. A field that is `null` is left at its default. A run without `max_steps` is not trained, and one with `of`
+instead of `config` evaluates what another run has trained, with other fields.
 
 All runs of a CLIP and seed come before the next seed, and each leaves its figures in the report at once. What a report
 has already, under the same settings and for the same CLIP, is not done again, so the same command goes on after an
@@ -77,8 +78,10 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
     stored = ZegClipConfig.from_pretrained(base_of(clip)).to_dict()
     paths = {}
     for name, run in study["runs"].items():
-        base = yaml.safe_load((ROOT / "configs" / run["config"]).read_text(encoding="utf-8"))
-        changed = study.get("fields", {}) | {key: value for key, value in run.items() if key != "config"}
+        trained = study["runs"][run["of"]] if "of" in run else {}
+        described = study.get("fields", {}) | trained | run
+        base = yaml.safe_load((ROOT / "configs" / described["config"]).read_text(encoding="utf-8"))
+        changed = {key: value for key, value in described.items() if key not in ("config", "of")}
         fields = {key: value for key, value in (base | changed).items() if value is not None}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
@@ -100,21 +103,23 @@ def call(script: str, *words: str, log: Path) -> None:
         raise ValueError(f"{script} failed ({last}): see {log}")
 
 
-def train_and_evaluate(
-    config: Path, clip: Path, seed: int, folder: Path, arguments: Namespace, *, trained: bool
-) -> dict[str, Any]:
-    """Train if the run has steps, evaluate, and return its figures; a finished training is not done again."""
+def train(config: Path, clip: Path, seed: int, folder: Path, arguments: Namespace) -> None:
+    """Train a run, unless it has been."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["--eval_split", arguments.eval_split, "--use_cpu", str(arguments.use_cpu), "--seed", str(seed)]
-    log = folder / "log.txt"
-    if trained:
-        words = [str(config), "--model", str(clip), "--output_dir", str(folder), *common]
-        # What training reports at its end is not used.
-        call("train.py", *words, "--num_eval_pictures", "8", "--baseline", "false", log=log)
+    words = [str(config), "--model", str(clip), "--output_dir", str(folder), "--seed", str(seed)]
+    # What training reports at its end is not used.
+    words += ["--num_eval_pictures", "8", "--baseline", "false", "--use_cpu", str(arguments.use_cpu)]
+    call("train.py", *words, "--eval_split", arguments.eval_split, log=folder / "log.txt")
+
+
+def evaluate(config: Path, model: Path, folder: Path, arguments: Namespace) -> dict[str, Any]:
+    """Evaluate a trained run or a CLIP, and return the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
     results = folder / f"{arguments.eval_split}_{arguments.num_pictures}"
-    words = [str(config), "--model", str(folder if trained else clip), "--results_dir", str(results), *common]
+    words = [str(config), "--model", str(model), "--results_dir", str(results), "--eval_split", arguments.eval_split]
+    words += ["--use_cpu", str(arguments.use_cpu)]
     words += ["--num_eval_pictures", str(arguments.num_pictures), "--save_predictions", "true"]
-    call("eval.py", *words, "--baseline", "false", log=log)
+    call("eval.py", *words, "--baseline", "false", log=folder / "log.txt")
     figures = json.loads((results / "results.json").read_text(encoding="utf-8"))
     # The free protocol shows the whole scene to a CLIP that was made for half of it.
     row = next(title for title in figures if "papers' protocol" in title)
@@ -294,6 +299,8 @@ def main() -> None:
         if seed == arguments.seeds[0] or "max_steps" in fields[name]  # Without training there is nothing random.
     ]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    root = arguments.output / arguments.study.stem / arguments.eval_split
+    locks: dict[Path, threading.Lock] = {}
 
     def run(item: tuple[str, str, int]) -> dict[str, Any]:
         name, clip, seed = item
@@ -301,9 +308,13 @@ def main() -> None:
         key = f"{name}/{clip}/seed{seed}"
         figures = report.find(key, settings)
         if figures is None:
-            folder = arguments.output / arguments.study.stem / arguments.eval_split / key
-            trained = "max_steps" in fields[name]
-            figures = train_and_evaluate(configs[name], clips[clip], seed, folder, arguments, trained=trained)
+            model = clips[clip]
+            if "max_steps" in fields[name]:
+                trained = study["runs"][name].get("of", name)
+                model = root / trained / clip / f"seed{seed}"
+                with locks.setdefault(model, threading.Lock()):  # Several runs may evaluate one training.
+                    train(configs[trained], clips[clip], seed, model, arguments)
+            figures = evaluate(configs[name], model, root / key, arguments)
             report.add(key, settings, figures)
         return figures
 

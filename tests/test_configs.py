@@ -287,9 +287,11 @@ def test_every_run_of_a_study_can_be_trained_and_is_shown(path, tmp_path, monkey
     seen = {}
     for name, config in configs.items():
         model_args, data_args, _ = parse(config)
-        base = read(ROOT / "configs" / described["runs"][name]["config"])
-        for field, value in (base | described["runs"][name]).items():
-            if field not in ("config", "output_dir"):
+        run = described["runs"][name]
+        run = described["runs"].get(run.get("of"), {}) | run
+        base = read(ROOT / "configs" / run["config"])
+        for field, value in (base | run).items():
+            if field not in ("config", "of", "output_dir"):
                 assert read(config).get(field) == value
         if "max_steps" in base:
             tune(ZegClipConfig(clip_config=clip_config, **model_args.config_overrides()), model_args, data_args)

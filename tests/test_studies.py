@@ -94,8 +94,9 @@ def test_a_study_runs_and_is_not_repeated(studies, tmp_path, monkeypatch, capsys
         "runs": {
             "naclip": {"config": "picture_world_training_free.yaml"},
             "zegclip": {"config": "zegclip_picture_world_inductive.yaml"} | training,
+            "offset": {"of": "zegclip", "seen_offset": 0.5},
         },
-        "tables": {"Both": {"NACLIP": "naclip", "ZegCLIP": "zegclip"}},
+        "tables": {"All": {"NACLIP": "naclip", "ZegCLIP": "zegclip", "with an offset": "offset"}},
     }
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     report = tmp_path / "report.json"
@@ -106,7 +107,9 @@ def test_a_study_runs_and_is_not_repeated(studies, tmp_path, monkeypatch, capsys
     first = capsys.readouterr().out
     assert "NACLIP" in first
     assert "ZegCLIP" in first
-    assert set(json.loads(report.read_text())["runs"]) == {"naclip/clip/seed0", "zegclip/clip/seed0"}
+    assert set(json.loads(report.read_text())["runs"]) == {f"{name}/clip/seed0" for name in study["runs"]}
+    weights = [path.parents[2].name for path in (tmp_path / "runs").rglob("seed0/adapter_model.safetensors")]
+    assert weights == ["zegclip"]  # trained once
     assert Image.open(report.with_suffix(".png")).width > 300
 
     monkeypatch.setattr(studies, "call", lambda *words, **more: pytest.fail("a run was repeated"))
