@@ -7,7 +7,7 @@ READY  = $(VENV)/.installed
 TYPES  = $(VENV)/types
 CONSTRAINTS = constraints.txt
 
-.PHONY: help install demo test test-all test-slow lint format default-model clean
+.PHONY: help install demo test test-all test-slow lint format results default-model clean
 
 help:
 	@echo "make install        create .venv with the tested versions"
@@ -17,7 +17,8 @@ help:
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make lint           style and types"
 	@echo "make format         rewrite the code in the project's style"
-	@echo "make default-model  train the embedded default model anew (about an hour on two cores)"
+	@echo "make results        pretrain a CLIP, compare the methods on it (an hour on two cores): docs/results.md"
+	@echo "make default-model  train the embedded default model anew, on the same CLIP"
 	@echo "make clean          remove the environment and everything built"
 
 install: $(READY)
@@ -49,12 +50,18 @@ format: $(READY)
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-default-model: $(READY)
-	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/torchrun --nproc_per_node 2 \
-		-m zegclip.picture_world.pretrain --output outputs/picture_world_clip
-	$(BIN)/python train.py configs/zegclip_picture_world_inductive.yaml --model outputs/picture_world_clip
+outputs/clips/0: | $(READY)
+	$(BIN)/python -m zegclip.picture_world.pretrain --output $@
+
+results: outputs/clips/0
+	$(BIN)/python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 \
+		--eval_split test --use_cpu --jobs 2
+
+default-model: outputs/clips/0
+	$(BIN)/python train.py configs/RECIPE_picture_world_inductive.yaml --model outputs/clips/0 \
+		--eval_split test --output_dir outputs/default_model --use_cpu
 	rm -rf zegclip/default_model
-	$(BIN)/zegclip bundle outputs/zegclip_picture_world_inductive zegclip/default_model
+	$(BIN)/zegclip bundle outputs/default_model zegclip/default_model
 
 clean:
 	rm -rf $(VENV) build dist zegclip.egg-info .pytest_cache .ruff_cache .mypy_cache

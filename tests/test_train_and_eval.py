@@ -300,7 +300,15 @@ def test_unseen_classes_that_were_trained_on_are_named(clip_folder, tmp_path, ca
         capsys.readouterr()
         evaluate(tmp_path / "run", tmp_path / setting, baseline=False, setting=setting)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line] or [""]
-        assert ("'clock'" in line) == warned
+        assert ("trained on masks of 'fish'" in line) == warned
+
+
+def test_seen_classes_that_were_not_trained_on_are_named(clip_folder, tmp_path, capsys):
+    train(clip_folder, tmp_path / "run")
+    for split, warned in (("tuning", False), ("test", True)):
+        capsys.readouterr()
+        evaluate(tmp_path / "run", tmp_path / split, baseline=False, eval_split=split)
+        assert ("not trained on masks of 'fish' and 12 more" in capsys.readouterr().out) == warned
 
 
 def test_names_that_the_clip_cannot_know_are_printed_before_the_work(clip_folder, tmp_path, capsys):
