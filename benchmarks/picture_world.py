@@ -4,9 +4,10 @@ Train and evaluate the runs of a study on the picture world, print its tables as
     python -m zegclip.picture_world.pretrain --output outputs/clips/0 --seed 0
     python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 --eval_split test --use_cpu
 
-A study lists `runs`, each a configuration with the fields that it changes, and `tables` of their rows; `fields` change
-every run. A field that is `null` is left at its default. A run without `max_steps` is not trained, and one with `of`
-instead of `config` evaluates what another run has trained, with other fields.
+A study lists `runs`, each a configuration with the fields that it changes, `tables` of their rows, and the runs whose
+masks are drawn, `scenes`; `fields` change every run. A field that is `null` is left at its default. A run without
+`max_steps` is not trained, and one with `of` instead of `config` evaluates what another run has trained, with other
+fields.
 
 All runs of a CLIP and seed come before the next seed, and each leaves its figures in the report at once. What a report
 has already, under the same settings and for the same CLIP, is not done again, so the same command goes on after an
@@ -33,6 +34,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from zegclip import ZegClipConfig
+from zegclip.drawing.legend import arrange
+from zegclip.drawing.overlay import class_panes
 from zegclip.errors import reporting_errors
 from zegclip.files import read_json
 from zegclip.identity import content_of_clip
@@ -54,6 +57,7 @@ COLUMNS = {
     "pacc": "pAcc",
 }
 REPLICATES = 200  # Of the bootstrap.
+OBJECTS_SHOWN, SCENES_SHOWN, LEGEND = 3, 4, 12  # Objects in a scene, scenes, and names beside each of them.
 CONFIDENCE = 95
 
 
@@ -123,8 +127,12 @@ def evaluate(config: Path, model: Path, folder: Path, arguments: Namespace) -> d
     figures = json.loads((results / "results.json").read_text(encoding="utf-8"))
     # The free protocol shows the whole scene to a CLIP that was made for half of it.
     row = next(title for title in figures if "papers' protocol" in title)
-    protocol = next(path for path in (results / "model" / "predictions").iterdir() if "papers" in path.name)
-    return figures[row] | analyse(protocol, arguments.eval_split, arguments.num_pictures)
+    return figures[row] | analyse(find_predictions(results), arguments.eval_split, arguments.num_pictures)
+
+
+def find_predictions(results: Path) -> Path:
+    """Return the folder of the masks that an evaluation saved, one per scene, in the papers' protocol."""
+    return next(path for path in (results / "model" / "predictions").iterdir() if "papers" in path.name)
 
 
 def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict[str, Any]:
@@ -250,6 +258,29 @@ def draw_bars(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> No
     figure.savefig(path)
 
 
+def draw_scenes(folders: Mapping[str, Path], eval_split: EvalSplit, path: Path) -> None:
+    """Draw the first scenes that have an unseen object, each beside its classes and what runs have predicted."""
+    split = picture_world_split(eval_split)
+    strips: list[Image.Image] = []
+    files = {title: sorted(find_predictions(folder).rglob("*.png")) for title, folder in folders.items()}
+    ids_of_values = np.full(256, -1)
+    ids_of_values[[CLASS_NAMES.index(name) for name in split.names]] = np.arange(len(split.names))
+    for index, seed in enumerate(scene_seeds(eval_split)):
+        row = draw_example(eval_split, seed)
+        truth = ids_of_values[np.asarray(row["mask"])]
+        objects = set(np.unique(truth)) & set(split.groups["objects"])
+        if len(objects) >= OBJECTS_SHOWN and objects & set(split.unseen_ids):
+            maps = {"classes": truth}
+            maps |= {title: ids_of_values[np.asarray(Image.open(found[index]))] for title, found in files.items()}
+            shown = np.unique(np.stack(list(maps.values()))).tolist()
+            shown.sort(key=lambda index: -np.count_nonzero(truth == index))
+            strips.append(class_panes(row["image"], maps, split, shown[:LEGEND], [""] * len(shown[:LEGEND])))
+        if len(strips) == SCENES_SHOWN:
+            break
+    sheet = arrange(strips, columns=1)
+    sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(path, quality=92)
+
+
 def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]], report: Path) -> None:
     """Print the tables of what has been run, in Markdown, and draw the first one."""
     for number, (title, rows) in enumerate(study["tables"].items()):
@@ -322,6 +353,10 @@ def main() -> None:
         for (name, _, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
             results[name].append(result)
     print_tables(study, results, report_path)
+    first = f"{next(iter(clips))}/seed{arguments.seeds[0]}/{arguments.eval_split}_{arguments.num_pictures}"
+    folders = {label: root / name / first for label, name in study.get("scenes", {}).items()}
+    if folders and all(folder.is_dir() for folder in folders.values()):
+        draw_scenes(folders, arguments.eval_split, report_path.with_name(f"{report_path.stem}_scenes.jpg"))
 
 
 if __name__ == "__main__":

@@ -97,10 +97,11 @@ def test_a_study_runs_and_is_not_repeated(studies, tmp_path, monkeypatch, capsys
             "offset": {"of": "zegclip", "seen_offset": 0.5},
         },
         "tables": {"All": {"NACLIP": "naclip", "ZegCLIP": "zegclip", "with an offset": "offset"}},
+        "scenes": {"NACLIP": "naclip"},
     }
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     report = tmp_path / "report.json"
-    words = [tmp_path / "study.yaml", "--clips", tmp_path / "clip", "--num_pictures", 3, "--eval_split", "test"]
+    words = [tmp_path / "study.yaml", "--clips", tmp_path / "clip", "--num_pictures", 9, "--eval_split", "test"]
     words += ["--use_cpu", "--output", tmp_path / "runs", "--report", report, "--jobs", 2]
     monkeypatch.setattr(sys, "argv", ["picture_world.py", *map(str, words)])
     studies.main()
@@ -111,6 +112,7 @@ def test_a_study_runs_and_is_not_repeated(studies, tmp_path, monkeypatch, capsys
     weights = [path.parents[2].name for path in (tmp_path / "runs").rglob("seed0/adapter_model.safetensors")]
     assert weights == ["zegclip"]  # trained once
     assert Image.open(report.with_suffix(".png")).width > 300
+    assert Image.open(tmp_path / "report_scenes.jpg").width > 300
 
     monkeypatch.setattr(studies, "call", lambda *words, **more: pytest.fail("a run was repeated"))
     studies.main()
