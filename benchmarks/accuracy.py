@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from measuring import RESULTS, print_figures, run_cases, write_report
 from peft import get_peft_model
-from real_size import quantize_vision_tower
 from tqdm import tqdm
 from transformers import CLIPConfig
 
 from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation, ZegClipProcessor
 from zegclip.errors import reporting_errors
+from zegclip.int8 import quantize_vision_tower
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.metrics import class_counts, summarise
@@ -75,7 +75,7 @@ def load_evaluated(words: list[str]) -> Evaluated:
 
 @torch.no_grad()
 def precision(evaluated: Evaluated) -> dict[str, Any]:
-    """How many pixels get the same name in lower precision; int8 (see `real_size.py`) where torchao is installed."""
+    """How many pixels get the same name in lower precision; int8 where torchao is installed."""
     model, device = evaluated.model, evaluated.model.device
     autocast = "float32 under autocast to bfloat16"
     models: dict[str, Any] = {
@@ -85,7 +85,8 @@ def precision(evaluated: Evaluated) -> dict[str, Any]:
         autocast: model,
     }
     if find_spec("torchao"):
-        models["int8"] = quantize_vision_tower(model)
+        models["int8"] = copy.deepcopy(model)
+        quantize_vision_tower(models["int8"])
     embeds = {}
     for title, one in models.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=title == autocast):

@@ -1,6 +1,5 @@
 """The methods on ViT-B/16 at 512x512 with random weights, as their configurations for PASCAL VOC describe them."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -51,16 +50,3 @@ def pictures(model: ZegClipForSemanticSegmentation, batch: int, height: int = SI
     """Return random pictures `(batch, 3, height, width)`, in the model's precision and on its device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, height, width, generator=generator).to(model.device, model.dtype)
-
-
-def quantize_vision_tower(model: ZegClipForSemanticSegmentation) -> ZegClipForSemanticSegmentation:
-    """Return a copy whose vision tower multiplies in int8, by torchao's dynamic quantization of its linear layers."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    model = copy.deepcopy(model)
-    quantize_(
-        model,
-        Int8DynamicActivationInt8WeightConfig(),
-        lambda module, name: isinstance(module, torch.nn.Linear) and ".vision_model." in f".{name}",
-    )
-    return model

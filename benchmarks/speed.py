@@ -15,6 +15,7 @@ a product of large matrices: a share of it is operations over time, relative to 
 step in a process of its own needs at its peak, above the model and its inputs.
 """
 
+import copy
 import math
 import statistics
 import tempfile
@@ -39,10 +40,11 @@ from measuring import (
     spread,
 )
 from peers import bare_tower, clipseg, clipseg_steps, merge_directly
-from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures, quantize_vision_tower
+from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures
 from transformers.utils import logging
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
+from zegclip.int8 import quantize_vision_tower
 from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
 
 Rows = list[dict[str, Any]]
@@ -151,7 +153,10 @@ def inference_steps(
                     logits = torch.randn(1, count, SIDE // 16, SIDE // 16, device=device, dtype=dtype)
                     windows = WindowLogits(logits, [(0, 0, SIDE, SIDE)], SIDE, SIDE)
                     steps[Step("best name of each pixel", dtype_name, 1, count)] = partial(merge_masks, windows)
-            runs: Any = quantize_vision_tower(model) if base == "int8" else model
+            runs: Any = model
+            if base == "int8":
+                runs = copy.deepcopy(model)
+                quantize_vision_tower(runs)
             if compiled:
                 runs = torch.compile(runs)
             for batch in [1] if compiled else batches:

@@ -104,9 +104,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=(*DTYPES, "int8"),
         default="float32",
-        help="precision of the model; bfloat16 is faster on GPUs and on CPUs with matrix units (default: %(default)s)",
+        help="precision of the model; bfloat16 is faster on GPUs and on CPUs with matrix units, int8 on CPUs, where "
+        "torchao is installed (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="segment pictures again that have results already")
     parser.set_defaults(run=run)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from zegclip.errors import UsageError, explain_fault
 from zegclip.identity import file_state
+from zegclip.int8 import quantize_vision_tower
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.class_embeds_cache import default_cache_folder
 from zegclip.processing.image_reading import load_rgb, on_one_line
@@ -94,18 +95,18 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     Args:
         model: Folder or Hub id.
         device: Name of a PyTorch device, by default an accelerator if there is one.
-        dtype: Name of a PyTorch dtype.
+        dtype: Name of a PyTorch dtype, or `"int8"` for the vision tower on a CPU.
 
     Raises:
         ModelError: As `load_model` and `load_processor`.
-        UsageError: If there is no such device.
+        UsageError: If there is no such device, or int8 is not possible.
     """
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UsageError(f"There is no device {device!r} that PyTorch could use here.") from error
-    loaded = load_model(model).to(getattr(torch, dtype))
+    loaded = load_model(model).to(torch.float32 if dtype == "int8" else getattr(torch, dtype))
     if device is not None:
         # With several processes, a pipeline ignores its argument `device` and uses the model's.
         loaded.to(device)
@@ -113,6 +114,10 @@ def load_segmenter(model: str | os.PathLike, device: str | None = None, dtype: s
     settings = {"task": TASK, "device": device, "output_type": "class_map"}
     segmenter = ProgressPipeline(model=loaded, processor=load_processor(model), **settings)
     segmenter.names_cache_folder = default_cache_folder()
+    if dtype == "int8":
+        if segmenter.device.type != "cpu":
+            raise UsageError(f"int8 is for CPUs, and the device is {segmenter.device}: choose --device cpu.")
+        quantize_vision_tower(segmenter.model)
     return segmenter
 
 
