@@ -1,7 +1,5 @@
 """The vision tower in int8, on CPUs."""
 
-import logging
-
 import torch
 
 from zegclip.errors import UsageError
@@ -19,21 +17,12 @@ def quantize_vision_tower(model: torch.nn.Module) -> None:
     Raises:
         UsageError: If torchao is not installed.
     """
-    # When it is imported, torchao has torch log a warning about its own enums.
-    logger = logging.getLogger("torch.utils._pytree")
-    logger.addFilter(_is_not_about_enums)
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
         raise UsageError("int8 needs torchao, not installed here: pip install 'zegclip[int8]'.") from error
-    finally:
-        logger.removeFilter(_is_not_about_enums)
     quantize_(
         model,
         Int8DynamicActivationInt8WeightConfig(),
         lambda module, name: isinstance(module, torch.nn.Linear) and ".vision_model." in f".{name}",
     )
-
-
-def _is_not_about_enums(record: logging.LogRecord) -> bool:
-    return "Enum subclass" not in record.getMessage()
