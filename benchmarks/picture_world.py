@@ -39,7 +39,7 @@ from zegclip.drawing.overlay import class_panes
 from zegclip.errors import reporting_errors
 from zegclip.files import read_json
 from zegclip.identity import content_of_clip
-from zegclip.loading import base_of, check_model_path, load_processor
+from zegclip.loading import base_of, check_model_path, config_of_base, load_processor
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.picture_world.dataset import EvalSplit, draw_example, scene_seeds
 from zegclip.processing.class_split import ClassSplit
@@ -79,7 +79,7 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
                 raise ValueError(f"{label!r} in the table {title!r} is the run {name!r}, which is not there.")
     folder.mkdir(parents=True, exist_ok=True)
     processor = load_processor(clip, for_training=True)
-    stored = ZegClipConfig.from_pretrained(base_of(clip)).to_dict()
+    stored = ZegClipConfig.from_pretrained(base_of(clip))
     paths = {}
     for name, run in study["runs"].items():
         trained = study["runs"][run["of"]] if "of" in run else {}
@@ -94,7 +94,7 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
         if "max_steps" in fields:
             ids = processor.text_prompt_ids() if model_args.text_prompts else None
             model_args.prompt_config(None, ids)
-            ZegClipConfig.from_dict(stored | model_args.config_overrides())
+            config_of_base(stored, model_args.config_overrides())
     return paths
 
 

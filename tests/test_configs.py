@@ -17,7 +17,7 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from zegclip import DEFAULT_MODEL, ZegClipConfig, ZegClipForSemanticSegmentation
-from zegclip.loading import load_processor
+from zegclip.loading import config_of_base, load_processor
 from zegclip.picture_world.classes import CLASS_NAMES
 from zegclip.processing.benchmarks import benchmark_split
 from zegclip.processing.class_split import split_classes
@@ -272,7 +272,7 @@ def test_what_names_no_model_fits_the_embedded_one(path):
     """Whose configuration the file's fields replace, as they do in `load_base`."""
     model_args, data_args, _ = parse(path)
     embedded = ZegClipConfig.from_pretrained(DEFAULT_MODEL)
-    config = ZegClipConfig.from_dict(embedded.to_dict() | model_args.config_overrides())
+    config = config_of_base(embedded, model_args.config_overrides())
     tune(config, model_args, data_args)
 
 

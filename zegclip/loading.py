@@ -225,6 +225,34 @@ def read_base_config(model: str | os.PathLike) -> ZegClipConfig:
         return ZegClipConfig.from_pretrained(base_of(name))
 
 
+HEAD_FIELDS = frozenset(
+    {
+        *("descriptor", "decode_head_init", "num_decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
+        *("decoder_dropout", "decoder_window_size", "decoder_low_frequency_heads", "decoder_top_k", "out_indices"),
+        *("focal_weight", "dice_weight", "ssim_weight", "ssim_of_probabilities", "cross_entropy_weight"),
+        "ignored_pixels_as_negatives",
+    }
+)
+"""Fields of a configuration that are of a decode head and its training."""
+
+
+def config_of_base(stored: ZegClipConfig, overrides: Mapping[str, Any]) -> ZegClipConfig:
+    """
+    Replace fields of the configuration of a model that another decode head is put on.
+
+    For a head of another type, the fields of heads and losses are the defaults unless they are given: those of the
+    head that was trained before mean something else, or belong to another method.
+
+    Args:
+        stored: The model's configuration.
+        overrides: Fields to replace.
+    """
+    fields = stored.to_dict()
+    if overrides.get("decode_head_type", stored.decode_head_type) != stored.decode_head_type:
+        fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
+    return ZegClipConfig.from_dict(fields | dict(overrides))
+
+
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:
     """
     Load a CLIP to train another decode head or adapter on: a plain CLIP, or the base of an adapter.
@@ -241,8 +269,10 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
     name = check_model_path(model)
     stored = read_base_config(name)
     base = base_of(name)
-    config = ZegClipConfig.from_dict(stored.to_dict() | overrides)
+    config = config_of_base(stored, overrides)
     kwargs: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    other_head = config.decode_head_type != stored.decode_head_type
+    kwargs["ignore_mismatched_sizes"] = other_head  # The CLIP's are checked below.
     with _loading(name):  # a new decode head is expected here
         if StoredAdapter.find(base) is None:
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(base, **kwargs)
@@ -251,11 +281,13 @@ def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipFor
             clip = {key: tensor for key, tensor in _load_weights(base).items() if key.startswith("clip.")}
             loaded, info = ZegClipForSemanticSegmentation.from_pretrained(None, state_dict=clip, **kwargs)
             loaded.config._name_or_path = loaded.name_or_path = base
-    if config.decode_head_type != stored.decode_head_type:
+    if other_head:
         # Heads of different types share some names: what was loaded of the stored one must not stay.
         head = {f"decode_head.{key}" for key in loaded.decode_head.state_dict()}
         if head - info["missing_keys"]:
             loaded.decode_head = type(loaded.decode_head)(config).apply(loaded._init_weights)
+    if any(key.startswith("clip.") for key, *_ in info["mismatched_keys"]):
+        raise ModelError(f"{model}: the weights of this model do not have the sizes that its configuration says.")
     missing = sorted(key for key in info["missing_keys"] if key.startswith("clip."))
     if missing:
         raise ModelError(f"{model}: not a whole CLIP: {len(missing)} weights are missing, such as {missing[0]}.")

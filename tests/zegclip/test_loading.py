@@ -20,7 +20,15 @@ from zegclip import (
     ZegClipImageProcessor,
     ZegClipProcessor,
 )
-from zegclip.loading import check_model_path, load_adapter_into, load_base, load_model, load_processor
+from zegclip.loading import (
+    HEAD_FIELDS,
+    check_model_path,
+    config_of_base,
+    load_adapter_into,
+    load_base,
+    load_model,
+    load_processor,
+)
 from zegclip.modeling.model_error import ModelError
 from zegclip.segmenting.segmenter import load_segmenter
 
@@ -288,8 +296,11 @@ def test_a_base_without_all_of_its_clip(model, tmp_path):
 def test_a_head_of_another_kind_takes_nothing_from_the_stored_one(model, tmp_path):
     """The two share names such as `query_proj` and `fc1`."""
     model.save_pretrained(tmp_path)
-    fields = {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1}
+    sizes = {name: getattr(model.config, name) for name in ("decoder_attention_heads", "decoder_ffn_dim")}
+    fields = {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1, **sizes}
     base = load_base(tmp_path, fields)
+    other = load_base(tmp_path, fields | {"decoder_ffn_dim": 40})
+    assert {len(layer.fc1.weight) for layer in other.decode_head.modules() if hasattr(layer, "fc1")} == {40}
     stored = model.decode_head.state_dict()
     shared = [name for name in base.decode_head.state_dict() if name in stored and "norm" not in name]
     assert "query_proj.weight" in shared
@@ -379,3 +390,18 @@ def test_a_model_of_another_type_is_named(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ModelError, match=kind):
         load_model(tmp_path)
+
+
+def test_another_head_has_the_settings_of_its_own_method_alone(model_folder):
+    """Losses and sizes of the head that a model was trained with are not taken over for a head of another type."""
+    trained = {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1, "decoder_ffn_dim": 24}
+    trained |= {"ssim_weight": 1.0, "dice_weight": 0.0}
+    stored = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(model_folder).to_dict() | trained)
+    other = config_of_base(stored, {"decode_head_type": "zegclip", "decoder_attention_heads": 2})
+    usual = ZegClipConfig()
+    for name in HEAD_FIELDS - {"decoder_attention_heads"}:
+        assert getattr(other, name) == getattr(usual, name)
+    assert other.decoder_attention_heads == 2
+    assert other.clip_config.to_dict() == stored.clip_config.to_dict()
+    same = config_of_base(stored, {"decoder_attention_heads": 2})
+    assert (same.ssim_weight, same.dice_weight, same.decoder_ffn_dim) == (1.0, 0.0, 24)

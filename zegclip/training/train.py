@@ -20,8 +20,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError, as_usage_errors
-from zegclip.loading import check_adapter_path, load_adapter_into, load_base, load_processor, read_base_config
-from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.loading import (
+    check_adapter_path,
+    config_of_base,
+    load_adapter_into,
+    load_base,
+    load_processor,
+    read_base_config,
+)
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
 from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
@@ -111,7 +117,7 @@ def run_stage(
         set_seed(training_args.seed)
     # What can be said about the models without their weights comes before the data, which may take minutes to draw.
     base = read_base_config(model_args.model or DEFAULT_MODEL)
-    ZegClipConfig.from_dict(base.to_dict() | model_args.config_overrides())
+    config_of_base(base, model_args.config_overrides())
     if model_args.init_adapter is not None:
         check_adapter_path(model_args.init_adapter)
     data, split = load_data(data_args, training=True)
