@@ -16,9 +16,9 @@ except ImportError:
 
 PICTURES = Path(__file__).parent / "pictures"
 EXAMPLES = [
-    [str(PICTURES / "scene_1.png"), "house, umbrella, clock, grass, night, boat"],
-    [str(PICTURES / "scene_2.png"), "boat, fish, cup, brick, sky, cake"],
-    [str(PICTURES / "scene_3.png"), "shirt, umbrella, cactus, night, road, apple"],
+    [str(PICTURES / "scene_1.png"), "boat, pear, kite, sky, road, cat"],
+    [str(PICTURES / "scene_2.png"), "tree, owl, bell, brick, gravel, cake"],
+    [str(PICTURES / "scene_3.png"), "cactus, bottle, guitar, night, wood, apple"],
 ]
 MODELS = read_models()
 
