@@ -201,10 +201,12 @@ class Report:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
-        stored = read_json(path)
-        self.runs: dict[str, Any] = stored.get("runs", {}) if stored else {}
+        self.runs = self._read()
         self.header = header
         self._lock = threading.Lock()
+
+    def _read(self) -> dict[str, Any]:
+        return (read_json(self.path) or {}).get("runs", {})
 
     def find(self, key: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the figures of a run, if it is there and was made with these settings."""
@@ -212,8 +214,9 @@ class Report:
         return run["figures"] if run and run["settings"] == settings else None
 
     def add(self, key: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-        """Add a run and write the file."""
+        """Add a run and write the file, with what others have added to it meanwhile."""
         with self._lock:
+            self.runs = self._read() | self.runs
             self.runs[key] = {"settings": settings, "figures": figures}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_report(self.path, {**self.header, "runs": dict(sorted(self.runs.items()))})
