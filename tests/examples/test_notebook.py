@@ -42,6 +42,6 @@ def test_it_runs_offline_outside_of_a_checkout_from_top_to_bottom(tmp_path, monk
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    assert "Training 493,664 of 2,750,881 parameters." in printed
+    assert "Training 599,296 of 2,953,953 parameters." in printed
     assert "adapter_model.safetensors" in printed
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
