@@ -5,7 +5,7 @@ Train and evaluate the runs of a study on the picture world, print its tables as
     python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 --eval_split test --use_cpu
 
 A study lists `runs`, each a configuration with the fields that it changes, `tables` of their rows, and the runs whose
-masks are drawn, `scenes`; `fields` change every run. A field that is `null` is left at its default. A run without
+masks are drawn, `scenes`. A field that is `null` is left at its default. A run without
 `max_steps` is not trained, and one with `of` instead of `config` evaluates what another run has trained, with other
 fields.
 
@@ -15,6 +15,7 @@ interruption, also without the folders of the runs.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -59,6 +60,7 @@ COLUMNS = {
 REPLICATES = 200  # Of the bootstrap.
 OBJECTS_SHOWN, SCENES_SHOWN, LEGEND = 3, 4, 12  # Objects in a scene, scenes, and names beside each of them.
 CONFIDENCE = 95
+OF_EVALUATION = ("refine", "training_free_weight", "seen_offset", "image_size", "window_size", "window_stride")
 
 
 def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str, Path]:
@@ -66,14 +68,14 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
     Write each run's fields as a configuration of its own, and return where.
 
     Args:
-        study: Of the file: `fields`, `runs` and `tables`.
+        study: Of the file: `runs`, `tables` and perhaps `scenes`.
         folder: For the configurations.
         clip: Folder or Hub id of a CLIP that the runs train on.
 
     Raises:
         ValueError: One sentence, if a table names a run that is not there, or a run cannot be trained on the CLIP.
     """
-    for title, rows in study["tables"].items():
+    for title, rows in (study["tables"] | {"scenes": study.get("scenes", {})}).items():
         for label, name in rows.items():
             if name not in study["runs"]:
                 raise ValueError(f"{label!r} in the table {title!r} is the run {name!r}, which is not there.")
@@ -83,7 +85,9 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
     paths = {}
     for name, run in study["runs"].items():
         trained = study["runs"][run["of"]] if "of" in run else {}
-        described = study.get("fields", {}) | trained | run
+        if trained and not run.keys() <= {"of", *OF_EVALUATION}:
+            raise ValueError(f"The run {name!r} is another one's training: it can change only {OF_EVALUATION}.")
+        described = trained | run
         base = yaml.safe_load((ROOT / "configs" / described["config"]).read_text(encoding="utf-8"))
         changed = {key: value for key, value in described.items() if key not in ("config", "of")}
         fields = {key: value for key, value in (base | changed).items() if value is not None}
@@ -127,7 +131,10 @@ def evaluate(config: Path, model: Path, folder: Path, arguments: Namespace) -> d
     figures = json.loads((results / "results.json").read_text(encoding="utf-8"))
     # The free protocol shows the whole scene to a CLIP that was made for half of it.
     row = next(title for title in figures if "papers' protocol" in title)
-    return figures[row] | analyse(find_predictions(results), arguments.eval_split, arguments.num_pictures)
+    analysed = analyse(find_predictions(results), arguments.eval_split, arguments.num_pictures)
+    if abs(analysed.pop("hiou") - figures[row]["hiou"]) > 1e-6:
+        raise ValueError(f"{results} has predictions of other scenes than its figures.")
+    return figures[row] | analysed
 
 
 def find_predictions(results: Path) -> Path:
@@ -145,11 +152,11 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
         num_pictures: How many.
 
     Returns:
-        `per_class`: IoU of each class, in per cent; `replicates`: `objects_miou_seen`, `objects_miou_unseen` and
-        `objects_hiou` for resampled scenes, the same scenes in every run; `unseen_as_unseen`: of the pixels of unseen
-        objects, the share that has any unseen name; `unseen_named`: of these, the share that has its own;
-        `permuted_miou_unseen`: U of objects if the names of unseen objects are exchanged among them, mean over all
-        cyclic shifts. In per cent.
+        `hiou`: as [`summarise`]; `per_class`: IoU of each class; `replicates`: `objects_miou_seen`,
+        `objects_miou_unseen` and `objects_hiou` for resampled scenes, the same scenes in every run;
+        `unseen_as_unseen`: of the pixels of unseen objects, the share that has any unseen name; `unseen_named`: of
+        these, the share that has its own, NaN if there are none; `permuted_miou_unseen`: U of objects if the names of
+        unseen objects are exchanged among them, mean over all cyclic shifts. In per cent.
     """
     split = picture_world_split(eval_split)
     files = sorted(predictions.rglob("*.png"))
@@ -173,6 +180,7 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
         replicates.append([round(resampled[name], 3) for name in names])
     ious = class_ious(counts.sum(axis=0))
     return {
+        "hiou": summarise(counts.sum(axis=0), split)["hiou"],
         "per_class": {name: round(100 * float(iou), 2) for name, iou in zip(split.names, ious, strict=True)},
         "replicates": replicates,
         **_elimination(confusion, split),
@@ -191,7 +199,7 @@ def _elimination(confusion: np.ndarray, split: ClassSplit) -> dict[str, float]:
         shifted.append((both / (confusion[objects].sum(axis=1) + confusion[:, answers].sum(axis=0) - both)).mean())
     return {
         "unseen_as_unseen": 100 * float(named_unseen / confusion[objects].sum()),
-        "unseen_named": 100 * float(confusion[objects, objects].sum() / max(named_unseen, 1)),
+        "unseen_named": 100 * float(confusion[objects, objects].sum() / named_unseen) if named_unseen else math.nan,
         "permuted_miou_unseen": 100 * float(np.mean(shifted)),
     }
 
@@ -216,7 +224,7 @@ class Report:
     def add(self, key: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
         """Add a run and write the file, with what others have added to it meanwhile."""
         with self._lock:
-            self.runs = self._read() | self.runs
+            self.runs |= self._read()
             self.runs[key] = {"settings": settings, "figures": figures}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_report(self.path, {**self.header, "runs": dict(sorted(self.runs.items()))})
@@ -268,7 +276,8 @@ def draw_scenes(folders: Mapping[str, Path], eval_split: EvalSplit, path: Path) 
     files = {title: sorted(find_predictions(folder).rglob("*.png")) for title, folder in folders.items()}
     ids_of_values = np.full(256, -1)
     ids_of_values[[CLASS_NAMES.index(name) for name in split.names]] = np.arange(len(split.names))
-    for index, seed in enumerate(scene_seeds(eval_split)):
+    count = min(len(found) for found in files.values())
+    for index, seed in enumerate(scene_seeds(eval_split)[:count]):
         row = draw_example(eval_split, seed)
         truth = ids_of_values[np.asarray(row["mask"])]
         objects = set(np.unique(truth)) & set(split.groups["objects"])
@@ -292,12 +301,12 @@ def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mappin
             continue
         table = pd.DataFrame({label: format_row(runs) for label, runs in done.items()}).T
         print(f"\n{title}\n\n{table.to_markdown(stralign='right', disable_numparse=True)}")
-        if number == 0:
+        if number == 0 and len(done) == len(rows):
             draw_bars(done, report.with_suffix(".png"))
     print(
         f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h"
     )
-    print(f"by bootstrap over scenes and runs. {report}")
+    print(f"by bootstrap over scenes and, of several, over runs. {report}")
 
 
 def main() -> None:
@@ -317,10 +326,14 @@ def main() -> None:
 
     with reporting_errors("picture_world.py"):
         clips = {path.name: check_model_path(path) for path in arguments.clips}
+        if len(clips) < len(arguments.clips):
+            raise ValueError("Results are named after the CLIPs' folders: give them different names.")
         study = yaml.safe_load(arguments.study.read_text(encoding="utf-8"))
         configs = write_configs(study, arguments.output / arguments.study.stem / "configs", next(iter(clips.values())))
+        names = arguments.runs or list(configs)
+        if unknown := set(names) - set(configs):
+            raise ValueError(f"{arguments.study} has no run {min(unknown)!r}, but {', '.join(configs)}.")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
-    names = arguments.runs or list(configs)
     fields = {name: yaml.safe_load(configs[name].read_text(encoding="utf-8")) for name in names}
     contents = {clip: content_of_clip(str(path)) for clip, path in clips.items()}
     report_path = arguments.report or arguments.output / f"{arguments.study.stem}_{arguments.eval_split}.json"
@@ -338,7 +351,8 @@ def main() -> None:
 
     def run(item: tuple[str, str, int]) -> dict[str, Any]:
         name, clip, seed = item
-        settings = fields[name] | {"clip": contents[clip], "scenes": arguments.num_pictures}
+        evaluated = {"eval_split": arguments.eval_split, "num_eval_pictures": arguments.num_pictures}
+        settings = fields[name] | evaluated | {"clip": contents[clip]}
         key = f"{name}/{clip}/seed{seed}"
         figures = report.find(key, settings)
         if figures is None:

@@ -69,8 +69,8 @@ class ZegClipConfig(PreTrainedConfig):
             `"default"`: PyTorch's initialisation, the same values in every layer, as the official training starts;
             but the `"spectral"` head's gate starts open, where the official one is shut for good in half of all seeds,
             and the `"consensus"` head starts with normal values of deviation 0.02;
-            `"identity"`: the `"zegclip"` head starts as a cosine classifier, which small models learn from in hundreds
-            of steps.
+            `"identity"`: the `"zegclip"` head starts as a cosine classifier, from which some small models learn in
+            hundreds of steps.
         prompt_templates (`list[str]`): Text templates, each with one `{}`. Their embeddings are averaged per class.
         prompt_input_ids (`dict[str, list[int]]`, *optional*):
             Token ids of the prompts of `id2label`'s names, by prompt: the classes that the model segments if it is

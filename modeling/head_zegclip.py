@@ -16,8 +16,8 @@ from .head_base import DecodeHead
 from .model_error import ModelError
 
 DESCRIPTOR_TERMS = {"product", "text", "difference"}
-# The identity start's logit is 14 (cosine - 0.4). In the picture world's CLIP a patch and its own name have a cosine
-# of about 0.7, a patch and another name one of 0.0 to 0.25.
+# The identity start's logit is 14 (cosine - 0.4): for CLIPs whose patches have a cosine of about 0.7 with their own
+# name and of 0.0 to 0.25 with others, as one had whose pretraining tied names to patches.
 IDENTITY_SLOPE = 14.0
 IDENTITY_THRESHOLD = 0.4
 

@@ -48,6 +48,8 @@ def scene_seeds(split: Split, seed: int = 0) -> range:
 
 def draw_example(split: Split, scene_seed: int, eval_split: EvalSplit = "test") -> dict[str, Any]:
     """Draw one row: `image` (RGB), `mask` (mode L, class ids), `caption`; see `load_picture_world`."""
+    if (split, eval_split) == ("test", "tuning"):
+        raise InputError("Scenes of the split 'test' are for eval_split 'test'.")
     tuning = "tuning" in (split, eval_split)
     rare = class_ids(UNSEEN_TUNING if tuning else UNSEEN_TEST) if split == "train" else []
     scene = draw_scene(scene_seed, _POOLS[split], rare=rare, absent=class_ids(UNSEEN_TEST) if tuning else [])
@@ -77,8 +79,8 @@ def load_picture_world(
         streaming: whether to draw while iterating. A finite stream yields the same rows in the same order as the data
             set in memory; an endless one has 16 shards with different scenes, for workers and processes.
         eval_split: what is evaluated after training on the split "train". Its unseen classes occur a quarter as often
-            as others in training scenes: as their pixels are ignored, these would have too few labels. No scene for
-            or of the split "tuning" has a class that is unseen for test.
+            as others in training scenes, so that most pixels have a label. No scene for or of the split "tuning" has
+            a class that is unseen for test.
 
     Returns:
         A data set with the columns `image`, `mask` and `caption`.

@@ -2,7 +2,7 @@
 
 The CLIP of the embedded model was trained with
 
-    OMP_NUM_THREADS=1 python -m zegclip.picture_world.pretrain --output outputs/picture_world_clip
+    OMP_NUM_THREADS=1 python -m zegclip.picture_world.pretrain --output outputs/clips/0
 
 On a CPU, one process per core is fastest: several seeds are best trained side by side.
 """

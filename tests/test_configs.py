@@ -209,6 +209,12 @@ def test_the_other_methods_are_trained_as_zegclip_is(path, method):
     assert read(other) == expected
 
 
+@pytest.mark.parametrize("data", ["picture_world_inductive", *(f"{d}_inductive" for d in STEPS), "folder"])
+def test_the_recipe_is_spt_seg_with_one_change(data):
+    changed = {"ignored_pixels_as_negatives": False, "output_dir": f"outputs/recipe_{data}"}
+    assert read(ROOT / "configs" / f"recipe_{data}.yaml") == read(ROOT / "configs" / f"spt_seg_{data}.yaml") | changed
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_can_read_the_launch_file(path):
     config = load_config_from_file(str(path))
@@ -313,4 +319,4 @@ def test_a_study_is_refused_before_its_first_run(tmp_path, monkeypatch, run, nam
     runs = {"one": {"config": "ldvc_picture_world_inductive.yaml"} | run}
     for shown, refused in (("one", named), ("two", "'row' .* 'A' .* 'two'")):
         with pytest.raises((ValueError, StrictDataclassError), match=refused):
-            write_configs({"fields": {}, "runs": runs, "tables": {"A": {"row": shown}}}, tmp_path, DEFAULT_MODEL)
+            write_configs({"runs": runs, "tables": {"A": {"row": shown}}}, tmp_path, DEFAULT_MODEL)

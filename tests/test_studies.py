@@ -43,6 +43,13 @@ def write(masks, folder, answers=None):
     return folder
 
 
+def test_predictions_of_the_tuning_split_have_its_own_ids(studies, tmp_path):
+    masks = [np.asarray(draw_example("tuning", seed)["mask"]) for seed in scene_seeds("tuning")[:12]]
+    figures = studies.analyse(write(masks, tmp_path / "p"), "tuning", 12)
+    assert figures["hiou"] == 100
+    assert not set(UNSEEN_TEST) & set(figures["per_class"])
+
+
 def test_perfect_predictions(studies, masks, tmp_path):
     figures = studies.analyse(write(masks, tmp_path / "p"), "test", SCENES)
     assert {value for value in figures["per_class"].values() if not np.isnan(value)} == {100}
@@ -63,7 +70,8 @@ def test_unseen_objects_that_get_each_others_names(studies, masks, tmp_path):
 
 def test_unseen_objects_that_are_taken_for_seen_ones(studies, masks, tmp_path):
     figures = studies.analyse(write(masks, tmp_path / "p", dict.fromkeys(UNSEEN, 0)), "test", SCENES)
-    assert figures["unseen_as_unseen"] == figures["unseen_named"] == 0
+    assert figures["unseen_as_unseen"] == 0
+    assert np.isnan(figures["unseen_named"])
     assert all(row[1] == row[2] == 0 for row in figures["replicates"])
     assert len({row[0] for row in figures["replicates"]}) > 10  # houses depend on the scenes
 
@@ -78,6 +86,10 @@ def test_intervals_cover_scenes_and_runs(studies):
     one, other = {"replicates": scenes.tolist()}, {"replicates": (scenes + 20).tolist()}
     low, high = studies.interval([one], 2)
     assert 44 < low < 48 < 52 < high < 56
+    # What scenes do to one run and the opposite to another cancels: scenes are the same in all runs.
+    mirrored = {"replicates": (100 - scenes).tolist()}
+    low, high = studies.interval([one, mirrored], 2)
+    assert high - low < 12
     low, high = studies.interval([one, other], 2)
     assert low < 52
     assert high > 68

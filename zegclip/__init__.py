@@ -32,7 +32,7 @@ if not (Path(__file__).parent / "modeling").exists() and (Path(__file__).parents
 __version__ = "0.1.0"
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
-"""A tiny CLIP pretrained on the generated picture world, with a ZegCLIP adapter trained on its seen classes."""
+"""A tiny CLIP pretrained on the generated picture world, with an SPT-SEG adapter trained on its seen classes."""
 
 METRIC = str(Path(__file__).parent / "gzs_iou.py")
 """pAcc, mIoU of seen and unseen classes and hIoU for the `evaluate` library: `evaluate.load(zegclip.METRIC)`."""

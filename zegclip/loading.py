@@ -229,8 +229,8 @@ HEAD_FIELDS = frozenset(
     {
         *("descriptor", "decode_head_init", "num_decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
         *("decoder_dropout", "decoder_window_size", "decoder_low_frequency_heads", "decoder_top_k", "out_indices"),
-        *("focal_weight", "dice_weight", "ssim_weight", "ssim_of_probabilities", "cross_entropy_weight"),
-        "ignored_pixels_as_negatives",
+        *("focal_weight", "focal_alpha", "focal_gamma", "dice_weight", "ssim_weight", "ssim_of_probabilities"),
+        *("cross_entropy_weight", "ignored_pixels_as_negatives"),
     }
 )
 """Fields of a configuration that are of a decode head and its training."""

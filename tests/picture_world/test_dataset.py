@@ -59,6 +59,11 @@ def test_unseen_classes_are_rare_in_training_scenes_and_test_classes_unknown_to_
     assert [_content(row) for row in stream] == [_content(row) for row in for_tuning.select(range(20))]
 
 
+def test_test_scenes_are_not_for_tuning():
+    with pytest.raises(InputError, match="'test'"):
+        load_picture_world("test", 1, eval_split="tuning")
+
+
 def test_stream_equals_the_data_in_memory():
     rows = [_content(row) for row in load_picture_world("test", 21, seed=1, streaming=True)]
     assert rows == [_content(row) for row in load_picture_world("test", 21, seed=1)]

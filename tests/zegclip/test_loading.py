@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, PreTrainedConfig
 
 from zegclip import (
     DeepPromptConfig,
@@ -403,5 +403,10 @@ def test_another_head_has_the_settings_of_its_own_method_alone(model_folder):
         assert getattr(other, name) == getattr(usual, name)
     assert other.decoder_attention_heads == 2
     assert other.clip_config.to_dict() == stored.clip_config.to_dict()
+    # What is neither of heads nor of their training.
+    kept = {"clip_config", "dense_attention", "naclip_sigma", "similarity_scale", "decode_head_type"}
+    kept |= {"prompt_templates", "prompt_input_ids", "seen_class_names", "vocabulary", "semantic_loss_ignore_index"}
+    own = ZegClipConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    assert own == HEAD_FIELDS | kept
     same = config_of_base(stored, {"decoder_attention_heads": 2})
     assert (same.ssim_weight, same.dice_weight, same.decoder_ffn_dim) == (1.0, 0.0, 24)

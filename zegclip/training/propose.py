@@ -50,7 +50,7 @@ class Recipe:
 
 
 _LARGE = Recipe("voc_fully_supervised", 30, (2000, 80_000), 0.075, (5, 6), "as the papers train on VOC")
-_SMALL = Recipe("folder", 6, (500, 20_000), 0.05, (5, 16), "as the embedded CLIP was trained on its drawn world")
+_SMALL = Recipe("folder", 12, (1000, 20_000), 0.025, (5, 16), "as the embedded model was trained on its drawn world")
 
 
 @dataclass

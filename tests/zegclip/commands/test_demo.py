@@ -1,15 +1,20 @@
 """`zegclip demo`: which scenes and labels it has, and what it prints and writes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 
 import zegclip
 from zegclip.commands.demo import choose_labels, draw_demo_scenes, overlap
 from zegclip.commands.main import main
+from zegclip.loading import load_base, load_model, load_processor
 from zegclip.picture_world.classes import CLASS_NAMES, SEEN
+from zegclip.plain_clip import training_free_fields
+from zegclip.processing.pipeline import TASK
 
 
 @pytest.fixture
@@ -17,6 +22,7 @@ def default_model(model, model_folder, monkeypatch):
     model.config.seen_class_names = list(SEEN)
     model.save_pretrained(model_folder)
     monkeypatch.setattr(zegclip, "DEFAULT_MODEL", model_folder)
+    return model_folder
 
 
 def test_demo(default_model, tmp_path, capsys):
@@ -28,6 +34,13 @@ def test_demo(default_model, tmp_path, capsys):
         for number in (1, 2, 3)
         for end in (".png", "_strip.png", "_overlay.png", "_mask.png", ".json")
     }
+    fields = training_free_fields() | {"prompt_templates": load_model(default_model).config.prompt_templates}
+    untrained = pipeline(
+        TASK,
+        model=load_base(default_model, fields),
+        processor=load_processor(default_model),
+        output_type="class_map",
+    )
     for number, scene in enumerate(draw_demo_scenes(0, SEEN), start=1):
         assert f"side by side: {tmp_path / 'demo' / f'scene_{number}_strip.png'}" in output
         picture = Image.open(tmp_path / "demo" / f"scene_{number}.png")
@@ -37,15 +50,20 @@ def test_demo(default_model, tmp_path, capsys):
         record = json.loads((tmp_path / "demo" / f"scene_{number}.json").read_text())
         ids = np.asarray(Image.open(tmp_path / "demo" / f"scene_{number}_mask.png"))
         truth = np.asarray(scene.mask)
+        alone = untrained(scene.image, candidate_labels=list(rows))
         assert list(rows) == [row["label"] for row in record["labels"]]
         for index, (name, cells) in enumerate(rows.items()):
             assert cells[0] == ("yes" if name in SEEN else "no")
             found, drawn = ids == index, truth == CLASS_NAMES.index(name)
             assert float(cells[1]) == pytest.approx(100 * found.mean(), abs=0.06)
-            if (found | drawn).any():
-                assert float(cells[-2]) == pytest.approx(100 * (found & drawn).sum() / (found | drawn).sum(), abs=0.06)
-            else:
-                assert cells[-1] == "-"
+            printed = re.findall(r"[\d.]+(?= %)|-(?= |$)", " ".join(cells[3:]))[-2:]
+            for map_of, value in zip((alone["segmentation"] == index, found), printed, strict=True):
+                if (map_of | drawn).any():
+                    assert float(value) == pytest.approx(
+                        100 * (map_of & drawn).sum() / (map_of | drawn).sum(), abs=0.06
+                    )
+                else:
+                    assert value == "-"
 
 
 @pytest.mark.parametrize("seed", range(4))
