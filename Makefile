@@ -60,7 +60,7 @@ results: outputs/clips/0
 		--eval_split test --use_cpu --jobs 2
 
 default-model: outputs/clips/0
-	$(BIN)/python train.py configs/spt_seg_picture_world_inductive.yaml --model outputs/clips/0 \
+	$(BIN)/python train.py configs/recipe_picture_world_inductive.yaml --model outputs/clips/0 \
 		--eval_split test --output_dir outputs/default_model --use_cpu
 	rm -rf zegclip/default_model
 	$(BIN)/zegclip bundle outputs/default_model zegclip/default_model
