@@ -13,6 +13,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def pretrain(arguments: PretrainArguments) -> CLIPModel:
     batches = captioned_windows(scenes, WINDOW_SIDE, arguments.batch_size, rng, withheld=withheld)
 
     # Weight decay would pull the logarithm of the scale, and so the scale, down.
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for name, p in model.named_parameters() if name != "logit_scale"]},
         {"params": [model.logit_scale], "weight_decay": 0.0},
     ]
