@@ -247,7 +247,7 @@ def test_a_run_goes_on_with_the_same_bits(clip_folder, tmp_path, capsys, fields,
 def test_the_best_checkpoint_is_evaluated_saved_and_found_where_a_run_is_moved_to(clip_folder, tmp_path, greater):
     fields = EACH_STEP | {
         "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "pacc",
-        "greater_is_better": greater, "learning_rate": 0.1,
+        "greater_is_better": greater, "learning_rate": 0.03,
     }  # fmt: skip
     run, moved = tmp_path / "run", tmp_path / "moved"
     metrics = train(clip_folder, run, **fields)
@@ -467,7 +467,7 @@ def test_a_project_that_is_moved_goes_on(clip_folder, tmp_path, capsys):
 
     def go_on(root):
         capsys.readouterr()
-        fields = {"setting": "transductive", "unseen_classes": "cat", "dataset": root / "data"}
+        fields = {"setting": "transductive", "unseen_classes": "flower", "dataset": root / "data"}
         train(root / "clip", root / "run", **fields)
         return evaluate(root / "run", root / "eval", baseline=False, **fields), capsys.readouterr().out
 
