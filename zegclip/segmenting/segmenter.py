@@ -30,8 +30,8 @@ LOW_SCORE = 0.2
 Pictures whose pixels have a lower mean score are remarked on: probably none of the labels fits.
 
 Scores of trained models are sigmoids, 0.5 means as likely as not; without training, scores only compare labels, and
-nothing is remarked. With the embedded model, pictures whose classes are all among the labels have mean scores of 0.5
-to 0.9, per class 0.15 to 0.9, and pictures without any of the labels less than 0.05.
+nothing is remarked. With the embedded model, pictures whose classes are all among the labels have mean scores of 0.3
+to 0.8, per class 0.2 to 0.9, and pictures without any of the labels 0.04 to 0.15.
 """
 _DELAY = 3  # Seconds until a progress bar appears.
 _TIMEOUT = 30  # Seconds without an answer, after which a URL counts as unreadable.
