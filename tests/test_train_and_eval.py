@@ -303,6 +303,13 @@ def test_unseen_classes_that_were_trained_on_are_named(clip_folder, tmp_path, ca
         assert ("trained on masks of 'fish'" in line) == warned
 
 
+def test_the_embedded_model_is_evaluated_on_classes_that_it_was_not_trained_on(tmp_path, capsys):
+    for more, warned in (([], False), (["--eval_split=tuning"], True)):
+        folder = str(tmp_path / f"results_{warned}")
+        evaluate_command.evaluate(["--use_cpu", "--num_eval_pictures", "1", "--results_dir", folder, *more])
+        assert ("count as unseen here" in capsys.readouterr().out) == warned
+
+
 def test_seen_classes_that_were_not_trained_on_are_named(clip_folder, tmp_path, capsys):
     train(clip_folder, tmp_path / "run")
     for split, warned in (("tuning", False), ("test", True)):

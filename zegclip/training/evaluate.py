@@ -68,8 +68,10 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         UsageError, InputError, ModelError: If the arguments, the data or the results folder do not fit.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if not words:  # The embedded model was trained on what is unseen for tuning.
-        words = ["--eval_split", "test"]
+    named = bool(words) and not words[0].startswith("-")  # A configuration comes first.
+    if not named and not {"--model", "--dataset", "--eval_split"} & {word.partition("=")[0] for word in words}:
+        # The embedded model on its own world: it was trained on classes that are unseen for tuning.
+        words += ["--eval_split", "test"]
     model_args, data_args, training_args = parse_arguments(words, _default_config(words), "zegclip eval")
     if model_args.init_adapter is not None:
         raise UsageError("init_adapter is what a training starts from; what is to be evaluated is the model.")
