@@ -27,8 +27,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import torch
 from measuring import (
+    RESULTS,
     added_memory,
     alternate,
     count_flops,
@@ -244,10 +246,11 @@ def memory_of_training(method: str, dtype: str, names: int, batch: int, device: 
 
 USUAL = {"names": 20, "pixels": SIDE**2, "pictures": 1, "windows": 1}
 SIZES = {
-    "names": (5, 20, 80, 320, 1000, 2000),
+    "names": (5, 20, 171, 1000, 5000),
     "pixels": (224**2, 384**2, 512**2, 768**2, 1024**2),
     "pictures": (1, 2, 4, 8),
     "windows": (1, 2, 4, 8, 16),
+    "megapixels": (0.25, 1.0, 4.0, 12.0, 50.0),
 }
 
 
@@ -256,8 +259,9 @@ def growth(repeats: int = 3) -> dict[str, Rows]:
     """
     How time and memory of ZegCLIP grow with names, pixels, pictures and windows, up to the best name of each pixel.
 
-    Sizes of one kind take turns. The exponent is the slope of a line through the logarithms: 1 where twice the size
-    takes twice the time.
+    Pixels are those of one window. Megapixels are those of a picture of 4:3 in the papers' windows: it is resized to a
+    short side of 512 pixels, and its mask has its own size. Sizes of one kind take turns. The exponent is the slope of
+    a line through the logarithms: 1 where twice the size takes twice the time. Draws `growth.png` beside the report.
     """
     model = build("ZegCLIP").eval()
     rows, exponents = [], []
@@ -272,14 +276,33 @@ def growth(repeats: int = 3) -> dict[str, Rows]:
         powers = {"time": exponent(sizes, medians), "memory": exponent(sizes, memory)}
         exponents.append({"of": kind, "from": sizes[0], "to": sizes[-1], **powers})
         rows += of_kind
+    draw_growth(rows, RESULTS / "growth.png")
     return {"rows": rows, "exponents": exponents}
 
 
-def prepare_growth(model: ZegClipForSemanticSegmentation, kind: str, size: int) -> Call:
+def draw_growth(rows: Rows, path: Path) -> None:
+    """Draw time and memory over each kind of size, on logarithmic axes, beside the line of what is proportional."""
+    figure, axes = plt.subplots(2, len(SIZES), figsize=(3 * len(SIZES), 5.5), layout="constrained")
+    for column, kind in zip(axes.T, SIZES, strict=True):
+        sizes = [row["size"] for row in rows if row["of"] == kind]
+        for axis, field, title in zip(column, ("median_ms", "peak_mb"), ("ms", "peak, MB"), strict=True):
+            values = [row[field] for row in rows if row["of"] == kind]
+            axis.loglog(sizes, values, "o-")
+            axis.loglog(sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="grey")
+            axis.set(xlabel=kind, ylabel=title, ylim=(min(values) / 2, 2 * max(values)))
+    figure.savefig(path, dpi=80)
+
+
+def prepare_growth(model: ZegClipForSemanticSegmentation, kind: str, size: float) -> Call:
     """Return a step that segments random pictures, all but one size as usual."""
-    sizes = USUAL | {kind: size}
+    sizes = USUAL | {kind: int(size)}
     embeds = name_embeds(model, sizes["names"])
     side = math.isqrt(sizes["pixels"])
+    if kind == "megapixels":
+        height = math.isqrt(int(size * 750_000))
+        whole = (height, height * 4 // 3)
+        resized = pictures(model, 1, SIDE, SIDE * 4 // 3)
+        return lambda: merge_masks(predict_windows(model, resized, embeds, SIDE, STRIDE), whole)
     if kind == "windows":
         wide = pictures(model, 1, side, side * size)
         return lambda: merge_masks(predict_windows(model, wide, embeds, side, side))
@@ -293,7 +316,7 @@ def prepare_growth(model: ZegClipForSemanticSegmentation, kind: str, size: int) 
 
 
 @torch.inference_mode()
-def memory_of_growth(kind: str, size: int) -> float:
+def memory_of_growth(kind: str, size: float) -> float:
     """MB that a first step adds at its peak."""
     model = build("ZegCLIP").eval()
     step = prepare_growth(model, kind, size)
