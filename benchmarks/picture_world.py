@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock
 from measuring import write_report
 from PIL import Image
 from tqdm import tqdm
@@ -48,6 +49,7 @@ from zegclip.processing.metrics import class_counts, class_ious, summarise
 from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import picture_world_split
 
+Runs = Mapping[tuple[str, int], Mapping[str, Any]]  # Figures by CLIP and seed.
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "objects_miou_seen": "S",
@@ -211,7 +213,6 @@ class Report:
         self.path = path
         self.runs = self._read()
         self.header = header
-        self._lock = threading.Lock()
 
     def _read(self) -> dict[str, Any]:
         return (read_json(self.path) or {}).get("runs", {})
@@ -223,33 +224,52 @@ class Report:
 
     def add(self, key: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
         """Add a run and write the file, with what others have added to it meanwhile."""
-        with self._lock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
             self.runs |= self._read()
             self.runs[key] = {"settings": settings, "figures": figures}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_report(self.path, {**self.header, "runs": dict(sorted(self.runs.items()))})
 
 
-def interval(runs: Sequence[Mapping[str, Any]], column: int) -> tuple[float, float]:
-    """Return the interval of the mean over runs, by bootstrap over runs and scenes; of one run, over scenes alone."""
-    values = np.array([[row[column] for row in run["replicates"]] for run in runs])
+def interval(runs: Runs, column: int) -> tuple[float, float]:
+    """Return the interval of the mean over CLIPs, by bootstrap over CLIPs, trainings on each of them, and scenes."""
+    by_clip: dict[str, list[list[float]]] = {}
+    for (clip, _), figures in runs.items():
+        by_clip.setdefault(clip, []).append([row[column] for row in figures["replicates"]])
     rng = np.random.default_rng(1)
-    chosen = rng.integers(len(runs), size=(REPLICATES, len(runs)))
-    means = [values[choice, scenes].mean() for scenes, choice in enumerate(chosen)]
+    clips = list(by_clip.values())
+    means = []
+    for scenes in range(REPLICATES):
+        chosen = [clips[index] for index in rng.integers(len(clips), size=len(clips))]
+        trainings = [[own[index][scenes] for index in rng.integers(len(own), size=len(own))] for own in chosen]
+        means.append(np.mean([np.mean(values) for values in trainings]))
     low, high = np.percentile(means, [(100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-def format_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Mean and, of several, standard deviation over runs of each column, and the interval of the objects' h."""
-    table = pd.DataFrame([{title: run[name] for name, title in COLUMNS.items()} for run in runs])
-    deviations = [f" ± {value:.1f}" if len(runs) > 1 else "" for value in table.std()]
-    row = {name: f"{mean:.1f}{more}" for name, mean, more in zip(table.columns, table.mean(), deviations, strict=True)}
+def mean_over_clips(runs: Runs, name: str) -> float:
+    """Return the mean over CLIPs of the mean over trainings."""
+    table = pd.Series([run[name] for run in runs.values()])
+    return float(table.groupby([clip for clip, _ in runs]).mean().mean())
+
+
+def format_row(runs: Runs) -> dict[str, str]:
+    """
+    Return the mean over CLIPs of each column, and the objects' h in detail.
+
+    Its deviations are two: of the CLIPs' means over trainings, and of the trainings on the same CLIP (pooled).
+    """
+    table = pd.DataFrame([{title: run[name] for name, title in COLUMNS.items()} for run in runs.values()])
+    groups = table.groupby([clip for clip, _ in runs])
+    row = {title: f"{mean:.1f}" for title, mean in groups.mean().mean().items()}
+    deviations = {"CLIPs": groups["h"].mean().std(), "seeds": math.sqrt(groups["h"].var().mean())}
     low, high = interval(runs, 2)
-    return row | {"interval of h": f"{low:.1f} to {high:.1f}", "runs": str(len(runs))}
+    row |= {"interval of h": f"{low:.1f} to {high:.1f}"}
+    row |= {f"h over {of}": "" if math.isnan(value) else f"± {value:.1f}" for of, value in deviations.items()}
+    return row | {"seeds of each CLIP": ", ".join(str(count) for count in groups.size())}
 
 
-def draw_bars(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw_bars(rows: Mapping[str, Runs], path: Path) -> None:
     """Draw the IoU of seen and unseen objects and their harmonic mean, with intervals, as a picture."""
     from matplotlib.figure import Figure
 
@@ -257,7 +277,7 @@ def draw_bars(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> No
     axes = figure.add_subplot()
     parts = ((0, "seen", "#b9c4d0"), (1, "unseen", "#2f6db3"), (2, "harmonic mean", "#e08a1e"))
     for column, title, colour in parts:
-        means = [np.mean([run[list(COLUMNS)[column]] for run in runs]) for runs in rows.values()]
+        means = [mean_over_clips(runs, list(COLUMNS)[column]) for runs in rows.values()]
         bounds = [interval(runs, column) for runs in rows.values()]
         errors = [[max(m - b[0], 0) for m, b in zip(means, bounds)], [max(b[1] - m, 0) for m, b in zip(means, bounds)]]
         places = np.arange(len(rows)) + 0.27 * (column - 1)
@@ -293,7 +313,7 @@ def draw_scenes(folders: Mapping[str, Path], eval_split: EvalSplit, path: Path) 
     sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(path, quality=92)
 
 
-def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]], report: Path) -> None:
+def print_tables(study: Mapping[str, Any], results: Mapping[str, Runs], report: Path) -> None:
     """Print the tables of what has been run, in Markdown, and draw the first one."""
     for number, (title, rows) in enumerate(study["tables"].items()):
         done = {label: results[name] for label, name in rows.items() if results.get(name)}
@@ -306,7 +326,7 @@ def print_tables(study: Mapping[str, Any], results: Mapping[str, Sequence[Mappin
     print(
         f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h"
     )
-    print(f"by bootstrap over scenes and, of several, over runs. {report}")
+    print(f"by bootstrap over scenes, CLIPs and seeds. {report}")
 
 
 def main() -> None:
@@ -345,7 +365,7 @@ def main() -> None:
         for name in names
         if seed == arguments.seeds[0] or "max_steps" in fields[name]  # Without training there is nothing random.
     ]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    results: dict[str, dict[tuple[str, int], dict[str, Any]]] = {name: {} for name in names}
     root = arguments.output / arguments.study.stem / arguments.eval_split
     locks: dict[Path, threading.Lock] = {}
 
@@ -367,8 +387,9 @@ def main() -> None:
         return figures
 
     with reporting_errors("picture_world.py"), ThreadPoolExecutor(arguments.jobs) as pool:
-        for (name, _, _), result in zip(todo, tqdm(pool.map(run, todo), total=len(todo), desc="runs"), strict=True):
-            results[name].append(result)
+        progress = tqdm(pool.map(run, todo), total=len(todo), desc="runs")
+        for (name, clip, seed), figures in zip(todo, progress, strict=True):
+            results[name][clip, seed] = figures
     print_tables(study, results, report_path)
     first = f"{next(iter(clips))}/seed{arguments.seeds[0]}/{arguments.eval_split}_{arguments.num_pictures}"
     folders = {label: root / name / first for label, name in study.get("scenes", {}).items()}

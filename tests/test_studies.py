@@ -81,18 +81,31 @@ def test_missing_predictions_are_refused(studies, masks, tmp_path):
         studies.analyse(write(masks[1:], tmp_path / "p"), "test", SCENES)
 
 
-def test_intervals_cover_scenes_and_runs(studies):
+def test_intervals_cover_scenes_clips_and_seeds(studies):
     scenes = np.random.default_rng(0).normal(50, 2, size=(studies.REPLICATES, 3))
     one, other = {"replicates": scenes.tolist()}, {"replicates": (scenes + 20).tolist()}
-    low, high = studies.interval([one], 2)
+    low, high = studies.interval({("a", 0): one}, 2)
     assert 44 < low < 48 < 52 < high < 56
     # What scenes do to one run and the opposite to another cancels: scenes are the same in all runs.
     mirrored = {"replicates": (100 - scenes).tolist()}
-    low, high = studies.interval([one, mirrored], 2)
+    low, high = studies.interval({("a", 0): one, ("b", 0): mirrored}, 2)
     assert high - low < 12
-    low, high = studies.interval([one, other], 2)
-    assert low < 52
-    assert high > 68
+    for runs in ({("a", 0): one, ("b", 0): other}, {("a", 0): one, ("a", 1): other}):
+        low, high = studies.interval(runs, 2)
+        assert low < 52
+        assert high > 68
+
+
+def test_deviations_are_of_clips_and_of_seeds(studies):
+    def figures(h):
+        return dict.fromkeys(studies.COLUMNS, h) | {"replicates": [[h] * 3] * studies.REPLICATES}
+
+    row = studies.format_row({("a", 0): figures(10), ("a", 1): figures(14), ("b", 0): figures(20)})
+    # Means of the CLIPs are 12 and 20.
+    assert float(row["h"]) == 16
+    assert float(row["h over CLIPs"].removeprefix("± ")) == pytest.approx(np.std([12, 20], ddof=1), abs=0.1)
+    assert float(row["h over seeds"].removeprefix("± ")) == pytest.approx(np.std([10, 14], ddof=1), abs=0.1)
+    assert studies.format_row({("a", 0): figures(10)})["h over CLIPs"] == ""
 
 
 @pytest.mark.thorough
