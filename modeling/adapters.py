@@ -269,6 +269,11 @@ class AdapterModel(PreTrainedModel):
             raise ModelError(f"There is no adapter {names[0]!r}; loaded are {loaded}.")
         self._activate(names[0])
 
+    def disable_adapters(self) -> None:
+        """As the parent's, with a warning if the base's own decode head, which may be random, takes over."""
+        self._warn_of_base_head()
+        super().disable_adapters()
+
     def enable_adapters(self) -> None:
         """As the parent's, which forgets the decode head."""
         super().enable_adapters()
@@ -291,6 +296,7 @@ class AdapterModel(PreTrainedModel):
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
+            self._warn_of_base_head()
             self._unwrap()
             return
         successor = active if active is not None and active in self.peft_config else min(self.peft_config)
@@ -298,7 +304,7 @@ class AdapterModel(PreTrainedModel):
         if successor != active:
             warnings.warn(f"Adapter {active!r} was active and is deleted; {successor!r} is active now.", stacklevel=2)
         if disabled:
-            self.disable_adapters()
+            super().disable_adapters()
 
     def _active_name(self) -> str | None:
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
@@ -356,7 +362,16 @@ class AdapterModel(PreTrainedModel):
         self._activate(name)
         self.train(self.training)  # new modules are in training mode,
         if disabled:  # and enabled
-            self.disable_adapters()
+            super().disable_adapters()
+
+    def _warn_of_base_head(self) -> None:
+        for module in self.modules():
+            if isinstance(module, ModulesToSaveWrapper) and any(True for _ in module.original_module.parameters()):
+                warnings.warn(
+                    "Without an adapter, the decode head is the base's own, which is random unless it was trained. "
+                    "The CLIP alone is what get_training_free_logits and training_free_weight=1.0 ask.",
+                    stacklevel=3,
+                )
 
     def _unwrap(self) -> None:
         """Put the base's own modules back in the places of those that contain adapters."""

@@ -195,6 +195,19 @@ def test_disabled_and_enabled(base_folder, together, alone, inputs):
     assert_is(together, inputs, alone["few"])
 
 
+def test_a_decode_head_that_may_be_random_takes_over_with_a_warning(together, folders, base_folder):
+    with pytest.warns(UserWarning, match="random unless"):
+        together.disable_adapters()
+    together.enable_adapters()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kind in KINDS[:-1]:
+            together.delete_adapter(kind)
+    assert not any("random unless" in str(one.message) for one in caught)
+    with pytest.warns(UserWarning, match="random unless"):
+        together.delete_adapter(KINDS[-1])
+
+
 def test_what_is_loaded_while_adapters_are_disabled_is_disabled_too(base_folder, folders, alone, inputs):
     model = load(base_folder)
     base = answer(model, inputs)
