@@ -265,8 +265,8 @@ def format_row(runs: Runs) -> dict[str, str]:
     deviations = {"CLIPs": groups["h"].mean().std(), "seeds": math.sqrt(groups["h"].var().mean())}
     low, high = interval(runs, 2)
     row |= {"interval of h": f"{low:.1f} to {high:.1f}"}
-    row |= {f"h over {of}": "" if math.isnan(value) else f"± {value:.1f}" for of, value in deviations.items()}
-    return row | {"seeds of each CLIP": ", ".join(str(count) for count in groups.size())}
+    row |= {f"± {of}": "" if math.isnan(value) else f"{value:.1f}" for of, value in deviations.items()}
+    return row | {"runs": " + ".join(str(count) for count in groups.size())}
 
 
 def draw_bars(rows: Mapping[str, Runs], path: Path) -> None:
@@ -340,6 +340,7 @@ def main() -> None:
     parser.add_argument("--num_pictures", type=int, default=300, help="scenes of the evaluation")
     parser.add_argument("--output", type=Path, default=Path("outputs/picture_world"), help="for the runs")
     parser.add_argument("--report", type=Path, help="JSON file of the figures; default: in the output folder")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, print what the report has")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--use_cpu", action="store_true")
     arguments = parser.parse_args()
@@ -369,13 +370,13 @@ def main() -> None:
     root = arguments.output / arguments.study.stem / arguments.eval_split
     locks: dict[Path, threading.Lock] = {}
 
-    def run(item: tuple[str, str, int]) -> dict[str, Any]:
+    def run(item: tuple[str, str, int]) -> dict[str, Any] | None:
         name, clip, seed = item
         evaluated = {"eval_split": arguments.eval_split, "num_eval_pictures": arguments.num_pictures}
         settings = fields[name] | evaluated | {"clip": contents[clip]}
         key = f"{name}/{clip}/seed{seed}"
         figures = report.find(key, settings)
-        if figures is None:
+        if figures is None and not arguments.report_only:
             model = clips[clip]
             if "max_steps" in fields[name]:
                 trained = study["runs"][name].get("of", name)
@@ -389,7 +390,8 @@ def main() -> None:
     with reporting_errors("picture_world.py"), ThreadPoolExecutor(arguments.jobs) as pool:
         progress = tqdm(pool.map(run, todo), total=len(todo), desc="runs")
         for (name, clip, seed), figures in zip(todo, progress, strict=True):
-            results[name][clip, seed] = figures
+            if figures is not None:
+                results[name][clip, seed] = figures
     print_tables(study, results, report_path)
     first = f"{next(iter(clips))}/seed{arguments.seeds[0]}/{arguments.eval_split}_{arguments.num_pictures}"
     folders = {label: root / name / first for label, name in study.get("scenes", {}).items()}
