@@ -13,8 +13,6 @@ from .drawing import SCENE_SIZE, draw_scene
 
 # Pixels that an object's centre is inside of a window, and rows of a window that a ground has, to be nameable.
 _INSIDE, _ROWS = 4, 12
-# Pixels by which a close-up is off an object's centre at most.
-_OFF_CENTRE = 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class CaptionedWindows:
     Attributes:
         pictures: (batch, side, side, 3) uint8.
         captions: one text per picture.
-        matches: (pictures, captions) bool, whether the picture's own caption names all classes of the caption.
+        matches: (pictures, captions) bool, whether the picture's own captions name all classes of the caption.
     """
 
     pictures: torch.Tensor
@@ -74,6 +72,8 @@ def captioned_windows(
     batch_size: int,
     rng: np.random.Generator,
     close_ups: float = 0.6,
+    off_centre: int = 10,
+    captions_per_picture: int = 1,
     withheld: Collection[int] = (),
 ) -> Iterator[CaptionedWindows]:
     """Cut captioned windows out of scenes, endlessly.
@@ -84,6 +84,8 @@ def captioned_windows(
         batch_size: windows per batch.
         rng: the source of choices.
         close_ups: share of the windows that are placed around an object.
+        off_centre: pixels by which these are off the object's centre at most.
+        captions_per_picture: of which one is in the batch, and all say what the picture shows.
         withheld: class ids that no caption names.
 
     Yields:
@@ -93,6 +95,7 @@ def captioned_windows(
     while True:
         pictures = np.empty((batch_size, side, side, 3), dtype=np.uint8)
         named = np.zeros((batch_size, len(CLASS_NAMES)), dtype=np.float32)
+        described = np.zeros_like(named)
         captions: list[str] = []
         while (index := len(captions)) < batch_size:
             scene = int(rng.integers(len(scenes.pictures)))
@@ -100,7 +103,7 @@ def captioned_windows(
             top, left = (int(start) for start in rng.integers(room + 1, size=2))
             if things and rng.random() < close_ups:
                 _, _, row, column = things[int(rng.integers(len(things)))]
-                off = rng.integers(-_OFF_CENTRE, _OFF_CENTRE + 1, size=2)
+                off = rng.integers(-off_centre, off_centre + 1, size=2)
                 top = min(max(row + int(off[0]) - side // 2, 0), room)
                 left = min(max(column + int(off[1]) - side // 2, 0), room)
             objects = [
@@ -119,8 +122,9 @@ def captioned_windows(
                 continue
             step = 1 if rng.random() < 0.5 else -1
             pictures[index] = scenes.pictures[scene][top : top + side, left : left + side][:, ::step]
-            text, classes = compose(objects, grounds, rng)
-            captions.append(text)
-            named[index, list(classes)] = 1
-        unnamed = (1 - named) @ named.T
+            written = [compose(objects, grounds, rng) for _ in range(captions_per_picture)]
+            captions.append(written[0][0])
+            named[index, list(written[0][1])] = 1
+            described[index, [class_id for _, classes in written for class_id in classes]] = 1
+        unnamed = (1 - described) @ named.T
         yield CaptionedWindows(torch.from_numpy(pictures), captions, torch.from_numpy(unnamed == 0))

@@ -54,6 +54,10 @@ class PretrainArguments:
     patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
+    captions: int = field(default=1, metadata={"help": "captions per picture, 5 as in COCO: all say what it shows"})
+    off_centre: int = field(
+        default=10, metadata={"help": "pixels by which a window around an object is off its centre at most"}
+    )
     withhold: bool = field(
         default=False, metadata={"help": "whether no caption names a class that is unseen for test: a control"}
     )
@@ -104,7 +108,15 @@ def pretrain(arguments: PretrainArguments) -> CLIPModel:
     scenes = draw_scenes(range(first, first + share), progress=main)
     rng = np.random.default_rng([arguments.seed, rank])
     withheld = class_ids(UNSEEN_TEST) if arguments.withhold else ()
-    batches = captioned_windows(scenes, WINDOW_SIDE, arguments.batch_size, rng, withheld=withheld)
+    batches = captioned_windows(
+        scenes,
+        WINDOW_SIDE,
+        arguments.batch_size,
+        rng,
+        off_centre=arguments.off_centre,
+        captions_per_picture=arguments.captions,
+        withheld=withheld,
+    )
 
     # Weight decay would pull the logarithm of the scale, and so the scale, down.
     groups: list[dict[str, Any]] = [

@@ -55,6 +55,20 @@ def test_a_picture_matches_captions_whose_classes_its_own_caption_names(scenes):
     assert 0 < batch.matches.float().mean() < 0.5
 
 
+def test_all_captions_of_a_picture_say_what_it_shows():
+    """Two objects side by side: of five captions one is used, but the others name the other object."""
+    drawn = draw_scenes(range(1), progress=False)
+    scenes = crops.DrawnScenes(drawn.pictures, [[(0, "red", 48, 40), (1, "green", 48, 56)]], [[(33, 0, 96)]])
+    shares = {}
+    for count in (1, 5):
+        batch = next(captioned_windows(scenes, 48, 60, np.random.default_rng(0), captions_per_picture=count))
+        named = [names_of(text) for text in batch.captions]
+        own = torch.tensor([[caption <= other for caption in named] for other in named])
+        assert batch.matches[own].all()
+        shares[count] = batch.matches.float().mean()
+    assert shares[1] < 0.6 < 0.7 < shares[5]
+
+
 def test_captions_name_what_was_drawn_in_the_window():
     # One scene with an object in each corner: a window has at most one of their centres.
     drawn = draw_scenes(range(1), progress=False)
