@@ -219,7 +219,7 @@ class AdapterModel(PreTrainedModel):
         # Sizes are compared in `_check_loaded`, where all that does not fit becomes one sentence.
         kwargs["ignore_mismatched_sizes"] = True
         conversions = self.__dict__.get("_weight_conversions")
-        with self._all_or_nothing(name):
+        with self._warning_of_base_head(), self._all_or_nothing(name):
             try:
                 # The report would list the tensors of all other adapters as missing.
                 with quiet():
@@ -248,7 +248,7 @@ class AdapterModel(PreTrainedModel):
         """As the parent's: add a new adapter to train and activate it; a failure leaves the model unchanged."""
         name = adapter_name or "default"
         self._check_name(name)
-        with self._all_or_nothing(name):
+        with self._warning_of_base_head(), self._all_or_nothing(name):
             super().add_adapter(adapter_config, name)
             adapter_config.base_fingerprint = take_fingerprint(self)
 
@@ -256,7 +256,8 @@ class AdapterModel(PreTrainedModel):
         """
         Switch to an adapter: its prompts, its decode head and its part of the configuration.
 
-        It is trainable if it was added, or loaded with `is_trainable=True`. Disabled adapters stay disabled.
+        It is trainable if it was added, or loaded with `is_trainable=True`. Disabled adapters stay disabled. A warning
+        says if the base's decode head takes over, as the adapter has none.
 
         Raises:
             ModelError: If there is no adapter of this name, or several are named; nothing is switched then.
@@ -267,12 +268,13 @@ class AdapterModel(PreTrainedModel):
         loaded = list(getattr(self, "peft_config", {}))
         if names[0] not in loaded:
             raise ModelError(f"There is no adapter {names[0]!r}; loaded are {loaded}.")
-        self._activate(names[0])
+        with self._warning_of_base_head():
+            self._activate(names[0])
 
     def disable_adapters(self) -> None:
-        """As the parent's, with a warning if the base's own decode head, which may be random, takes over."""
-        self._warn_of_base_head()
-        super().disable_adapters()
+        """As the parent's, with a warning if the base's decode head, which may be random, takes over from another."""
+        with self._warning_of_base_head():
+            super().disable_adapters()
 
     def enable_adapters(self) -> None:
         """As the parent's, which forgets the decode head."""
@@ -288,15 +290,18 @@ class AdapterModel(PreTrainedModel):
         As the parent's: remove adapters from memory.
 
         If the active one is removed, the first of the others by name becomes active, with a warning. Without adapters
-        the model is the plain base again.
+        the model is the plain base again. A warning says if its decode head, which may be random, takes over.
         """
+        with self._warning_of_base_head():
+            self._delete_adapter(adapter_names)
+
+    def _delete_adapter(self, adapter_names: list[str] | str) -> None:
         active, disabled = self._active_name(), self._is_disabled()
         with warnings.catch_warnings():
             # Each layer would choose its successor among the adapters that it knows.
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
-            self._warn_of_base_head()
             self._unwrap()
             return
         successor = active if active is not None and active in self.peft_config else min(self.peft_config)
@@ -364,14 +369,24 @@ class AdapterModel(PreTrainedModel):
         if disabled:  # and enabled
             super().disable_adapters()
 
-    def _warn_of_base_head(self) -> None:
-        for module in self.modules():
-            if isinstance(module, ModulesToSaveWrapper) and any(True for _ in module.original_module.parameters()):
-                warnings.warn(
-                    "Without an adapter, the decode head is the base's own, which is random unless it was trained. "
-                    "The CLIP alone is what get_training_free_logits and training_free_weight=1.0 ask.",
-                    stacklevel=3,
-                )
+    @contextmanager
+    def _warning_of_base_head(self) -> Iterator[None]:
+        """Warn at the end if the decode head is the base's own, and was an adapter's before."""
+        before = self._head_is_adapters()
+        yield
+        head = getattr(self, "decode_head", None)
+        if isinstance(head, ModulesToSaveWrapper):
+            head = head.original_module
+        if before and not self._head_is_adapters() and head is not None and next(head.parameters(), None) is not None:
+            warnings.warn(
+                "The decode head is the base's own now, which is random unless it was trained. For what the CLIP alone "
+                "finds, call get_training_free_logits, or the pipeline with training_free_weight=1.0.",
+                stacklevel=4,
+            )
+
+    def _head_is_adapters(self) -> bool:
+        head = getattr(self, "decode_head", None)
+        return isinstance(head, ModulesToSaveWrapper) and not head.disable_adapters and bool(head.active_adapters)
 
     def _unwrap(self) -> None:
         """Put the base's own modules back in the places of those that contain adapters."""

@@ -195,17 +195,31 @@ def test_disabled_and_enabled(base_folder, together, alone, inputs):
     assert_is(together, inputs, alone["few"])
 
 
-def test_a_decode_head_that_may_be_random_takes_over_with_a_warning(together, folders, base_folder):
-    with pytest.warns(UserWarning, match="random unless"):
-        together.disable_adapters()
+def test_a_decode_head_that_may_be_random_takes_over_with_a_warning(together, folders):
+    def warned(call, *names):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(*names)
+        found = [one for one in caught if "random unless" in str(one.message)]
+        assert all(one.filename == __file__ for one in found)
+        return len(found)
+
+    assert warned(together.disable_adapters) == 1
+    assert not warned(together.disable_adapters)
+    assert not warned(together.load_adapter, folders["few"], "another")
+    assert not warned(together.set_adapter, "few")
     together.enable_adapters()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for kind in KINDS[:-1]:
-            together.delete_adapter(kind)
-    assert not any("random unless" in str(one.message) for one in caught)
-    with pytest.warns(UserWarning, match="random unless"):
+    assert warned(together.add_adapter, DeepPromptConfig(num_tokens=2, modules_to_save=[]), "headless") == 1
+    assert not warned(together.set_adapter, "few")
+    assert warned(together.set_adapter, "headless") == 1
+    assert not warned(together.disable_adapters)  # it was the base's already
+    together.enable_adapters()
+    together.set_adapter("few")
+    assert not sum(warned(together.delete_adapter, kind) for kind in ("headless", "another", *KINDS[:-1]))
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match="random unless"):
+        warnings.simplefilter("error")
         together.delete_adapter(KINDS[-1])
+    assert not any("base_layer" in name or "original_module" in name for name in together.state_dict())
 
 
 def test_what_is_loaded_while_adapters_are_disabled_is_disabled_too(base_folder, folders, alone, inputs):
