@@ -232,7 +232,11 @@ class Report:
 
 
 def interval(runs: Runs, column: int) -> tuple[float, float]:
-    """Return the interval of the mean over CLIPs, by bootstrap over CLIPs, trainings on each of them, and scenes."""
+    """
+    Return the interval of the mean over CLIPs by bootstrap over CLIPs, trainings on each of them, and scenes.
+
+    What there is only one of is not resampled. With fewer than about ten CLIPs the interval is too narrow.
+    """
     by_clip: dict[str, list[list[float]]] = {}
     for (clip, _), figures in runs.items():
         by_clip.setdefault(clip, []).append([row[column] for row in figures["replicates"]])
@@ -247,26 +251,30 @@ def interval(runs: Runs, column: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_over_clips(runs: Runs, name: str) -> float:
-    """Return the mean over CLIPs of the mean over trainings."""
-    table = pd.Series([run[name] for run in runs.values()])
-    return float(table.groupby([clip for clip, _ in runs]).mean().mean())
+def spread(runs: Runs) -> tuple[dict[str, float], dict[str, float]]:
+    """
+    Return the mean over CLIPs of each column, and the standard deviations of the objects' h.
+
+    These are of the CLIPs' means over trainings, "CLIPs", and of trainings on the same CLIP, pooled, "seeds"; NaN
+    where there is only one.
+    """
+    table = pd.DataFrame([{title: run[name] for name, title in COLUMNS.items()} for run in runs.values()])
+    groups = table.groupby(pd.Series([clip for clip, _ in runs]))
+    means = groups.mean()
+    squares = float(((table["h"] - groups["h"].transform("mean")) ** 2).sum())
+    free = len(table) - len(means)
+    deviations = {"CLIPs": float(means["h"].std()), "seeds": math.sqrt(squares / free) if free else math.nan}
+    return dict(means.mean()), deviations
 
 
 def format_row(runs: Runs) -> dict[str, str]:
-    """
-    Return the mean over CLIPs of each column, and the objects' h in detail.
-
-    Its deviations are two: of the CLIPs' means over trainings, and of the trainings on the same CLIP (pooled).
-    """
-    table = pd.DataFrame([{title: run[name] for name, title in COLUMNS.items()} for run in runs.values()])
-    groups = table.groupby([clip for clip, _ in runs])
-    row = {title: f"{mean:.1f}" for title, mean in groups.mean().mean().items()}
-    deviations = {"CLIPs": groups["h"].mean().std(), "seeds": math.sqrt(groups["h"].var().mean())}
+    """Return what [`spread`] and [`interval`] do as text, and how many trainings on each CLIP there are."""
+    means, deviations = spread(runs)
     low, high = interval(runs, 2)
-    row |= {"interval of h": f"{low:.1f} to {high:.1f}"}
+    row = {title: f"{mean:.1f}" for title, mean in means.items()} | {"interval of h": f"{low:.1f} to {high:.1f}"}
     row |= {f"± {of}": "" if math.isnan(value) else f"{value:.1f}" for of, value in deviations.items()}
-    return row | {"runs": " + ".join(str(count) for count in groups.size())}
+    clips = [clip for clip, _ in runs]
+    return row | {"runs": " + ".join(str(clips.count(clip)) for clip in dict.fromkeys(clips))}
 
 
 def draw_bars(rows: Mapping[str, Runs], path: Path) -> None:
@@ -277,7 +285,7 @@ def draw_bars(rows: Mapping[str, Runs], path: Path) -> None:
     axes = figure.add_subplot()
     parts = ((0, "seen", "#b9c4d0"), (1, "unseen", "#2f6db3"), (2, "harmonic mean", "#e08a1e"))
     for column, title, colour in parts:
-        means = [mean_over_clips(runs, list(COLUMNS)[column]) for runs in rows.values()]
+        means = [list(spread(runs)[0].values())[column] for runs in rows.values()]
         bounds = [interval(runs, column) for runs in rows.values()]
         errors = [[max(m - b[0], 0) for m, b in zip(means, bounds)], [max(b[1] - m, 0) for m, b in zip(means, bounds)]]
         places = np.arange(len(rows)) + 0.27 * (column - 1)
@@ -320,13 +328,16 @@ def print_tables(study: Mapping[str, Any], results: Mapping[str, Runs], report: 
         if not done:
             continue
         table = pd.DataFrame({label: format_row(runs) for label, runs in done.items()}).T
+        table = table.loc[:, (table != "").any()]
         print(f"\n{title}\n\n{table.to_markdown(stralign='right', disable_numparse=True)}")
         if number == 0 and len(done) == len(rows):
             draw_bars(done, report.with_suffix(".png"))
     print(
-        f"\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean; {CONFIDENCE} % interval of h"
+        "\nPer cent. S, U, h: mIoU of seen and unseen objects and their harmonic mean, means over CLIPs;\n"
+        f"{CONFIDENCE} % interval of h by bootstrap over scenes and, where there are several, CLIPs and seeds\n"
+        "(too narrow for few CLIPs). ±: standard deviation of h over CLIPs, and over seeds on one CLIP.\n"
+        f"runs: trainings on each CLIP. {report}"
     )
-    print(f"by bootstrap over scenes, CLIPs and seeds. {report}")
 
 
 def main() -> None:
@@ -340,7 +351,7 @@ def main() -> None:
     parser.add_argument("--num_pictures", type=int, default=300, help="scenes of the evaluation")
     parser.add_argument("--output", type=Path, default=Path("outputs/picture_world"), help="for the runs")
     parser.add_argument("--report", type=Path, help="JSON file of the figures; default: in the output folder")
-    parser.add_argument("--report_only", action="store_true", help="run nothing, print what the report has")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, print and draw what the report has")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--use_cpu", action="store_true")
     arguments = parser.parse_args()
@@ -392,6 +403,8 @@ def main() -> None:
         for (name, clip, seed), figures in zip(todo, progress, strict=True):
             if figures is not None:
                 results[name][clip, seed] = figures
+    if missing := len(todo) - sum(map(len, results.values())):
+        print(f"{missing} of {len(todo)} runs are not in the report, or with other settings.", file=sys.stderr)
     print_tables(study, results, report_path)
     first = f"{next(iter(clips))}/seed{arguments.seeds[0]}/{arguments.eval_split}_{arguments.num_pictures}"
     folders = {label: root / name / first for label, name in study.get("scenes", {}).items()}

@@ -3,7 +3,7 @@ Speed and memory of the methods on ViT-B/16 at 512x512, with random weights, pic
 
     python benchmarks/speed.py inference            # beside peers and the machine's limit
     python benchmarks/speed.py training_step
-    python benchmarks/speed.py growth               # with names, pixels, pictures and windows
+    python benchmarks/speed.py growth               # with names, pixels, pictures, windows and megapixels
     python benchmarks/speed.py big_pictures         # against holding all scores at full resolution
     python benchmarks/speed.py adapter_switching    # several adapters on one CLIP
 
@@ -27,8 +27,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from measuring import (
     RESULTS,
     added_memory,
@@ -257,11 +257,12 @@ SIZES = {
 @torch.inference_mode()
 def growth(repeats: int = 3) -> dict[str, Rows]:
     """
-    How time and memory of ZegCLIP grow with names, pixels, pictures and windows, up to the best name of each pixel.
+    How time and memory of ZegCLIP grow with the sizes of its task, up to the best name of each pixel.
 
-    Pixels are those of one window. Megapixels are those of a picture of 4:3 in the papers' windows: it is resized to a
-    short side of 512 pixels, and its mask has its own size. Sizes of one kind take turns. The exponent is the slope of
-    a line through the logarithms: 1 where twice the size takes twice the time. Draws `growth.png` beside the report.
+    Pixels are those of one window. Megapixels are those of the mask of a picture of 4:3 in the papers' windows, which
+    are cut out of the picture at a short side of 512; reading and resizing it are not counted. Sizes of one kind take
+    turns. The exponent is the slope of a line through the logarithms: 1 where twice the size takes twice the time.
+    Draws docs/images/growth.png.
     """
     model = build("ZegCLIP").eval()
     rows, exponents = [], []
@@ -276,13 +277,14 @@ def growth(repeats: int = 3) -> dict[str, Rows]:
         powers = {"time": exponent(sizes, medians), "memory": exponent(sizes, memory)}
         exponents.append({"of": kind, "from": sizes[0], "to": sizes[-1], **powers})
         rows += of_kind
-    draw_growth(rows, RESULTS / "growth.png")
+    draw_growth(rows, RESULTS.parents[1] / "docs" / "images" / "growth.png")
     return {"rows": rows, "exponents": exponents}
 
 
 def draw_growth(rows: Rows, path: Path) -> None:
     """Draw time and memory over each kind of size, on logarithmic axes, beside the line of what is proportional."""
-    figure, axes = plt.subplots(2, len(SIZES), figsize=(3 * len(SIZES), 5.5), layout="constrained")
+    figure = Figure(figsize=(3 * len(SIZES), 5.5), layout="constrained")
+    axes = figure.subplots(2, len(SIZES))
     for column, kind in zip(axes.T, SIZES, strict=True):
         sizes = [row["size"] for row in rows if row["of"] == kind]
         for axis, field, title in zip(column, ("median_ms", "peak_mb"), ("ms", "peak, MB"), strict=True):
@@ -295,16 +297,16 @@ def draw_growth(rows: Rows, path: Path) -> None:
 
 def prepare_growth(model: ZegClipForSemanticSegmentation, kind: str, size: float) -> Call:
     """Return a step that segments random pictures, all but one size as usual."""
+    if kind == "megapixels":
+        height = math.isqrt(int(size * 750_000))
+        whole, few = (height, height * 4 // 3), name_embeds(model, USUAL["names"])
+        resized = pictures(model, 1, SIDE, SIDE * 4 // 3)
+        return lambda: merge_masks(predict_windows(model, resized, few, SIDE, STRIDE), whole)
     sizes = USUAL | {kind: int(size)}
     embeds = name_embeds(model, sizes["names"])
     side = math.isqrt(sizes["pixels"])
-    if kind == "megapixels":
-        height = math.isqrt(int(size * 750_000))
-        whole = (height, height * 4 // 3)
-        resized = pictures(model, 1, SIDE, SIDE * 4 // 3)
-        return lambda: merge_masks(predict_windows(model, resized, embeds, SIDE, STRIDE), whole)
     if kind == "windows":
-        wide = pictures(model, 1, side, side * size)
+        wide = pictures(model, 1, side, side * sizes["windows"])
         return lambda: merge_masks(predict_windows(model, wide, embeds, side, side))
     batch = pictures(model, sizes["pictures"], side, side)
 

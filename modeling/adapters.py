@@ -379,8 +379,8 @@ class AdapterModel(PreTrainedModel):
             head = head.original_module
         if before and not self._head_is_adapters() and head is not None and next(head.parameters(), None) is not None:
             warnings.warn(
-                "The decode head is the base's own now, which is random unless it was trained. For what the CLIP alone "
-                "finds, call get_training_free_logits, or the pipeline with training_free_weight=1.0.",
+                "The decode head is the base's own now, which is random unless it was trained. For what the CLIP "
+                "alone finds, call get_training_free_logits, or the pipeline with training_free_weight=1.0.",
                 stacklevel=4,
             )
 

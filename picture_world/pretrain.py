@@ -54,7 +54,12 @@ class PretrainArguments:
     patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
-    captions: int = field(default=1, metadata={"help": "captions per picture, 5 as in COCO: all say what it shows"})
+    captions: int = field(
+        default=1,
+        metadata={
+            "help": "captions of a picture (COCO has 5): one is used, and all say which captions match the picture"
+        },
+    )
     off_centre: int = field(
         default=10, metadata={"help": "pixels by which a window around an object is off its centre at most"}
     )
@@ -71,6 +76,8 @@ class PretrainArguments:
             self.steps, self.scenes = min(self.steps, 1200), min(self.scenes, 8000)
         if self.patch_size < 1 or WINDOW_SIDE % self.patch_size:
             raise InputError(f"patch_size must divide {WINDOW_SIDE}, got {self.patch_size}.")
+        if self.captions < 1 or self.off_centre < 0:
+            raise InputError(f"captions must be at least 1 and off_centre 0, got {self.captions}, {self.off_centre}.")
         if self.width < 32 or self.width % 32:
             raise InputError(f"width must be a multiple of 32, got {self.width}.")
 

@@ -94,18 +94,28 @@ def test_intervals_cover_scenes_clips_and_seeds(studies):
         low, high = studies.interval(runs, 2)
         assert low < 52
         assert high > 68
+    # More trainings do not make up for few CLIPs.
+    many = {("a", seed): one for seed in range(5)} | {("b", seed): other for seed in range(5)}
+    low, high = studies.interval(many, 2)
+    assert low < 52
+    assert high > 68
 
 
 def test_deviations_are_of_clips_and_of_seeds(studies):
-    def figures(h):
-        return dict.fromkeys(studies.COLUMNS, h) | {"replicates": [[h] * 3] * studies.REPLICATES}
+    def row(**of_clips):
+        runs = {
+            (clip, seed): dict.fromkeys(studies.COLUMNS, h) | {"replicates": [[h] * 3] * studies.REPLICATES}
+            for clip, values in of_clips.items()
+            for seed, h in enumerate(values)
+        }
+        return studies.format_row(runs)
 
-    row = studies.format_row({("a", 0): figures(10), ("a", 1): figures(14), ("b", 0): figures(20)})
-    # Means of the CLIPs are 12 and 20.
-    assert float(row["h"]) == 16
-    assert float(row["± CLIPs"]) == pytest.approx(np.std([12, 20], ddof=1), abs=0.1)
-    assert float(row["± seeds"]) == pytest.approx(np.std([10, 14], ddof=1), abs=0.1)
-    assert studies.format_row({("a", 0): figures(10)})["± CLIPs"] == ""
+    found = row(h=[10, 11, 12], S=[20, 30])
+    assert float(found["h"]) == 18  # CLIPs count alike
+    assert float(found["± CLIPs"]) == pytest.approx(np.std([11, 25], ddof=1), abs=0.1)
+    assert float(found["± seeds"]) == pytest.approx(np.sqrt((2 + 50) / 3), abs=0.1)
+    assert found["runs"] == "3 + 2"
+    assert row(a=[10])["± CLIPs"] == row(a=[10], b=[12])["± seeds"] == ""
 
 
 @pytest.mark.thorough

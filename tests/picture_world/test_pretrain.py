@@ -201,7 +201,7 @@ def test_quick_never_makes_a_run_longer():
     assert PretrainArguments(output="x", quick=True).steps < PretrainArguments(output="x").steps
 
 
-@pytest.mark.parametrize("sizes", [{"patch_size": 7}, {"patch_size": 0}, {"width": 100}])
+@pytest.mark.parametrize("sizes", [{"patch_size": 7}, {"patch_size": 0}, {"width": 100}, {"captions": 0}])
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(InputError, match=next(iter(sizes))):
         PretrainArguments(output="x", **sizes)
