@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from measuring import (
     RESULTS,
     added_memory,
@@ -291,6 +292,8 @@ def draw_growth(rows: Rows, path: Path) -> None:
             values = [row[field] for row in rows if row["of"] == kind]
             axis.loglog(sizes, values, "o-")
             axis.loglog(sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="grey")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(xlabel=kind, ylabel=title, ylim=(min(values) / 2, 2 * max(values)))
     figure.savefig(path, dpi=80)
 
