@@ -372,12 +372,9 @@ class AdapterModel(PreTrainedModel):
     @contextmanager
     def _warning_of_base_head(self) -> Iterator[None]:
         """Warn at the end if the decode head is the base's own, and was an adapter's before."""
-        before = self._head_is_adapters()
+        head, before = getattr(self, "decode_head", None), self._head_is_adapters()
         yield
-        head = getattr(self, "decode_head", None)
-        if isinstance(head, ModulesToSaveWrapper):
-            head = head.original_module
-        if before and not self._head_is_adapters() and head is not None and next(head.parameters(), None) is not None:
+        if before and not self._head_is_adapters() and next(head.original_module.parameters(), None) is not None:
             warnings.warn(
                 "The decode head is the base's own now, which is random unless it was trained. For what the CLIP "
                 "alone finds, call get_training_free_logits, or the pipeline with training_free_weight=1.0.",
