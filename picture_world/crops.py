@@ -13,6 +13,11 @@ from .drawing import SCENE_SIZE, draw_scene
 
 # Pixels that an object's centre is inside of a window, and rows of a window that a ground has, to be nameable.
 _INSIDE, _ROWS = 4, 12
+# Pixels by which a close-up is off an object's centre at most.
+_OFF_CENTRE = 16
+# Captions of a picture, as in COCO. One of them is used, and all say which captions match the picture: with one alone,
+# the name of the other object in it would count as wrong.
+_CAPTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,7 @@ def captioned_windows(
     batch_size: int,
     rng: np.random.Generator,
     close_ups: float = 0.6,
-    off_centre: int = 10,
-    captions_per_picture: int = 1,
+    captions_per_picture: int = _CAPTIONS,
     withheld: Collection[int] = (),
 ) -> Iterator[CaptionedWindows]:
     """Cut captioned windows out of scenes, endlessly.
@@ -84,7 +88,6 @@ def captioned_windows(
         batch_size: windows per batch.
         rng: the source of choices.
         close_ups: share of the windows that are placed around an object.
-        off_centre: pixels by which these are off the object's centre at most.
         captions_per_picture: of which one is in the batch, and all say what the picture shows.
         withheld: class ids that no caption names.
 
@@ -103,7 +106,7 @@ def captioned_windows(
             top, left = (int(start) for start in rng.integers(room + 1, size=2))
             if things and rng.random() < close_ups:
                 _, _, row, column = things[int(rng.integers(len(things)))]
-                off = rng.integers(-off_centre, off_centre + 1, size=2)
+                off = rng.integers(-_OFF_CENTRE, _OFF_CENTRE + 1, size=2)
                 top = min(max(row + int(off[0]) - side // 2, 0), room)
                 left = min(max(column + int(off[1]) - side // 2, 0), room)
             objects = [

@@ -54,15 +54,6 @@ class PretrainArguments:
     patch_size: int = field(default=6, metadata={"help": "side of a patch in pixels"})
     width: int = field(default=160, metadata={"help": "width of the vision tower, a multiple of 32"})
     layers: int = field(default=4, metadata={"help": "layers of the vision tower"})
-    captions: int = field(
-        default=1,
-        metadata={
-            "help": "captions of a picture (COCO has 5): one is used, and all say which captions match the picture"
-        },
-    )
-    off_centre: int = field(
-        default=10, metadata={"help": "pixels by which a window around an object is off its centre at most"}
-    )
     withhold: bool = field(
         default=False, metadata={"help": "whether no caption names a class that is unseen for test: a control"}
     )
@@ -76,8 +67,6 @@ class PretrainArguments:
             self.steps, self.scenes = min(self.steps, 1200), min(self.scenes, 8000)
         if self.patch_size < 1 or WINDOW_SIDE % self.patch_size:
             raise InputError(f"patch_size must divide {WINDOW_SIDE}, got {self.patch_size}.")
-        if self.captions < 1 or self.off_centre < 0:
-            raise InputError(f"captions must be at least 1 and off_centre 0, got {self.captions}, {self.off_centre}.")
         if self.width < 32 or self.width % 32:
             raise InputError(f"width must be a multiple of 32, got {self.width}.")
 
@@ -115,15 +104,7 @@ def pretrain(arguments: PretrainArguments) -> CLIPModel:
     scenes = draw_scenes(range(first, first + share), progress=main)
     rng = np.random.default_rng([arguments.seed, rank])
     withheld = class_ids(UNSEEN_TEST) if arguments.withhold else ()
-    batches = captioned_windows(
-        scenes,
-        WINDOW_SIDE,
-        arguments.batch_size,
-        rng,
-        off_centre=arguments.off_centre,
-        captions_per_picture=arguments.captions,
-        withheld=withheld,
-    )
+    batches = captioned_windows(scenes, WINDOW_SIDE, arguments.batch_size, rng, withheld=withheld)
 
     # Weight decay would pull the logarithm of the scale, and so the scale, down.
     groups: list[dict[str, Any]] = [

@@ -16,7 +16,7 @@ IMAGE_STD = (58.395, 57.12, 57.375)
 WINDOW_SIDE = 48
 # Where the scale starts. CLIP's starts from 1 / 0.07 and ends at its limit of 100, and its names lie in a narrow cone:
 # the mean cosine of VOC's 20 names is 0.81 in ViT-B/16. Here the scale falls to about 28 and the mean cosine of two
-# names ends near 0.5; from a small start, names would be further apart, from 100 training is slow.
+# names ends near 0.3; from a small start, names would be further apart, from 100 training is slow.
 _LOGIT_SCALE = 50.0
 
 

@@ -47,7 +47,7 @@ def names_of(text):
 
 
 def test_a_picture_matches_captions_whose_classes_its_own_caption_names(scenes):
-    batch = next(captioned_windows(scenes, 48, 100, np.random.default_rng(1)))
+    batch = next(captioned_windows(scenes, 48, 100, np.random.default_rng(1), captions_per_picture=1))
     named = [names_of(text) for text in batch.captions]
     assert any(len(classes) == 2 for classes in named)
     expected = torch.tensor([[caption <= own for caption in named] for own in named])
@@ -201,7 +201,7 @@ def test_quick_never_makes_a_run_longer():
     assert PretrainArguments(output="x", quick=True).steps < PretrainArguments(output="x").steps
 
 
-@pytest.mark.parametrize("sizes", [{"patch_size": 7}, {"patch_size": 0}, {"width": 100}, {"captions": 0}])
+@pytest.mark.parametrize("sizes", [{"patch_size": 7}, {"patch_size": 0}, {"width": 100}])
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(InputError, match=next(iter(sizes))):
         PretrainArguments(output="x", **sizes)
