@@ -9,6 +9,7 @@ import platform
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import distributions
@@ -199,6 +200,18 @@ def added_memory(step: Callable[[], Any], device: str = "cpu") -> float:
     before = resident_peak()
     step()
     return (resident_peak() - before) / 1e6
+
+
+def count_syncs(step: Callable[[], Any]) -> int:
+    """How often a step on CUDA makes the CPU wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def resident_peak() -> int:

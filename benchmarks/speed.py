@@ -7,8 +7,7 @@ Speed and memory of the methods on ViT-B/16 at 512x512, with random weights, pic
     python benchmarks/speed.py big_pictures         # against holding all scores at full resolution
     python benchmarks/speed.py adapter_switching    # several adapters on one CLIP
 
-    python benchmarks/speed.py inference --device cuda --dtypes float32 bfloat16 --batches 1 32
-    python benchmarks/speed.py training_step --device cuda --batch 16 --dtypes bfloat16
+    bash benchmarks/on_gpu.sh                       # the first two on a GPU
 
 Steps that are compared take turns; times are medians over turns, ratios medians of the turns' own ratios. The limit is
 a product of large matrices: a share of it is operations over time, relative to that product's. Memory is what a first
@@ -35,6 +34,7 @@ from measuring import (
     added_memory,
     alternate,
     count_flops,
+    count_syncs,
     exponent,
     in_own_process,
     matrix_product,
@@ -208,6 +208,8 @@ def training_step(
                 "frozen_with_gradient": sum(p.grad is not None for p in model.parameters() if not p.requires_grad),
                 "optimizer_mb": sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6,
             }
+            if device == "cuda":
+                row["syncs"] = count_syncs(steps[method])
             rows.append(row)
     return {"rows": rows}
 

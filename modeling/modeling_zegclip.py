@@ -224,8 +224,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
 
         Args:
             input_ids: `(names * templates, length)` token ids, all templates of the first name first.
-            attention_mask: Same shape, 1 for tokens and 0 for padding. With it, names are encoded at their end token
-                whatever `eos_token_id` the configuration gives; without it, as the CLIP's text tower does.
+            attention_mask: Same shape, 1 for tokens and 0 for padding on the right. With it, names are encoded at
+                their end token whatever `eos_token_id` the configuration gives; without it, as the text tower does.
             num_templates: Rows per name, which the processor returns; defaults to the configuration's templates.
             class_of_name: Not used, as the embeddings are those of names; the processor returns it with the others.
             with_prompts: Whether the active adapter's text prompts are used.
@@ -251,7 +251,8 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             if with_prompts:
                 input_ids, attention_mask = make_room(input_ids, attention_mask)
             kwargs = {"room_made": True, "with_prompts": with_prompts}
-        outputs = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        # Causal attention: padding behind the end token changes nothing before it, and no mask is needed to hide it.
+        outputs = self.clip.text_model(input_ids=input_ids, **kwargs)
         states = outputs.pooler_output
         if attention_mask is not None:
             # The last token that is not padding, unless the configuration gives the end token. OpenAI's configurations
