@@ -41,6 +41,7 @@ def test_demo(default_model, tmp_path, capsys):
         processor=load_processor(default_model),
         output_type="class_map",
     )
+    segmenter = pipeline(TASK, model=str(default_model), output_type="class_map")
     for number, scene in enumerate(draw_demo_scenes(0, SEEN), start=1):
         assert f"side by side: {tmp_path / 'demo' / f'scene_{number}_strip.png'}" in output
         picture = Image.open(tmp_path / "demo" / f"scene_{number}.png")
@@ -50,18 +51,19 @@ def test_demo(default_model, tmp_path, capsys):
         record = json.loads((tmp_path / "demo" / f"scene_{number}.json").read_text())
         ids = np.asarray(Image.open(tmp_path / "demo" / f"scene_{number}_mask.png"))
         truth = np.asarray(scene.mask)
-        alone = untrained(scene.image, candidate_labels=list(rows))
+        alone, trained = (
+            segment(scene.image, candidate_labels=list(rows))["segmentation"] for segment in (untrained, segmenter)
+        )
         assert list(rows) == [row["label"] for row in record["labels"]]
         for index, (name, cells) in enumerate(rows.items()):
             assert cells[0] == ("yes" if name in SEEN else "no")
-            found, drawn = ids == index, truth == CLASS_NAMES.index(name)
-            assert float(cells[1]) == pytest.approx(100 * found.mean(), abs=0.06)
-            printed = re.findall(r"[\d.]+(?= %)|-(?= |$)", " ".join(cells[3:]))[-2:]
-            for map_of, value in zip((alone["segmentation"] == index, found), printed, strict=True):
-                if (map_of | drawn).any():
-                    assert float(value) == pytest.approx(
-                        100 * (map_of & drawn).sum() / (map_of | drawn).sum(), abs=0.06
-                    )
+            drawn = truth == CLASS_NAMES.index(name)
+            *overlaps, share, _ = re.findall(r"[\d.]+(?: %)?|-", " ".join(cells[1:]))
+            assert float(share.removesuffix(" %")) == pytest.approx(100 * (ids == index).mean(), abs=0.06)
+            for found, value in zip((alone == index, trained == index, ids == index), overlaps, strict=True):
+                if (found | drawn).any():
+                    expected = 100 * (found & drawn).sum() / (found | drawn).sum()
+                    assert float(value.removesuffix(" %")) == pytest.approx(expected, abs=0.06)
                 else:
                     assert value == "-"
 
