@@ -134,6 +134,7 @@ def test_every_name_is_shown_as_it_is(trained):
 
 def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "cake", "rocket", "grass"]
+    words += ["--num_eval_pictures", "4"]  # of which two show no unseen class
     measure = arguments(run, tmp_path / "results", *words)
     results = evaluate(measure)
     assert f"is {run / 'README.md'}." in capsys.readouterr().out
