@@ -40,6 +40,9 @@ class ZegClipConfig(PreTrainedConfig):
         similarity_scale (`float`, defaults to 40.0):
             Factor of the cosines of the `"similarity"` head before their softmax; 40 in NACLIP and SCLIP, 50 in
             ClearCLIP.
+        training_free_weight (`float`, defaults to 0.0):
+            Weight, in [0, 1], of what the CLIP says without training (NACLIP) in the scores of a trained head, where
+            pipeline, commands and evaluation are not given another. The model's `forward` returns the trained logits.
         decode_head_type (`str`, defaults to `"zegclip"`):
             `"zegclip"`: relationship descriptor and text-to-pixel cross-attention (paper sections 3.3 and 3.4);
             `"spectral"`: the same descriptor, and layers that split patches into high and low frequencies (SPT-SEG);
@@ -105,6 +108,7 @@ class ZegClipConfig(PreTrainedConfig):
     dense_attention: Literal["plain", "maskclip", "sclip", "clearclip", "naclip"] = "plain"
     naclip_sigma: float | int = positive(default=5.0)
     similarity_scale: float | int = positive(default=40.0)
+    training_free_weight: float | int = probability(default=0.0)
     decode_head_type: Literal[tuple(DECODE_HEADS)] = "zegclip"  # type: ignore[valid-type]
     descriptor: list[str] | tuple[str, ...] = ("product", "text")
     num_decoder_layers: int = at_least_1(default=3)
@@ -188,6 +192,11 @@ class ZegClipConfig(PreTrainedConfig):
     def score_function(self) -> Literal["sigmoid", "softmax"]:
         """What turns logits into scores: the sigmoid of each, or the softmax over all names."""
         return DECODE_HEADS[self.decode_head_type].score_function
+
+    @property
+    def blend_weight(self) -> float:
+        """`training_free_weight` of a trained head; 0 without training, as there is nothing to blend."""
+        return self.training_free_weight if self.score_function == "sigmoid" else 0.0
 
     def class_prompts(self) -> list[str]:
         """Return the prompts of the names in `id2label`: all templates of the first name, then of the next."""

@@ -138,9 +138,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 Whether to return the scores of all labels at every pixel too.
             refine (`bool`, *optional*, defaults to `False`):
                 Whether masks follow the outlines in the picture (PAMR); it takes longer.
-            training_free_weight (`float`, *optional*, defaults to 0.0):
+            training_free_weight (`float`, *optional*):
                 Weight, in [0, 1], of what the CLIP says without training (NACLIP) in the scores of a trained model. It
-                takes a second pass.
+                takes a second pass. Defaults to that of the model's configuration.
             window_size (`int`, *optional*):
                 Side of the windows in pixels of the resized picture; `None` for the whole picture at once. Defaults to
                 that of the image processor.
@@ -213,7 +213,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if postprocess.get("output_type", "masks") not in ("masks", "class_map"):
             raise InputError(f"output_type must be 'masks' or 'class_map', not {postprocess['output_type']!r}.")
         for name, value in {**forward, **postprocess}.items():
-            if name in ("threshold", "training_free_weight") and not 0 <= value <= 1:
+            if name in ("threshold", "training_free_weight") and value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} must be between 0 and 1, got {value}.")
         if kwargs:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {next(iter(kwargs))!r}.")
@@ -229,13 +229,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             return window_size
         return max(window_size * usual_stride // usual_size, 1)
 
+    def blend_weight(self, given: float | None = None) -> float:
+        """The weight of what the CLIP says without training: the given one, or that of the model's configuration."""
+        return self.model.config.blend_weight if given is None else given
+
     def _read_classes(
-        self, labels: Any, background: Any = None, training_free_weight: float = 0.0
+        self, labels: Any, background: Any = None, training_free_weight: float | None = None
     ) -> tuple[list[str], list[int]]:
         """All names, and the class of each, -1 for the background."""
         names, class_of_name = read_classes(labels)
         if background is None:
-            compares = self.model.config.score_function == "softmax" or training_free_weight > 0
+            compares = self.model.config.score_function == "softmax" or self.blend_weight(training_free_weight) > 0
             background = compares and not any(class_of_name)
         return add_background(names, class_of_name, background, self.model.config.vocabulary)
 
@@ -245,7 +249,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         timeout: float | None = None,
         candidate_labels: Any = None,
         background: Any = None,
-        training_free_weight: float = 0.0,
+        training_free_weight: float | None = None,
     ) -> dict[str, Any]:
         """Read and resize one picture: `pixel_values` `(1, 3, height, width)`, its `original_size` and `classes`."""
         if isinstance(image, Mapping):
@@ -279,7 +283,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         names: NameEncoder,
         windows: BatchSize,
         refine: bool = False,
-        training_free_weight: float = 0.0,
+        training_free_weight: float | None = None,
         return_segmentation_scores: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -298,12 +302,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         blend = None
         with in_eval_mode(self.model):
             logits = predict_windows(self.model, pixel_values, class_embeds, **geometry)
-            if training_free_weight and logits.score_function == "softmax":
+            weight = self.blend_weight(training_free_weight)
+            if weight and logits.score_function == "softmax":
                 raise InputError("training_free_weight is for trained models: this one is training-free already.")
-            if training_free_weight:
+            if weight:
                 alone = names.encode(name_list, with_prompts=False)
                 others = predict_windows(self.model.get_training_free_logits, pixel_values, alone, **geometry)
-                blend = others, training_free_weight
+                blend = others, weight
         size, picture = model_inputs["original_size"], pixel_values[0] if refine else None
         of_class: dict[str, torch.Tensor] = {}
         with _name_size_if_out_of_memory(*size):

@@ -410,22 +410,21 @@ def test_a_plain_clip_is_evaluated_without_training(clip_folder, tmp_path):
     assert counted(tmp_path / "usual") == counted(tmp_path / "usual", "training-free_baseline") == found["naclip"]
 
     run = tmp_path / "run"
-    train(clip_folder, run, learning_rate=0.01, warmup_steps=0, **fields)
-    evaluate(run, tmp_path / "eval", baseline=True, baseline_attention="naclip")
+    train(clip_folder, run, learning_rate=0.01, warmup_steps=0, training_free_weight=0.5, **fields)
+    evaluate(run, tmp_path / "eval", baseline=True, baseline_attention="naclip", training_free_weight=0)
     evaluate(
         run, tmp_path / "blended", baseline=True, baseline_attention="naclip", training_free_weight=1, seen_offset=0
     )
     of_blend, of_baseline = (counted(tmp_path / "blended", title) for title in ("model", "training-free_baseline"))
     assert [list(counts.values()) for counts in of_blend] == [list(counts.values()) for counts in of_baseline]
-    rows = evaluate(
-        run, tmp_path / "refined", baseline=True, baseline_attention="naclip", training_free_weight=0.5, refine=True
-    )
+    # By default with the weight that it was trained with.
+    rows = evaluate(run, tmp_path / "refined", baseline=True, baseline_attention="naclip", refine=True)
     assert set(rows) == {
         *(f"model, {name} protocol, refined, 0.5 training-free" for name in ("papers'", "free")),
         *(f"training-free baseline, {name} protocol, refined" for name in ("papers'", "free")),
     }
     assert "0.5 training-free" in (run / "README.md").read_text()
-    evaluate(run, tmp_path / "other", baseline=True, baseline_attention="sclip")
+    evaluate(run, tmp_path / "other", baseline=True, baseline_attention="sclip", training_free_weight=0)
     assert counted(tmp_path / "other") == counted(tmp_path / "eval")
     assert counted(tmp_path / "other", "training-free_baseline") != counted(
         tmp_path / "eval", "training-free_baseline"

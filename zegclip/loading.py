@@ -241,7 +241,8 @@ def config_of_base(stored: ZegClipConfig, overrides: Mapping[str, Any]) -> ZegCl
     Replace fields of the configuration of a model that another decode head is put on.
 
     For a head of another type, the fields of heads and losses are the defaults unless they are given: those of the
-    head that was trained before mean something else, or belong to another method.
+    head that was trained before mean something else, or belong to another method. What another head's scores were
+    blended with is never kept.
 
     Args:
         stored: The model's configuration.
@@ -250,7 +251,7 @@ def config_of_base(stored: ZegClipConfig, overrides: Mapping[str, Any]) -> ZegCl
     fields = stored.to_dict()
     if overrides.get("decode_head_type", stored.decode_head_type) != stored.decode_head_type:
         fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
-    return ZegClipConfig.from_dict(fields | dict(overrides))
+    return ZegClipConfig.from_dict(fields | {"training_free_weight": 0.0} | dict(overrides))
 
 
 def load_base(model: str | os.PathLike, overrides: dict[str, Any]) -> ZegClipForSemanticSegmentation:

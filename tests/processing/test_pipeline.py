@@ -332,7 +332,7 @@ def test_synonyms_make_one_class(segment, model, processor):
     torch.testing.assert_close(loss, sum(model.compute_loss(best, labels)[0].values()))
 
 
-def test_a_blend_with_what_the_clip_says_without_training(model, processor):
+def test_a_blend_with_what_the_clip_says_without_training(model, processor, tmp_path):
     """Also of an adapter with text prompts, which the training-free part must not use."""
     prompts = DeepPromptConfig(num_tokens=2, text_prompts="words", text_prompt_ids=processor.text_prompt_ids())
     model.add_adapter(prompts)
@@ -354,9 +354,17 @@ def test_a_blend_with_what_the_clip_says_without_training(model, processor):
             inside = ids == index
             np.testing.assert_array_equal(np.asarray(result["mask"]), 255 * inside.numpy())
             assert result["score"] == pytest.approx(scores[inside].mean().item() if inside.any() else 0.0, abs=1e-6)
-    assert same(
-        pipe(noise(), candidate_labels=LABELS, training_free_weight=0.0), pipe(noise(), candidate_labels=LABELS)
+    unblended, blended = (
+        pipe(noise(), candidate_labels=LABELS, training_free_weight=weight) for weight in (0.0, 0.25)
     )
+    assert not same(unblended, blended)
+    assert same(pipe(noise(), candidate_labels=LABELS), unblended)
+    # An adapter that was stored with a weight is used with it.
+    model.config.training_free_weight = 0.25
+    pipe.save_pretrained(tmp_path)
+    stored = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert same(stored(noise(), candidate_labels=LABELS), blended)
+    assert same(stored(noise(), candidate_labels=LABELS, training_free_weight=0.0), unblended)
 
 
 def test_a_single_label_competes_in_a_blend_too(segment):

@@ -395,7 +395,7 @@ def test_a_model_of_another_type_is_named(kind, tmp_path):
 def test_another_head_has_the_settings_of_its_own_method_alone(model_folder):
     """Losses and sizes of the head that a model was trained with are not taken over for a head of another type."""
     trained = {"decode_head_type": "spectral", "decoder_low_frequency_heads": 1, "decoder_ffn_dim": 24}
-    trained |= {"ssim_weight": 1.0, "dice_weight": 0.0}
+    trained |= {"ssim_weight": 1.0, "dice_weight": 0.0, "training_free_weight": 0.1}
     stored = ZegClipConfig.from_dict(ZegClipConfig.from_pretrained(model_folder).to_dict() | trained)
     other = config_of_base(stored, {"decode_head_type": "zegclip", "decoder_attention_heads": 2})
     usual = ZegClipConfig()
@@ -407,6 +407,7 @@ def test_another_head_has_the_settings_of_its_own_method_alone(model_folder):
     kept = {"clip_config", "dense_attention", "naclip_sigma", "similarity_scale", "decode_head_type"}
     kept |= {"prompt_templates", "prompt_input_ids", "seen_class_names", "vocabulary", "semantic_loss_ignore_index"}
     own = ZegClipConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-    assert own == HEAD_FIELDS | kept
+    assert own == HEAD_FIELDS | kept | {"training_free_weight"}
     same = config_of_base(stored, {"decoder_attention_heads": 2})
+    assert other.training_free_weight == same.training_free_weight == 0  # what was chosen for another training
     assert (same.ssim_weight, same.dice_weight, same.decoder_ffn_dim) == (1.0, 0.0, 24)

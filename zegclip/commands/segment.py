@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
         type=fraction,
         metavar="WEIGHT",
         help="weight, 0 to 1, of what the CLIP says without training in the scores of a trained model; it takes a "
-        "second pass (default: 0)",
+        "second pass (default: the model's)",
     )
     parser.add_argument(
         "--window-size",

@@ -146,4 +146,6 @@ def run_onnx(arguments: argparse.Namespace) -> int:
         print(f"  {name:<16}{size / 1e6:>9.2f} MB")
     largest = ", ".join(f"{difference:.1e} for {name}" for name, difference in differences.items())
     print(f"{arguments.model}: exported to {arguments.output}; largest difference to the model: {largest}.")
+    if weight := model.config.blend_weight:
+        print(f"They give the trained scores alone, which the pipeline blends with {weight:g} of NACLIP's.")
     return 0

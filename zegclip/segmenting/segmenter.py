@@ -53,7 +53,7 @@ class ProgressPipeline(ZeroShotImageSegmentationPipeline):
         size, stride = (kwargs.get(name, getattr(usual, name)) for name in ("window_size", "window_stride"))
         height, width = model_inputs["pixel_values"].shape[-2:]
         boxes = window_boxes(height, width, size, stride)
-        passes = 2 if kwargs.get("training_free_weight") else 1
+        passes = 2 if self.blend_weight(kwargs.get("training_free_weight")) else 1
         disable = None if self.show_progress and len(boxes) > 1 else True
         bar = tqdm(total=passes * len(boxes), unit="window", delay=_DELAY, leave=False, disable=disable)
 
@@ -178,7 +178,8 @@ def segment_pictures(
         OSError: If results cannot be written.
     """
     classes = nested_classes(labels)
-    only_compares = segmenter.model.config.score_function == "softmax" or settings.get("training_free_weight")
+    softmax = segmenter.model.config.score_function == "softmax"
+    only_compares = softmax or segmenter.blend_weight(settings.get("training_free_weight")) > 0
     outcome = Outcome()
     taken: list[ReadPicture] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)

@@ -58,6 +58,11 @@ class ModelArguments:
     similarity_scale: float | None = HfArg(
         default=None, help="Similarity: factor of the cosines before their softmax. Default: the model's."
     )
+    training_free_weight: float | None = HfArg(
+        default=None,
+        help="Weight, from 0 to 1, of what the CLIP says without training (NACLIP) in the scores of a trained model, "
+        "which stores it. It takes a second pass. Default: the model's.",
+    )
     focal_weight: float | None = HfArg(default=None, help="Weight of the focal loss.")
     dice_weight: float | None = HfArg(default=None, help="Weight of the dice loss.")
     ssim_weight: float | None = HfArg(default=None, help="Weight of the structural similarity loss.")
@@ -106,7 +111,7 @@ class ModelArguments:
 
     def training_free_overrides(self) -> dict[str, Any]:
         """Return those of [`config_overrides`] that also apply to a model that is not trained any more."""
-        names = ("dense_attention", "naclip_sigma", "similarity_scale")
+        names = ("dense_attention", "naclip_sigma", "similarity_scale", "training_free_weight")
         return {name: value for name, value in self.config_overrides().items() if name in names}
 
     @staticmethod
@@ -216,11 +221,6 @@ class DataArguments:
     refine: bool = HfArg(
         default=False, help="Evaluation: whether masks follow the outlines in the picture (PAMR), which takes longer."
     )
-    training_free_weight: float = HfArg(
-        default=0.0,
-        help="Evaluation: weight, from 0 to 1, of what the CLIP says without training (NACLIP) in the model's scores. "
-        "It takes a second pass.",
-    )
     results_dir: str | None = HfArg(
         default=None, help="Evaluation: folder for results. Default: eval_DATASET_SPLIT in output_dir."
     )
@@ -253,9 +253,8 @@ class DataArguments:
             least = 0 if name == "window_size" else 1
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        for name in ("background_threshold", "training_free_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} must be between 0 and 1, not {getattr(self, name)}.")
+        if not 0 <= self.background_threshold <= 1:
+            raise UsageError(f"background_threshold must be between 0 and 1, not {self.background_threshold}.")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -106,7 +106,8 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     results = {}
     for title, model in models.items():
         # The offset is made for scores of a trained head, and the baseline has nothing to be blended with.
-        model_offset, weight = (offset, data_args.training_free_weight) if title == "model" else (0.0, 0.0)
+        model_offset = offset if title == "model" else 0.0
+        weight = model.config.blend_weight
         scoring = (data_args.background_threshold, refine, weight)
         marks = ", refined" * refine + f", {weight:g} training-free" * bool(weight)
         protocols = {
@@ -159,13 +160,15 @@ def _processor_of_baseline(base: str, processor: Any) -> Any:
 def _set_training_free(model: Any, model_args: ModelArguments, data_args: DataArguments) -> None:
     """Change a model as the arguments say; `UsageError` if they would have no effect."""
     softmax = model.config.score_function == "softmax"
-    if data_args.training_free_weight and softmax:
+    given = model_args.training_free_weight
+    if given and softmax:
         raise UsageError("training_free_weight is for trained models: this one is training-free already.")
-    blended = data_args.training_free_weight > 0
+    blended = (model.config.blend_weight if given is None else given) > 0
     has_effect = {
         "dense_attention": model_args.has_dense_attention(model),
         "naclip_sigma": blended or model_args.has_dense_attention(model),
         "similarity_scale": blended or softmax,
+        "training_free_weight": True,
     }
     for name, value in model_args.training_free_overrides().items():
         if has_effect[name]:
