@@ -179,7 +179,7 @@ def segment_pictures(
     """
     classes = nested_classes(labels)
     softmax = segmenter.model.config.score_function == "softmax"
-    only_compares = softmax or segmenter.blend_weight(settings.get("training_free_weight")) > 0
+    only_compares = softmax or segmenter.blend_weight(settings.get("training_free_weight")) == 1
     outcome = Outcome()
     taken: list[ReadPicture] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)
