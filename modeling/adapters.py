@@ -83,13 +83,13 @@ class AdapterModel(PreTrainedModel):
         base_config = cls.config_class.from_pretrained(adapter.base, **download)
         arguments = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS & kwargs.keys()}
         if not isinstance(config, PreTrainedConfig):
-            described = base_config.to_dict() | {"label2id": None} | adapter.model_config
+            described = adapter.describe_on(base_config.to_dict())
             if config is not None:
                 described = cls.config_class.from_pretrained(config, **download).to_dict()
             config, kwargs = cls.config_class.from_dict(described, return_unused_kwargs=True, **kwargs)
         elif str(path) != str(pretrained_model_name_or_path) == str(config.name_or_path):
             # Auto classes have read the configuration of the base, and changed what they were asked to.
-            stored = cls.config_class.from_dict(config.to_dict() | {"label2id": None} | adapter.model_config)
+            stored = cls.config_class.from_dict(adapter.describe_on(config.to_dict()))
             config = copy.deepcopy(config)
             for name in {*stored.describe_head(), "label2id"} - config.given:
                 setattr(config, name, getattr(stored, name))
@@ -248,9 +248,12 @@ class AdapterModel(PreTrainedModel):
         """As the parent's: add a new adapter to train and activate it; a failure leaves the model unchanged."""
         name = adapter_name or "default"
         self._check_name(name)
+        is_first = not getattr(self, "peft_config", None)
         with self._warning_of_base_head(), self._all_or_nothing(name):
             super().add_adapter(adapter_config, name)
             adapter_config.base_fingerprint = take_fingerprint(self)
+        if not is_first:  # It was chosen for another adapter, which keeps it.
+            self.config.training_free_weight = 0.0
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """

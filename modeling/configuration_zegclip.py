@@ -175,7 +175,7 @@ class ZegClipConfig(PreTrainedConfig):
         adapter = StoredAdapter.find(args[0], **given) if args and not config_dict else None
         if adapter is not None and adapter.base != adapter.path:
             config_dict, kwargs = cls.get_config_dict(adapter.base, **given)
-            config_dict |= {"label2id": None} | adapter.model_config
+            config_dict = adapter.describe_on(config_dict)
         kind = config_dict.get("model_type")
         if kind not in (None, "clip", cls.model_type):
             place = args[0] if args else "config.json"

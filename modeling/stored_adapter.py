@@ -35,6 +35,10 @@ class StoredAdapter:
     base: str
     model_config: dict[str, Any]
 
+    def describe_on(self, base_config: dict[str, Any]) -> dict[str, Any]:
+        """Return a base's configuration with the adapter's part, without what was chosen for another adapter."""
+        return base_config | {"label2id": None, "training_free_weight": 0.0} | self.model_config
+
     @classmethod
     def find(
         cls, path: str | os.PathLike, *, base: str | os.PathLike | None = None, **kwargs: Any

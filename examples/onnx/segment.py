@@ -4,9 +4,10 @@ Segment a picture with a folder that `zegclip onnx MODEL FOLDER` wrote.
     pip install numpy onnxruntime pillow tokenizers
     python segment.py FOLDER picture.jpg --labels "cat/kitten, tree, sky" --output mask.png --overlay overlay.png
 
-It needs neither zegclip nor PyTorch nor transformers, and gives the masks of zegclip's own pipeline. The functions can
-be copied: `encode_names` runs once for a list of names, whose embeddings then serve any number of pictures. Slashes
-separate names of one class. A model without training compares names: give some of what else is there.
+It needs neither zegclip nor PyTorch nor transformers, and gives the masks of zegclip's own pipeline with
+`training_free_weight=0`. The functions can be copied: `encode_names` runs once for a list of names, whose embeddings
+then serve any number of pictures. Slashes separate names of one class. A model without training compares names: give
+some of what else is there.
 """
 
 import argparse

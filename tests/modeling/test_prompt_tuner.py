@@ -15,6 +15,7 @@ from tiny_models import load, logits, names, pictures, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPModel, pipeline
 
+import zegclip
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.modeling.model_error import ModelError
 from zegclip.modeling.spectral_prompt import resize_filter, spectral_prompt
@@ -513,3 +514,28 @@ def test_a_tower_of_its_own_cannot_double_the_class_embedding(base_folder):
     clip = CLIPModel.from_pretrained(base_folder)
     with pytest.raises(ValueError, match="double_class_embedding"):
         get_peft_model(clip, DeepPromptConfig(double_class_embedding=True, modules_to_save=None))
+
+
+def test_the_weight_of_a_blend_is_that_of_the_adapter_it_was_chosen_for(model, tmp_path):
+    model.add_adapter(DeepPromptConfig(num_tokens=2), "first")
+    model.config.training_free_weight = 0.1
+    model.add_adapter(DeepPromptConfig(num_tokens=2), "second")
+    assert model.config.training_free_weight == 0
+    model.set_adapter("first")
+    assert model.config.training_free_weight == 0.1
+    model.set_adapter("second")
+    assert model.config.training_free_weight == 0
+
+    # One that was stored before there was such a weight, on a base that has one.
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(zegclip.DEFAULT_MODEL / name, adapter)
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    assert described["model_config"].pop("training_free_weight") > 0
+    described["base_model_name_or_path"] = str(zegclip.DEFAULT_MODEL)
+    (adapter / "adapter_config.json").write_text(json.dumps(described))
+    assert ZegClipConfig.from_pretrained(zegclip.DEFAULT_MODEL).training_free_weight > 0
+    for cls in (ZegClipConfig, ZegClipForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        loaded = cls.from_pretrained(adapter)
+        assert getattr(loaded, "config", loaded).training_free_weight == 0

@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
         "torchrun or accelerate launch (-m zegclip segment ...), the processes share the pictures, each on its own "
         "device.",
         epilog='Example: zegclip segment street.jpg --labels "road, car, tree" --threshold 0.2. Without a threshold, '
-        "every pixel gets one of the labels, even if none of them is there; with a trained model, the command says so "
-        "where the mean score is low.",
+        "every pixel gets one of several labels, even if none of them is there; with a trained model, the command "
+        "says so where the mean score is low.",
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, folder of picture files, or URL")
     parser.add_argument("--recursive", action="store_true", help="look for pictures in subfolders too")
@@ -75,7 +75,7 @@ def add_parser(commands: Any) -> None:
         "--background",
         action="store_true",
         help="let 26 usual names of backgrounds, such as sky, wall and floor, compete with the labels: their pixels "
-        "get no label (default: only for a single label without training)",
+        "get no label (default: only for a single label, without training or blended with it)",
     )
     parser.add_argument(
         "--background-words", metavar="NAMES", help="comma-separated names to compete instead of these 26"
@@ -158,9 +158,11 @@ def run(arguments: argparse.Namespace) -> int:
     if todo:
         segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)
         names_of_all, class_of_name = read_classes(labels)
-        alone = not any(class_of_name) and segmenter.model.config.score_function == "softmax"
-        if processes.is_main and alone and "background" not in job:
-            print("note: without training, a single label competes with 26 usual backgrounds, such as sky and wall.")
+        softmax = segmenter.model.config.score_function == "softmax"
+        compares = softmax or segmenter.blend_weight(arguments.training_free_weight) > 0
+        if processes.is_main and compares and not any(class_of_name) and "background" not in job:
+            with_what = "without training" if softmax else "with scores from without training"
+            print(f"note: {with_what}, a single label competes with 26 usual backgrounds, such as sky and wall.")
         _warn_of_unknown_words(segmenter, names_of_all, embedded=arguments.model is None, silent=not processes.is_main)
         outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)

@@ -25,6 +25,8 @@ from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
 from zegclip.processing.windows import is_out_of_memory, window_boxes
 from zegclip.segmenting.results import USUAL, describe, write_results
 
+# Up to this weight of what the CLIP says without training, scores are still those of the trained head in the main.
+_SMALL_WEIGHT = 0.1
 LOW_SCORE = 0.2
 """
 Pictures whose pixels have a lower mean score are remarked on: probably none of the labels fits.
@@ -179,7 +181,7 @@ def segment_pictures(
     """
     classes = nested_classes(labels)
     softmax = segmenter.model.config.score_function == "softmax"
-    only_compares = softmax or segmenter.blend_weight(settings.get("training_free_weight")) == 1
+    only_compares = softmax or segmenter.blend_weight(settings.get("training_free_weight")) > _SMALL_WEIGHT
     outcome = Outcome()
     taken: list[ReadPicture] = []
     progress = tqdm(total=len(pictures), unit="picture", disable=None if show_progress and len(pictures) > 1 else True)

@@ -289,6 +289,8 @@ def _hyper_parameters(facts: ModelFacts) -> dict[str, str]:
             rows |= {name: prompts[name] for name in ("spectral_prompt", "spectral_layers", "spectral_grid_size")}
         if prompts["text_prompts"] is not None:
             rows |= {name: prompts[name] for name in ("text_prompts", "text_prompt_init")}
+    if config["training_free_weight"]:
+        rows |= {name: config[name] for name in ("training_free_weight", "naclip_sigma", "similarity_scale")}
     rows |= {name: config[name] for name in _LOSS_FIELDS}
     if config["ssim_weight"]:
         rows["ssim_of_probabilities"] = config["ssim_of_probabilities"]

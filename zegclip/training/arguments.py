@@ -61,7 +61,7 @@ class ModelArguments:
     training_free_weight: float | None = HfArg(
         default=None,
         help="Weight, from 0 to 1, of what the CLIP says without training (NACLIP) in the scores of a trained model, "
-        "which stores it. It takes a second pass. Default: the model's.",
+        "which stores it. It takes a second pass. Default: 0 in training, the model's in evaluation.",
     )
     focal_weight: float | None = HfArg(default=None, help="Weight of the focal loss.")
     dice_weight: float | None = HfArg(default=None, help="Weight of the dice loss.")

@@ -35,7 +35,7 @@ _TRAINING_FIELDS = (
 )  # fmt: skip
 _EVALUATION_FIELDS = (
     "background_threshold", "baseline", "eval_split", "num_eval_pictures", "refine", "results_dir",
-    "save_predictions", "training_free_weight", "window_size", "window_stride",
+    "save_predictions", "window_size", "window_stride",
 )  # fmt: skip
 _CONTENTS = {
     "model": "model",

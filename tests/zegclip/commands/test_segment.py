@@ -85,7 +85,12 @@ def test_a_label_that_is_not_there_is_remarked_on(tmp_path, succeeds):
     shown = set(np.unique([np.asarray(scene.mask) for scene in scenes]))
     absent = next(name for index, name in enumerate(CLASS_NAMES) if index not in shown)
     for more, count in (([], 1), (["--threshold", "0.2"], 0)):
-        assert succeeds(*words, "--labels", absent, *more).count("note: ") == count
+        printed = succeeds(*words, "--labels", absent, *more)
+        assert printed.count("note: the mean score") == count
+        # The embedded model is stored with a blend, in which a single label competes.
+        assert printed.count("a single label competes") == 1
+    unblended = succeeds(*words, "--labels", absent, "--training-free-weight", "0", "--overwrite")
+    assert "a single label competes" not in unblended
 
 
 def test_results_of_other_pictures_stay(segment, noise, tmp_path, succeeds):

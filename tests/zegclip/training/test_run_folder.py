@@ -54,6 +54,7 @@ def test_a_run_may_come_back_with_other_reports(record, tmp_path):
         ({"learning_rate": 1.0}, "learning_rate"),
         ({"max_steps": 5}, "max_steps"),
         ({"model": {"num_prompt_tokens": 3}}, "num_prompt_tokens"),
+        ({"model": {"training_free_weight": 0.1}}, "training_free_weight"),
         ({"data": {"unseen_classes": ["cat"]}}, "unseen_classes"),
         ({"per_device_train_batch_size": 3}, "total_train_batch_size"),
     ],
