@@ -153,6 +153,8 @@ def _check_fit(model: nn.Module, peft_config: DeepPromptConfig) -> None:
             "CLIP contains it already, so leave the field out."
         )
     described, stored = config.describe_head(), peft_config.model_config
+    if any(isinstance(module, PromptLayer) for module in model.modules()):
+        described["training_free_weight"] = 0.0  # It was chosen for another adapter, which keeps it.
     for name in head_fields(described["decode_head_type"]) if stored is not None else ():
         if stored.get(name) != described[name]:
             raise ModelError(

@@ -517,6 +517,7 @@ def test_a_tower_of_its_own_cannot_double_the_class_embedding(base_folder):
 
 
 def test_the_weight_of_a_blend_is_that_of_the_adapter_it_was_chosen_for(model, tmp_path):
+    untouched = copy.deepcopy(model)
     model.add_adapter(DeepPromptConfig(num_tokens=2), "first")
     model.config.training_free_weight = 0.1
     model.add_adapter(DeepPromptConfig(num_tokens=2), "second")
@@ -525,6 +526,14 @@ def test_the_weight_of_a_blend_is_that_of_the_adapter_it_was_chosen_for(model, t
     assert model.config.training_free_weight == 0.1
     model.set_adapter("second")
     assert model.config.training_free_weight == 0
+
+    wrapped = get_peft_model(copy.deepcopy(untouched), DeepPromptConfig(num_tokens=2), "first")
+    wrapped.base_model.model.config.training_free_weight = 0.1
+    wrapped.add_adapter("second", DeepPromptConfig(num_tokens=2))
+    wrapped.set_adapter("second")
+    assert wrapped.base_model.model.config.training_free_weight == 0
+    wrapped.set_adapter("first")
+    assert wrapped.base_model.model.config.training_free_weight == 0.1
 
     # One that was stored before there was such a weight, on a base that has one.
     adapter = tmp_path / "adapter"

@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
         softmax = segmenter.model.config.score_function == "softmax"
         compares = softmax or segmenter.blend_weight(arguments.training_free_weight) > 0
         if processes.is_main and compares and not any(class_of_name) and "background" not in job:
-            with_what = "without training" if softmax else "with scores from without training"
+            with_what = "without training" if softmax else "blended with scores without training"
             print(f"note: {with_what}, a single label competes with 26 usual backgrounds, such as sky and wall.")
         _warn_of_unknown_words(segmenter, names_of_all, embedded=arguments.model is None, silent=not processes.is_main)
         outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
