@@ -15,6 +15,7 @@ from .model_error import ModelError
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
 PIXELS_AT_ONCE = 2**22
+GROUPS_OF_CONVOLUTION = 8  # At least as many as these are quick on CPUs: 1 takes 5 times as long as 8.
 
 
 def compute_loss(
@@ -151,14 +152,14 @@ class _Maps:
 
     Attributes:
         logits: `(pictures, classes, height, width)`.
-        inside: 1 where a pixel is of the map's class, otherwise 0; same shape.
+        inside: 1 where a pixel is of the map's class, otherwise 0, same shape; `None` for classes that do not occur.
         valid: False where a pixel is ignored, bool `(pictures, 1, height, width)`.
         wrong: Logits of being wrong. With the sign of its logit flipped, the labelled class is as any other.
         errors: Probabilities of being wrong.
     """
 
     logits: torch.Tensor
-    inside: torch.Tensor
+    inside: torch.Tensor | None
     valid: torch.Tensor
     wrong: torch.Tensor
     errors: torch.Tensor
@@ -172,7 +173,7 @@ def _sum_each_map(
     terms: Sequence[Callable[[_Maps], torch.Tensor]], logits: torch.Tensor, labels: torch.Tensor, ignore_index: int
 ) -> tuple[torch.Tensor, ...]:
     """
-    Sum loss terms over the pixels of each map; many large maps are processed in chunks, to bound the memory.
+    Sum loss terms over the pixels of each map.
 
     Args:
         terms: Functions that return sums `(..., pictures, classes)`.
@@ -185,17 +186,61 @@ def _sum_each_map(
     """
     if not terms:
         return ()
-    num_classes, pixels = logits.shape[1], labels.shape[-2:].numel()
-    if torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE:
-        return _of_maps(terms, logits, labels, 0, ignore_index)
-    pictures_at_once = max(PIXELS_AT_ONCE // (num_classes * pixels), 1)
-    maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_classes)
+    num_classes = logits.shape[1]
+    if torch.compiler.is_compiling() or logits.device.type != "cpu":
+        return _sum_chunks(terms, logits, labels, torch.arange(num_classes, device=labels.device), ignore_index)
+    # Most classes do not occur in a picture, and what they cost is simpler. An accelerator would be waited for.
+    present, _ = count_present_masks(labels, num_classes, ignore_index)
+    most = max(present.sum(1).tolist(), default=num_classes)
+    occurring = min(-(-most // GROUPS_OF_CONVOLUTION) * GROUPS_OF_CONVOLUTION, num_classes)
+    order = present.long().argsort(dim=1, descending=True, stable=True)
+    maps = logits.gather(1, order[..., None, None].expand_as(logits))
+    groups = [
+        _sum_chunks(terms, maps[:, :occurring], labels, order[:, :occurring], ignore_index),
+        _sum_chunks(terms, maps[:, occurring:], labels, None, ignore_index),
+    ]
+    sums = [torch.cat(parts, dim=-1) for parts in zip(*(group for group in groups if group), strict=True)]
+    back = order.argsort(dim=1)
+    return tuple(values.gather(-1, back.expand_as(values)) for values in sums)
+
+
+def _sum_chunks(
+    terms: Sequence[Callable[[_Maps], torch.Tensor]],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_ids: torch.Tensor | None,
+    ignore_index: int,
+) -> tuple[torch.Tensor, ...]:
+    """
+    Sum loss terms over the pixels of each map; many large maps are processed in chunks, to bound the memory.
+
+    Args:
+        terms: As [`_sum_each_map`]'s.
+        logits: `(batch, maps, rows, columns)`.
+        labels: `(batch, height, width)`.
+        class_ids: `(maps,)` or `(batch, maps)` int64, the class of each map; `None` if none of them occurs.
+        ignore_index: Label of pixels without a class.
+
+    Returns:
+        `(..., batch, maps)` for each term; nothing without maps.
+    """
+    num_maps, pixels = logits.shape[1], labels.shape[-2:].numel()
+    if num_maps == 0:
+        return ()
+    class_ids = class_ids if class_ids is None else class_ids.expand(len(labels), -1)
+    if torch.compiler.is_compiling() or num_maps * labels.numel() <= PIXELS_AT_ONCE:
+        return _of_maps(terms, logits, labels, class_ids, ignore_index)
+    pictures_at_once = max(PIXELS_AT_ONCE // (num_maps * pixels), 1)
+    maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_maps)
     batch = []
-    for pictures, ids in zip(logits.split(pictures_at_once), labels.split(pictures_at_once), strict=True):
+    for first in range(0, len(labels), pictures_at_once):
+        pictures = slice(first, first + pictures_at_once)
         chunks = []
-        for number, maps in enumerate(pictures.split(maps_at_once, dim=1)):
+        for start in range(0, num_maps, maps_at_once):
+            part = pictures, slice(start, start + maps_at_once)
+            ids = class_ids if class_ids is None else class_ids[part]
             # What has the labels' resolution is computed again in the backward pass, not stored.
-            arguments = (terms, maps, ids, number * maps_at_once, ignore_index)
+            arguments = (terms, logits[part], labels[pictures], ids, ignore_index)
             chunks.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
         batch.append([torch.cat(sums, dim=-1) for sums in zip(*chunks, strict=True)])
     return tuple(torch.cat(sums, dim=-2) for sums in zip(*batch, strict=True))
@@ -205,15 +250,16 @@ def _of_maps(
     terms: Sequence[Callable[[_Maps], torch.Tensor]],
     logits: torch.Tensor,
     labels: torch.Tensor,
-    first: int,
+    class_ids: torch.Tensor | None,
     ignore_index: int,
 ) -> tuple[torch.Tensor, ...]:
-    valid = labels != ignore_index
-    ids = (labels - first).where(valid, -1)
-    logits = _resize(logits, labels)
-    inside = (ids.unsqueeze(1) == torch.arange(logits.shape[1], device=ids.device).view(-1, 1, 1)).to(logits)
-    wrong = (1 - 2 * inside) * logits
-    maps = _Maps(logits, inside, valid.unsqueeze(1), wrong, errors=_sigmoid(wrong))
+    valid = (labels != ignore_index).unsqueeze(1)
+    wrong = logits = _resize(logits, labels)
+    inside = None
+    if class_ids is not None:
+        inside = (valid & (labels.unsqueeze(1) == class_ids[..., None, None])).to(logits)
+        wrong = (1 - 2 * inside) * logits
+    maps = _Maps(logits, inside, valid, wrong, errors=_sigmoid(wrong))
     return tuple(term(maps) for term in terms)
 
 
@@ -254,7 +300,8 @@ def focal_loss(
 def _sum_focal(maps: _Maps, alpha: float, gamma: float, ignored_as_negatives: bool) -> torch.Tensor:
     # What lies below exp(-80) adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
     values = maps.errors.clamp(min=math.exp(-80)) ** gamma * F.softplus(maps.wrong)
-    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * maps.inside), ignored_as_negatives)
+    inside = 0 if maps.inside is None else maps.inside
+    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * inside), ignored_as_negatives)
 
 
 def _average_focal(sums: torch.Tensor, labels: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
@@ -287,8 +334,9 @@ def dice_loss(
 
 
 def _sum_errors_and_hits(maps: _Maps, ignored_as_negatives: bool) -> torch.Tensor:
-    hits = (maps.inside * (1 - maps.errors)).sum((-2, -1))
-    return torch.stack([maps.sum(maps.errors, ignored_as_negatives), hits])
+    errors = maps.sum(maps.errors, ignored_as_negatives)
+    hits = torch.zeros_like(errors) if maps.inside is None else (maps.inside * (1 - maps.errors)).sum((-2, -1))
+    return torch.stack([errors, hits])
 
 
 def _average_dice(sums: torch.Tensor, present: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
@@ -366,10 +414,10 @@ def ssim_loss(
 def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives: bool) -> torch.Tensor:
     reach = SSIM_WINDOW // 2
     c1, c2 = SSIM_CONSTANTS
-    values, masks = _sigmoid(maps.logits) if of_probabilities else maps.logits, maps.inside
+    values = _sigmoid(maps.logits) if of_probabilities else maps.logits
     if not ignored_as_negatives:
         values = values * maps.valid
-    num_maps = masks.shape[1]
+    num_maps = values.shape[1]
     # Computed where it is used: a copy from the CPU would be waited for.
     distances = torch.arange(-reach, reach + 1, dtype=values.dtype, device=values.device)
     gaussian = (-(distances**2) / (2 * SSIM_SIGMA**2)).exp()
@@ -382,13 +430,17 @@ def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives
 
     # Differences of squares do not survive the half precision that autocast gives to convolutions.
     with torch.autocast(values.device.type, enabled=False):
-        mean_x, mean_y = blur(values), blur(masks)
+        mean_x = blur(values)
         # What rounding makes negative would bring a denominator close to zero, where logits are large and flat.
         variance_x = (blur(values * values) - mean_x * mean_x).clamp(min=0)
-        variance_y = mean_y - mean_y * mean_y  # a mask is its own square
-        covariance = blur(values * masks) - mean_x * mean_y
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+        if maps.inside is None:  # Mean, variance and covariance are 0.
+            similarity = c1 * c2 / ((mean_x**2 + c1) * (variance_x + c2))
+        else:
+            mean_y = blur(maps.inside)
+            variance_y = mean_y - mean_y * mean_y  # a mask is its own square
+            covariance = blur(values * maps.inside) - mean_x * mean_y
+            similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+            similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return maps.sum((1 - similarity).clamp(min=0), ignored_as_negatives)
 
 

@@ -195,6 +195,22 @@ def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, n
 
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
+def test_classes_that_do_not_occur_cost_less_and_count_as_all(monkeypatch, name, ignored_as_negatives):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 20, 15, 13, dtype=torch.float64)
+    labels = torch.tensor([[3, 17, 255], [0, 19, 8], [255, 255, 255]])[:, :, None, None].expand(3, 3, 5, 13)
+    labels = labels.reshape(3, 15, 13)
+    monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", 20)
+    expected = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
+    for groups, pixels in ((1, 2**22), (1, 1), (2, 3 * 195), (8, 3 * 195)):
+        monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", groups)
+        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        actual = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("ignored_as_negatives", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
 def test_logits_are_resized_in_each_chunk_as_at_once(monkeypatch, name, ignored_as_negatives):
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 7, 5, 8, dtype=torch.float64, requires_grad=True), torch.randint(7, (3, 20, 24))
