@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make lint           style and types"
 	@echo "make format         rewrite the code in the project's style"
-	@echo "make results        pretrain a CLIP, compare the methods on it (two hours on two cores): docs/results.md"
+	@echo "make results        pretrain a CLIP, compare the methods on it (about an hour on two cores): docs/results.md"
 	@echo "make default-model  train the embedded default model anew, on the same CLIP"
 	@echo "make clean          remove the environment and everything built"
 
@@ -57,7 +57,8 @@ outputs/clips/0: | $(READY)
 
 results: outputs/clips/0
 	$(BIN)/python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 \
-		--eval_split test --use_cpu --jobs 2
+		--eval_split test --use_cpu --jobs 2 --runs plain maskclip sclip clearclip naclip naclip_refined \
+		similarity zegclip spt_seg ldvc recipe
 
 default-model: outputs/clips/0
 	$(BIN)/python train.py configs/recipe_picture_world_inductive.yaml --model outputs/clips/0 \
