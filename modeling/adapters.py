@@ -248,9 +248,12 @@ class AdapterModel(PreTrainedModel):
         """As the parent's: add a new adapter to train and activate it; a failure leaves the model unchanged."""
         name = adapter_name or "default"
         self._check_name(name)
+        is_first = not getattr(self, "peft_config", None)
         with self._warning_of_base_head(), self._all_or_nothing(name):
             super().add_adapter(adapter_config, name)
             adapter_config.base_fingerprint = take_fingerprint(self)
+        if not is_first:  # A configuration of a trained adapter has the weight that was chosen for that one.
+            self.config.training_free_weight = 0.0
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """

@@ -15,7 +15,7 @@ from .model_error import ModelError
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
 PIXELS_AT_ONCE = 2**22
-GROUPS_OF_CONVOLUTION = 8  # At least as many as these are quick on CPUs: 1 takes 5 times as long as 8.
+GROUPS_OF_CONVOLUTION = 8  # On CPUs, a convolution of 1 takes 5 times as long as one of 8.
 
 
 def compute_loss(
@@ -187,19 +187,24 @@ def _sum_each_map(
     if not terms:
         return ()
     num_classes = logits.shape[1]
-    if torch.compiler.is_compiling() or logits.device.type != "cpu":
-        return _sum_chunks(terms, logits, labels, torch.arange(num_classes, device=labels.device), ignore_index)
-    # Most classes do not occur in a picture, and what they cost is simpler. An accelerator would be waited for.
+    at_once = torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or logits.device.type != "cpu":
+        class_ids = torch.arange(num_classes, device=labels.device).expand(len(labels), -1)
+        return _sum_chunks(terms, logits, labels, class_ids, ignore_index, at_once=at_once)
+    # Most classes do not occur in a picture, and their maps take fewer operations. How many do is a number that an
+    # accelerator would have to be waited for, and that a graph cannot depend on.
     present, _ = count_present_masks(labels, num_classes, ignore_index)
-    most = max(present.sum(1).tolist(), default=num_classes)
-    occurring = min(-(-most // GROUPS_OF_CONVOLUTION) * GROUPS_OF_CONVOLUTION, num_classes)
     order = present.long().argsort(dim=1, descending=True, stable=True)
-    maps = logits.gather(1, order[..., None, None].expand_as(logits))
-    groups = [
-        _sum_chunks(terms, maps[:, :occurring], labels, order[:, :occurring], ignore_index),
-        _sum_chunks(terms, maps[:, occurring:], labels, None, ignore_index),
+    occurring = max(present.sum(1).tolist(), default=num_classes)
+    first = -(-occurring // GROUPS_OF_CONVOLUTION) * GROUPS_OF_CONVOLUTION
+    if num_classes - first < GROUPS_OF_CONVOLUTION:
+        first = num_classes
+    ordered = logits.gather(1, order[..., None, None].expand_as(logits))
+    parts = [
+        _sum_chunks(terms, ordered[:, :first], labels, order[:, :first], ignore_index, at_once=at_once),
+        _sum_chunks(terms, ordered[:, first:], labels, order[:, first:], ignore_index, at_once=at_once, occur=False),
     ]
-    sums = [torch.cat(parts, dim=-1) for parts in zip(*(group for group in groups if group), strict=True)]
+    sums = [torch.cat(values, dim=-1) for values in zip(*(part for part in parts if part), strict=True)]
     back = order.argsort(dim=1)
     return tuple(values.gather(-1, back.expand_as(values)) for values in sums)
 
@@ -208,8 +213,11 @@ def _sum_chunks(
     terms: Sequence[Callable[[_Maps], torch.Tensor]],
     logits: torch.Tensor,
     labels: torch.Tensor,
-    class_ids: torch.Tensor | None,
+    class_ids: torch.Tensor,
     ignore_index: int,
+    *,
+    at_once: bool,
+    occur: bool = True,
 ) -> tuple[torch.Tensor, ...]:
     """
     Sum loss terms over the pixels of each map; many large maps are processed in chunks, to bound the memory.
@@ -218,8 +226,10 @@ def _sum_chunks(
         terms: As [`_sum_each_map`]'s.
         logits: `(batch, maps, rows, columns)`.
         labels: `(batch, height, width)`.
-        class_ids: `(maps,)` or `(batch, maps)` int64, the class of each map; `None` if none of them occurs.
+        class_ids: `(batch, maps)` int64, the class of each map.
         ignore_index: Label of pixels without a class.
+        at_once: Not in chunks.
+        occur: False if none of the classes occurs in its picture.
 
     Returns:
         `(..., batch, maps)` for each term; nothing without maps.
@@ -227,20 +237,17 @@ def _sum_chunks(
     num_maps, pixels = logits.shape[1], labels.shape[-2:].numel()
     if num_maps == 0:
         return ()
-    class_ids = class_ids if class_ids is None else class_ids.expand(len(labels), -1)
-    if torch.compiler.is_compiling() or num_maps * labels.numel() <= PIXELS_AT_ONCE:
-        return _of_maps(terms, logits, labels, class_ids, ignore_index)
+    if at_once:
+        return _of_maps(terms, logits, labels, class_ids, ignore_index, occur)
     pictures_at_once = max(PIXELS_AT_ONCE // (num_maps * pixels), 1)
     maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_maps)
     batch = []
-    for first in range(0, len(labels), pictures_at_once):
-        pictures = slice(first, first + pictures_at_once)
+    pictures = [tensor.split(pictures_at_once) for tensor in (logits, labels, class_ids)]
+    for maps, targets, ids in zip(*pictures, strict=True):
         chunks = []
-        for start in range(0, num_maps, maps_at_once):
-            part = pictures, slice(start, start + maps_at_once)
-            ids = class_ids if class_ids is None else class_ids[part]
+        for some, classes in zip(maps.split(maps_at_once, dim=1), ids.split(maps_at_once, dim=1), strict=True):
             # What has the labels' resolution is computed again in the backward pass, not stored.
-            arguments = (terms, logits[part], labels[pictures], ids, ignore_index)
+            arguments = (terms, some, targets, classes, ignore_index, occur)
             chunks.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
         batch.append([torch.cat(sums, dim=-1) for sums in zip(*chunks, strict=True)])
     return tuple(torch.cat(sums, dim=-2) for sums in zip(*batch, strict=True))
@@ -250,13 +257,14 @@ def _of_maps(
     terms: Sequence[Callable[[_Maps], torch.Tensor]],
     logits: torch.Tensor,
     labels: torch.Tensor,
-    class_ids: torch.Tensor | None,
+    class_ids: torch.Tensor,
     ignore_index: int,
+    occur: bool,
 ) -> tuple[torch.Tensor, ...]:
     valid = (labels != ignore_index).unsqueeze(1)
     wrong = logits = _resize(logits, labels)
     inside = None
-    if class_ids is not None:
+    if occur:
         inside = (valid & (labels.unsqueeze(1) == class_ids[..., None, None])).to(logits)
         wrong = (1 - 2 * inside) * logits
     maps = _Maps(logits, inside, valid, wrong, errors=_sigmoid(wrong))
@@ -433,7 +441,7 @@ def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives
         mean_x = blur(values)
         # What rounding makes negative would bring a denominator close to zero, where logits are large and flat.
         variance_x = (blur(values * values) - mean_x * mean_x).clamp(min=0)
-        if maps.inside is None:  # Mean, variance and covariance are 0.
+        if maps.inside is None:  # The mask's mean and variance are 0, and so is the covariance.
             similarity = c1 * c2 / ((mean_x**2 + c1) * (variance_x + c2))
         else:
             mean_y = blur(maps.inside)

@@ -200,13 +200,37 @@ def test_classes_that_do_not_occur_cost_less_and_count_as_all(monkeypatch, name,
     logits = torch.randn(3, 20, 15, 13, dtype=torch.float64)
     labels = torch.tensor([[3, 17, 255], [0, 19, 8], [255, 255, 255]])[:, :, None, None].expand(3, 3, 5, 13)
     labels = labels.reshape(3, 15, 13)
+    blurred = []
+    convolve = F.conv2d
+
+    def count(*args, groups, **kwargs):
+        blurred.append(groups)
+        return convolve(*args, groups=groups, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", count)
     monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", 20)
     expected = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
+    assert sum(blurred) == ("ssim" in name) * 4 * 2 * 20  # four blurs in two directions
     for groups, pixels in ((1, 2**22), (1, 1), (2, 3 * 195), (8, 3 * 195)):
         monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", groups)
         monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        blurred.clear()
         actual = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-15)
+        if (groups, pixels) == (1, 2**22):
+            assert sum(blurred) == ("ssim" in name) * 2 * (4 * 3 + 2 * 17)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_loss_takes_other_labels():
+    logits = torch.randn(1, 20, 6, 6)
+    few, many = torch.zeros(1, 12, 12, dtype=torch.long), torch.arange(144).view(1, 12, 12) % 20
+
+    def loss(logits, labels):
+        return focal_loss(logits, labels, torch.tensor(1))
+
+    traced = torch.jit.trace(loss, (logits, few))
+    torch.testing.assert_close(traced(logits, many), loss(logits, many))
 
 
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])

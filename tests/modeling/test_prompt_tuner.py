@@ -527,6 +527,11 @@ def test_the_weight_of_a_blend_is_that_of_the_adapter_it_was_chosen_for(model, t
     model.set_adapter("second")
     assert model.config.training_free_weight == 0
 
+    model.set_adapter("first")
+    model.save_pretrained(tmp_path / "first")
+    model.add_adapter(DeepPromptConfig.from_pretrained(tmp_path / "first"), "third")
+    assert model.config.training_free_weight == 0
+
     wrapped = get_peft_model(copy.deepcopy(untouched), DeepPromptConfig(num_tokens=2), "first")
     wrapped.base_model.model.config.training_free_weight = 0.1
     wrapped.add_adapter("second", DeepPromptConfig(num_tokens=2))
