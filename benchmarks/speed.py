@@ -53,6 +53,7 @@ from zegclip.processing.windows import WindowLogits, merge_masks, predict_window
 Rows = list[dict[str, Any]]
 Call = Callable[[], Any]
 STRIDE = 426  # of the papers' windows
+OCCURRING = 8  # names in each picture of a training step
 PEER_REPEATS = 2
 
 
@@ -221,7 +222,10 @@ def prepare_training(
     model = build(method).to(device).train()
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-5)
     images = pictures(model, batch)
-    labels = torch.randint(names, (batch, SIDE, SIDE), device=device)
+    # Stripes of OCCURRING names: how many of all names a picture has decides what a loss costs.
+    ids = torch.stack([torch.randperm(names, device=device)[:OCCURRING] for _ in range(batch)])
+    stripes = torch.arange(SIDE, device=device) * ids.shape[1] // SIDE
+    labels = ids[:, None, stripes].expand(-1, SIDE, -1).contiguous()
     text = {"class_embeds": name_embeds(model, names)}
     if model.peft_config["default"].text_prompts is not None:
         text = {"input_ids": name_tokens(model, names)}
