@@ -191,8 +191,8 @@ def _sum_each_map(
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or logits.device.type != "cpu":
         class_ids = torch.arange(num_classes, device=labels.device).expand(len(labels), -1)
         return _sum_chunks(terms, logits, labels, class_ids, ignore_index, at_once=at_once)
-    # Most classes do not occur in a picture, and their maps take fewer operations. How many do is a number that an
-    # accelerator would have to be waited for, and that a graph cannot depend on.
+    # Most classes do not occur in a picture, and their maps take fewer operations. Reading how many occur would
+    # synchronise an accelerator, and the shapes of a graph cannot depend on it.
     present, _ = count_present_masks(labels, num_classes, ignore_index)
     order = present.long().argsort(dim=1, descending=True, stable=True)
     occurring = max(present.sum(1).tolist(), default=num_classes)
