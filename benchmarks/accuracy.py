@@ -32,8 +32,9 @@ from zegclip.errors import reporting_errors
 from zegclip.int8 import quantize_vision_tower
 from zegclip.loading import load_model, load_processor
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.merging import merge_masks
 from zegclip.processing.metrics import class_counts, summarise
-from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows, window_boxes
+from zegclip.processing.windows import WindowLogits, predict_windows, window_boxes
 from zegclip.training.arguments import parse_arguments
 from zegclip.training.data import load_data
 from zegclip.training.pictures import EvaluationPictures

@@ -8,7 +8,8 @@ import torch
 from real_size import SIDE
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPVisionConfig, CLIPVisionModel
 
-from zegclip.processing.windows import WindowLogits, resize_maps
+from zegclip.processing.merging import resize_maps
+from zegclip.processing.windows import WindowLogits
 
 NAMES_AT_ONCE = 20
 

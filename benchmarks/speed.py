@@ -48,7 +48,8 @@ from transformers.utils import logging
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.int8 import quantize_vision_tower
-from zegclip.processing.windows import WindowLogits, merge_masks, predict_windows
+from zegclip.processing.merging import merge_masks
+from zegclip.processing.windows import WindowLogits, predict_windows
 
 Rows = list[dict[str, Any]]
 Call = Callable[[], Any]

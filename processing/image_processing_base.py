@@ -26,8 +26,8 @@ from transformers.utils import TensorType
 
 from .image_reading import EXIF_WARNING, exif_frame, load_class_ids, load_rgb, load_upright, read_frame, to_8_bit
 from .input_error import InputError
+from .merging import best_of_names, class_chunks, resize_maps, running_max
 from .resizing import resize_bilinear, resize_nearest, resized_shape
-from .windows import best_of_names, class_chunks, resize_maps, running_max
 
 
 class ZegClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]

@@ -16,18 +16,11 @@ from transformers.pipelines.base import Pipeline
 from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
 from .input_error import InputError
+from .merging import best_of_names, merge_masks, merge_scores
 from .name_encoder import NameEncoder, in_eval_mode
 from .names import add_background, read_classes
 from .processing_zegclip import ZegClipProcessor
-from .windows import (
-    NO_MEMORY,
-    BatchSize,
-    best_of_names,
-    is_out_of_memory,
-    merge_masks,
-    merge_scores,
-    predict_windows,
-)
+from .windows import NO_MEMORY, BatchSize, is_out_of_memory, predict_windows
 
 TASK = "zero-shot-image-segmentation"
 # One picture, not several, although some of them can be iterated over.

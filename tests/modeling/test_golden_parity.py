@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from tiny_models import golden_files
 
-from zegclip.processing.windows import merge_masks, merge_scores, predict_windows
+from zegclip.processing.merging import merge_masks, merge_scores
+from zegclip.processing.windows import predict_windows
 
 FILES = [path for path in golden_files("zegclip_*.safetensors") if path.name != "zegclip_preprocess.safetensors"]
 ELSEWHERE = {"scores", "target", "pred_masks"}  # compared by tests of their own

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from tiny_models import golden_files
 
-from zegclip.processing.windows import merge_masks, merge_scores, predict_windows
+from zegclip.processing.merging import merge_masks, merge_scores
+from zegclip.processing.windows import predict_windows
 
 FILES = golden_files("spt_*.safetensors")
 LOSS_TOLERANCE = 1e-5

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny_models import dense_model, golden_files, read_dense_golden
 
-from zegclip.processing import refinement, windows
-from zegclip.processing.windows import best_of_names, merge_masks, merge_scores, predict_windows
+from zegclip.processing import merging, refinement
+from zegclip.processing.merging import best_of_names, merge_masks, merge_scores
+from zegclip.processing.windows import predict_windows
 
 TOLERANCE = 1e-5
 REFINED = [pytest.param(False, id="as_they_are"), pytest.param(True, id="refined")]
@@ -37,7 +38,7 @@ def test_averaged_and_resized_logits(golden, target):
     scores = merge_scores(predicted, tuple(meta[target]))
     torch.testing.assert_close(scores, (scale * expected).softmax(dim=0), atol=TOLERANCE, rtol=0)
     # Scores do not tell logits from those with another number added in a pixel: the logits themselves.
-    logits = torch.cat(list(windows._logit_chunks(predicted, tuple(meta[target]))))
+    logits = torch.cat(list(merging._logit_chunks(predicted, tuple(meta[target]))))
     torch.testing.assert_close(logits / scale, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -53,7 +54,7 @@ def test_scores_of_classes(golden):
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
 def test_class_maps(golden, is_refined, chunk, threshold, monkeypatch):
     if chunk is not None:
-        monkeypatch.setattr(windows, "SCORES_PER_CHUNK", chunk)
+        monkeypatch.setattr(merging, "SCORES_PER_CHUNK", chunk)
     meta, tensors, predicted = golden
     picture = tensors["slide.pixel_values"][0] if is_refined else None
     ids, scores = merge_masks(predicted, tuple(meta["output"]), picture=picture)
@@ -70,8 +71,8 @@ def test_class_maps(golden, is_refined, chunk, threshold, monkeypatch):
 
 def test_refined_scores_of_classes(golden):
     meta, tensors, predicted = golden
-    logits = torch.cat(list(windows._logit_chunks(predicted, tuple(meta["output"]))))
-    picture = windows.resize_maps(tensors["slide.pixel_values"][0], *meta["output"])
+    logits = torch.cat(list(merging._logit_chunks(predicted, tuple(meta["output"]))))
+    picture = merging.resize_maps(tensors["slide.pixel_values"][0], *meta["output"])
     refined = refinement.refine(logits, picture)
     torch.testing.assert_close(refined / meta["logit_scale"], tensors["slide.logits_pamr"][0], atol=TOLERANCE, rtol=0)
     scores = best_of_names(refined.softmax(dim=0), tensors["slide.class_of_name"])

@@ -16,10 +16,11 @@ from zegclip import DeepPromptConfig
 from zegclip.processing import name_encoder
 from zegclip.processing import pipeline as pipeline_module
 from zegclip.processing.input_error import InputError
+from zegclip.processing.merging import merge_masks
 from zegclip.processing.name_encoder import NameEncoder
 from zegclip.processing.names import UnknownWordsWarning
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
-from zegclip.processing.windows import merge_masks, predict_windows
+from zegclip.processing.windows import predict_windows
 
 LABELS = ["cat", "tree", "b"]
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from zegclip.errors import UsageError
 from zegclip.files import read_json, replacing, write_json
 from zegclip.processing.class_split import Setting
 from zegclip.processing.datasets import name_pictures
+from zegclip.processing.merging import Blend, merge_masks
 from zegclip.processing.metrics import class_counts
-from zegclip.processing.windows import BatchSize, merge_masks, predict_windows
+from zegclip.processing.windows import BatchSize, predict_pictures, window_boxes
 from zegclip.training.pictures import EvaluationPictures, content_of_sample
 
 INDUCTIVE_OFFSET = 0.1
@@ -57,55 +58,60 @@ def default_offset(setting: Setting | str, score_function: str = "sigmoid") -> f
     return INDUCTIVE_OFFSET if setting == "inductive" and score_function == "sigmoid" else 0.0
 
 
-def predict_map(
+def predict_maps(
     model: Any,
-    pixel_values: torch.Tensor,
+    pictures: Sequence[torch.Tensor],
     class_embeds: torch.Tensor,
     protocol: Protocol,
-    size: Sequence[int],
+    sizes: Sequence[Sequence[int]],
     *,
     seen_ids: Sequence[int],
     batch_size: int | BatchSize,
     class_of_name: torch.Tensor | None = None,
     embeds_without_prompts: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """
-    Segment one picture into all classes.
+    Segment pictures into all classes.
 
     Args:
         model: A [`ZegClipForSemanticSegmentation`], wrapped or not.
-        pixel_values: `(3, height, width)`.
+        pictures: `(3, height, width)` each.
         class_embeds: `(names, dim)`.
         protocol: Windows, offset and what else is done with the scores.
-        size: `(height, width)` of the result.
+        sizes: `(height, width)` of each result.
         seen_ids: Ids of the classes that the offset is for.
-        batch_size: Windows per forward pass, see [`predict_windows`].
+        batch_size: Windows per forward pass, see [`predict_pictures`].
         class_of_name: `(names,)` class of each name, where classes have several. The best of a class's names counts.
         embeds_without_prompts: `(names, dim)` class embeddings for the training-free part, if it has a weight.
 
     Returns:
-        `(height, width)` int64 ids.
+        `(height, width)` int64 ids of each picture.
     """
+    inputs = [picture[None] for picture in pictures]
     geometry = (protocol.window_size, protocol.window_stride, batch_size)
-    windows = predict_windows(model, pixel_values[None], class_embeds, *geometry)
-    blend = None
+    predicted = predict_pictures(model, inputs, class_embeds, *geometry)
+    blends: list[Blend | None] = [None] * len(inputs)
     if protocol.training_free_weight:
         assert embeds_without_prompts is not None
-        others = predict_windows(model.get_training_free_logits, pixel_values[None], embeds_without_prompts, *geometry)
-        blend = others, protocol.training_free_weight
+        others = predict_pictures(model.get_training_free_logits, inputs, embeds_without_prompts, *geometry)
+        blends = [(windows, protocol.training_free_weight) for windows in others]
     if class_of_name is not None:
         seen = set(seen_ids)
         seen_ids = [name for name, index in enumerate(class_of_name.tolist()) if index in seen]
-    ids, scores = merge_masks(
-        windows,
-        (size[0], size[1]),
-        seen_ids=seen_ids,
-        seen_offset=protocol.seen_offset,
-        blend=blend,
-        picture=pixel_values if protocol.refine else None,
-    )
-    ids = ids if class_of_name is None else class_of_name[ids]
-    return ids.where(scores >= protocol.background_threshold, 0) if protocol.background_threshold else ids
+    maps = []
+    for windows, blend, picture, (height, width) in zip(predicted, blends, pictures, sizes, strict=True):
+        ids, scores = merge_masks(
+            windows,
+            (height, width),
+            seen_ids=seen_ids,
+            seen_offset=protocol.seen_offset,
+            blend=blend,
+            picture=picture if protocol.refine else None,
+        )
+        ids = ids if class_of_name is None else class_of_name[ids]
+        threshold = protocol.background_threshold
+        maps.append(ids.where(scores >= threshold, 0) if threshold else ids)
+    return maps
 
 
 class CountStore:
@@ -204,6 +210,9 @@ class CountStore:
         return sums
 
 
+_Sample = tuple[int, str, dict[str, torch.Tensor]]  # Index, key, and what [`EvaluationPictures`] returns.
+
+
 class _KeyedPictures(torch.utils.data.Dataset):
     """Some pictures with their indices and keys; a key is computed before its picture is read."""
 
@@ -218,7 +227,7 @@ class _KeyedPictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[int, str, dict[str, torch.Tensor]]:
+    def __getitem__(self, position: int) -> _Sample:
         index = self.indices[position]
         return index, self.store.key(self.pictures, index, self.names), self.pictures[index]
 
@@ -309,8 +318,8 @@ def evaluate_pictures(
         batch_size: Windows per forward pass.
         num_workers: Worker processes of the data loader.
         dtype: Of autocast; `None` disables it.
-        class_of_name: As for [`predict_map`].
-        embeds_without_prompts: As for [`predict_map`].
+        class_of_name: As for [`predict_maps`].
+        embeds_without_prompts: As for [`predict_maps`].
         save_predictions: Whether to save each predicted map in the store's folder, as a PNG with the picture's name
             (see [`name_pictures`]) and the data set's mask values.
         title: For the progress bar.
@@ -344,32 +353,53 @@ def evaluate_pictures(
         unit="picture",
         disable=not mine or not state.is_local_main_process,
     )
-    for index, key, sample in progress:
-        labels = sample["labels"].to(device, non_blocking=True)
-        if not labels.numel():  # It could not be read, and may be repaired before the next evaluation.
-            continue
-        counts: dict[str, np.ndarray] = {}
-        maps: dict[Protocol, torch.Tensor] = {}
-        for name, protocol in protocols.items():
+    # A few windows leave an accelerator idle. On a CPU nothing is gained, and a picture's result depends on it alone.
+    windows_together = 1 if device.type == "cpu" else batch_size
+    for group in _together(progress, protocols, windows_together):
+        inputs = [sample["pixel_values"].to(device, non_blocking=True) for _, _, sample in group]
+        labels = [sample["labels"].to(device, non_blocking=True) for _, _, sample in group]
+        maps: dict[Protocol, list[torch.Tensor]] = {}
+        for protocol in protocols.values():
             if protocol not in maps:  # Two may be the same, where windows are the whole picture.
                 with context:
-                    maps[protocol] = predict_map(
+                    maps[protocol] = predict_maps(
                         model,
-                        sample["pixel_values"].to(device, non_blocking=True),
+                        inputs,
                         class_embeds,
                         protocol,
-                        labels.shape,
+                        [tuple(truth.shape) for truth in labels],
                         seen_ids=split.seen_ids,
                         batch_size=batch,
                         class_of_name=class_of_name,
                         embeds_without_prompts=embeds_without_prompts,
                     )
-            predicted = maps[protocol]
-            counts[name] = class_counts(predicted, labels, len(split.names), split.ignore_index).cpu().numpy()
-            if names is not None:
-                folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
-                with replacing(folder / f"{names[index]}.png") as part:
-                    index_mask(values[predicted.cpu().numpy()], colours).save(part, format="PNG")
-        store.append(index, key, counts)
+        for place, (index, key, _) in enumerate(group):
+            counts: dict[str, np.ndarray] = {}
+            for name, protocol in protocols.items():
+                predicted = maps[protocol][place]
+                found = class_counts(predicted, labels[place], len(split.names), split.ignore_index)
+                counts[name] = found.cpu().numpy()
+                if names is not None:
+                    folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
+                    with replacing(folder / f"{names[index]}.png") as part:
+                        index_mask(values[predicted.cpu().numpy()], colours).save(part, format="PNG")
+            store.append(index, key, counts)
     state.wait_for_everyone()
     return store.total(len(split.names))
+
+
+def _together(samples: Iterable[_Sample], protocols: Mapping[str, Protocol], windows: int) -> Iterator[list[_Sample]]:
+    """Group samples until one of the protocols has this many windows; the last group may have fewer."""
+    group: list[_Sample] = []
+    count = 0
+    for item in samples:
+        if not item[2]["labels"].numel():  # It could not be read, and may be repaired before the next evaluation.
+            continue
+        group.append(item)
+        height, width = item[2]["pixel_values"].shape[-2:]
+        count += max(len(window_boxes(height, width, p.window_size, p.window_stride)) for p in protocols.values())
+        if count >= windows:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group

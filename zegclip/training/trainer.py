@@ -20,7 +20,7 @@ from zegclip.processing.input_error import InputError
 from zegclip.processing.metrics import class_counts, summarise
 from zegclip.processing.windows import BatchSize
 from zegclip.training.checkpoints import CheckpointTrainer
-from zegclip.training.counting import Protocol, default_offset, predict_map
+from zegclip.training.counting import Protocol, default_offset, predict_maps
 from zegclip.training.optimization import group_parameters, poly_schedule
 from zegclip.training.pictures import EvaluationPictures, PictureSampler, TrainingPictures, spread_evenly
 from zegclip.training.tables import format_evaluation
@@ -265,16 +265,16 @@ class ZegClipTrainer(CheckpointTrainer):
         return None, stacked, torch.zeros(len(stacked), device=stacked.device)
 
     def _predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        return predict_map(
+        return predict_maps(
             model,
-            pixel_values,
+            [pixel_values],
             self.class_embeds,
             self.protocol,
-            size,
+            [size],
             seen_ids=self.split.seen_ids,
             batch_size=self._window_batch,
             class_of_name=self.names.get("class_of_name"),
-        )
+        )[0]
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
         self.class_counts = np.asarray(prediction.predictions).sum(axis=0)

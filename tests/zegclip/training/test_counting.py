@@ -15,16 +15,18 @@ from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.datasets import name_pictures
 from zegclip.processing.image_reading import load_class_ids
+from zegclip.processing.merging import merge_scores, resize_maps
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.refinement import refine
-from zegclip.processing.windows import merge_scores, predict_windows, resize_maps
+from zegclip.processing.windows import predict_windows
+from zegclip.training import counting
 from zegclip.training.counting import (
     CountStore,
     Protocol,
     default_offset,
     evaluate_pictures,
     fingerprint,
-    predict_map,
+    predict_maps,
 )
 from zegclip.training.pictures import EvaluationPictures
 
@@ -80,8 +82,8 @@ def test_it_counts_and_saves_each_picture_under_each_protocol(model, class_embed
         for index in range(len(pictures)):
             sample = pictures[index]
             with torch.no_grad():
-                ids = predict_map(
-                    model, sample["pixel_values"], class_embeds, protocol, sample["labels"].shape,
+                (ids,) = predict_maps(
+                    model, [sample["pixel_values"]], class_embeds, protocol, [sample["labels"].shape],
                     seen_ids=SPLIT.seen_ids, batch_size=4,
                 )  # fmt: skip
             expected += class_counts(ids, sample["labels"], 3).numpy()
@@ -111,8 +113,8 @@ def test_predictions_can_be_read_as_the_data_sets_masks(model, class_embeds, run
     for index, name in enumerate(names):
         sample = valued[index]
         size = sample["labels"].shape
-        ids = predict_map(
-            model, sample["pixel_values"], class_embeds, PROTOCOLS["whole"], size, seen_ids=(0, 1), batch_size=4
+        (ids,) = predict_maps(
+            model, [sample["pixel_values"]], class_embeds, PROTOCOLS["whole"], [size], seen_ids=(0, 1), batch_size=4
         )
         assert np.array_equal(split.labels_of(load_class_ids(folder / name)), ids)
     # Renamed, it would be taken for another picture's.
@@ -272,10 +274,10 @@ def test_a_protocol_may_refine_blend_and_have_a_background(model, class_embeds, 
 
     def predict(**fields):
         with torch.no_grad():
-            return predict_map(
-                model, pixel_values, class_embeds, Protocol(32, 20, 0.2, **fields), size, seen_ids=(0,), batch_size=4,
-                class_of_name=owners, embeds_without_prompts=others,
-            )  # fmt: skip
+            return predict_maps(
+                model, [pixel_values], class_embeds, Protocol(32, 20, 0.2, **fields), [size], seen_ids=(0,),
+                batch_size=4, class_of_name=owners, embeds_without_prompts=others,
+            )[0]  # fmt: skip
 
     with torch.no_grad():
         trained = predict_windows(model, pixel_values[None], class_embeds, 32, 20)
@@ -312,6 +314,28 @@ def test_protocols_that_are_the_same_are_predicted_once(model, class_embeds, pic
     assert np.array_equal(counts["one"], counts["other"])
     assert len(calls) == len(pictures)
     assert len(list((tmp_path / "e" / "predictions").glob("*/*.png"))) == 2 * len(pictures)
+
+
+def test_pictures_share_forward_passes_on_accelerators(model, class_embeds, pictures, tmp_path, monkeypatch):
+    calls = []
+
+    def count(**inputs):
+        calls.append(len(inputs["pixel_values"]))
+        return model(**inputs)
+
+    def evaluate(name):
+        calls.clear()
+        store = CountStore(tmp_path / name, {"model": "m"})
+        return evaluate_pictures(count, class_embeds, pictures, PROTOCOLS, store, batch_size=4)
+
+    alone = evaluate("alone")
+    windows, passes = sum(calls), len(calls)
+    group = counting._together
+    monkeypatch.setattr(counting, "_together", lambda samples, protocols, _: group(samples, protocols, 4))
+    together = evaluate("together")
+    assert equal(together, alone)
+    assert sum(calls) == windows
+    assert len(calls) < passes
 
 
 def test_the_offset_belongs_to_the_inductive_setting():

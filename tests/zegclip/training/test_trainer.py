@@ -14,8 +14,9 @@ from transformers import TrainerCallback
 from zegclip import DeepPromptConfig
 from zegclip.errors import UsageError
 from zegclip.processing.class_split import ClassSplit
+from zegclip.processing.merging import merge_scores
 from zegclip.processing.metrics import class_counts, summarise
-from zegclip.processing.windows import merge_scores, predict_windows
+from zegclip.processing.windows import predict_windows
 from zegclip.training.optimization import poly_schedule
 from zegclip.training.trainer import ZegClipTrainer, collate
 from zegclip.training.training_arguments import ZegClipTrainingArguments
