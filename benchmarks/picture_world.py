@@ -156,9 +156,10 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
     Returns:
         `hiou`: as [`summarise`]; `per_class`: IoU of each class; `replicates`: `objects_miou_seen`,
         `objects_miou_unseen` and `objects_hiou` for resampled scenes, the same scenes in every run;
-        `unseen_as_unseen`: of the pixels of unseen objects, the share that has any unseen name; `unseen_named`: of
-        these, the share that has its own, NaN if there are none; `permuted_miou_unseen`: U of objects if the names of
-        unseen objects are exchanged among them, mean over all cyclic shifts. In per cent.
+        `seen_as_unseen`, `unseen_as_unseen`: of the pixels of seen and of unseen objects, the share that has any
+        unseen name; `unseen_named`: of the latter, the share that has its own, NaN if there are none;
+        `permuted_miou_unseen`: U of objects if the names of unseen objects are exchanged among them, mean over all
+        cyclic shifts. In per cent.
     """
     split = picture_world_split(eval_split)
     files = sorted(predictions.rglob("*.png"))
@@ -190,9 +191,10 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
 
 
 def _elimination(confusion: np.ndarray, split: ClassSplit) -> dict[str, float]:
-    """Return how unseen objects are confused, see [`analyse`]; `confusion` is `(true, predicted)` pixels."""
+    """Return how seen and unseen are confused, see [`analyse`]; `confusion` is `(true, predicted)` pixels."""
     unseen = list(split.unseen_ids)
     objects = [index for index in unseen if index in split.groups["objects"]]
+    seen = [index for index in split.seen_ids if index in split.groups["objects"]]
     named_unseen = confusion[np.ix_(objects, unseen)].sum()
     shifted = []
     for shift in range(1, len(objects)):
@@ -200,6 +202,7 @@ def _elimination(confusion: np.ndarray, split: ClassSplit) -> dict[str, float]:
         both = confusion[objects, answers]
         shifted.append((both / (confusion[objects].sum(axis=1) + confusion[:, answers].sum(axis=0) - both)).mean())
     return {
+        "seen_as_unseen": 100 * float(confusion[np.ix_(seen, unseen)].sum() / confusion[seen].sum()),
         "unseen_as_unseen": 100 * float(named_unseen / confusion[objects].sum()),
         "unseen_named": 100 * float(confusion[objects, objects].sum() / named_unseen) if named_unseen else math.nan,
         "permuted_miou_unseen": 100 * float(np.mean(shifted)),

@@ -54,7 +54,7 @@ def test_perfect_predictions(studies, masks, tmp_path):
     figures = studies.analyse(write(masks, tmp_path / "p"), "test", SCENES)
     assert {value for value in figures["per_class"].values() if not np.isnan(value)} == {100}
     assert figures["unseen_as_unseen"] == figures["unseen_named"] == 100
-    assert figures["permuted_miou_unseen"] == 0
+    assert figures["seen_as_unseen"] == figures["permuted_miou_unseen"] == 0
     assert len(figures["replicates"]) == studies.REPLICATES
     assert np.all(np.array(figures["replicates"]) == 100)
 
@@ -74,6 +74,12 @@ def test_unseen_objects_that_are_taken_for_seen_ones(studies, masks, tmp_path):
     assert np.isnan(figures["unseen_named"])
     assert all(row[1] == row[2] == 0 for row in figures["replicates"])
     assert len({row[0] for row in figures["replicates"]}) > 10  # houses depend on the scenes
+
+
+def test_seen_objects_that_are_taken_for_unseen_ones(studies, masks, tmp_path):
+    objects = set(range(len(OBJECT_NAMES))) - set(UNSEEN)
+    figures = studies.analyse(write(masks, tmp_path / "p", dict.fromkeys(objects, UNSEEN[0])), "test", SCENES)
+    assert figures["seen_as_unseen"] == figures["unseen_as_unseen"] == 100
 
 
 def test_missing_predictions_are_refused(studies, masks, tmp_path):
