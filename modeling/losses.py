@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,12 +9,19 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_zegclip import ZegClipConfig
+from .loss_maps import (
+    PIXELS_AT_ONCE,
+    Maps,
+    count_pixels,
+    count_present_masks,
+    resize,
+    stable_sigmoid,
+    sum_each_map,
+)
 from .model_error import ModelError
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for a dynamic range of 1
-PIXELS_AT_ONCE = 2**22
-GROUPS_OF_CONVOLUTION = 8  # On CPUs, a convolution of 1 takes 5 times as long as one of 8.
 
 
 def compute_loss(
@@ -50,7 +56,7 @@ def compute_loss(
     counts = count_labels(config, labels, num_classes)
     ignore_index, negatives = config.semantic_loss_ignore_index, config.ignored_pixels_as_negatives
     present, num_masks = count_present_masks(labels, num_classes, ignore_index)
-    sums: dict[str, Callable[[_Maps], torch.Tensor]] = {}
+    sums: dict[str, Callable[[Maps], torch.Tensor]] = {}
     if config.focal_weight:
         sums["focal"] = partial(
             _sum_focal, alpha=config.focal_alpha, gamma=config.focal_gamma, ignored_as_negatives=negatives
@@ -61,7 +67,7 @@ def compute_loss(
         sums["ssim"] = partial(
             _sum_dissimilarity, of_probabilities=config.ssim_of_probabilities, ignored_as_negatives=negatives
         )
-    of_maps = dict(zip(sums, _sum_each_map(list(sums.values()), logits, labels, ignore_index), strict=True))
+    of_maps = dict(zip(sums, sum_each_map(list(sums.values()), logits, labels, ignore_index), strict=True))
     terms = {}
     if config.focal_weight:
         terms["loss_focal"] = config.focal_weight * _average_focal(of_maps["focal"], labels, num_masks)
@@ -113,171 +119,6 @@ def count_labels(config: ZegClipConfig, labels: torch.Tensor, num_classes: int) 
     }
 
 
-def count_present_masks(
-    labels: torch.Tensor, num_classes: int, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Find which classes occur in which picture.
-
-    Args:
-        labels: `(batch, height, width)` int64 class ids.
-        num_classes: Number of classes.
-        ignore_index: Label of pixels without a class.
-
-    Returns:
-        `(batch, num_classes)` bool, true where the class occurs, and the number of such pairs, at least 1, int64:
-        the normaliser of focal and dice loss in the official code.
-    """
-    ids = torch.where(labels == ignore_index, num_classes, labels).flatten(1)
-    present = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, ids, 1.0)[:, :-1] > 0
-    return present, present.sum().clamp(min=1)
-
-
-def count_pixels(labels: torch.Tensor, ignore_index: int, ignored_too: bool) -> torch.Tensor:
-    """Count the pixels of `labels` `(batch, height, width)` int64, with or without ignored ones; int64."""
-    counted = torch.ones_like(labels, dtype=torch.bool) if ignored_too else labels != ignore_index
-    return counted.sum()
-
-
-def _resize(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Resize `(pictures, classes, height, width)` to the labels' resolution."""
-    size = labels.shape[-2:]
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
-
-@dataclass
-class _Maps:
-    """
-    Mask logits of some classes of some pictures at the labels' resolution, and what several terms need of them.
-
-    Attributes:
-        logits: `(pictures, classes, height, width)`.
-        inside: 1 where a pixel is of the map's class, otherwise 0, same shape; `None` for classes that do not occur.
-        valid: False where a pixel is ignored, bool `(pictures, 1, height, width)`.
-        wrong: Logits of being wrong. With the sign of its logit flipped, the labelled class is as any other.
-        errors: Probabilities of being wrong.
-    """
-
-    logits: torch.Tensor
-    inside: torch.Tensor | None
-    valid: torch.Tensor
-    wrong: torch.Tensor
-    errors: torch.Tensor
-
-    def sum(self, values: torch.Tensor, ignored_as_negatives: bool) -> torch.Tensor:
-        """Sum over the pixels of each map, `(pictures, classes)`."""
-        return (values if ignored_as_negatives else values * self.valid).sum((-2, -1))
-
-
-def _sum_each_map(
-    terms: Sequence[Callable[[_Maps], torch.Tensor]], logits: torch.Tensor, labels: torch.Tensor, ignore_index: int
-) -> tuple[torch.Tensor, ...]:
-    """
-    Sum loss terms over the pixels of each map.
-
-    Args:
-        terms: Functions that return sums `(..., pictures, classes)`.
-        logits: `(batch, classes, rows, columns)` mask logits.
-        labels: `(batch, height, width)` int64 class ids.
-        ignore_index: Label of pixels without a class.
-
-    Returns:
-        `(..., batch, classes)` for each term.
-    """
-    if not terms:
-        return ()
-    num_classes = logits.shape[1]
-    at_once = torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or logits.device.type != "cpu":
-        class_ids = torch.arange(num_classes, device=labels.device).expand(len(labels), -1)
-        return _sum_chunks(terms, logits, labels, class_ids, ignore_index, at_once=at_once)
-    # Most classes do not occur in a picture, and their maps take fewer operations. Reading how many occur would
-    # synchronise an accelerator, and the shapes of a graph cannot depend on it.
-    present, _ = count_present_masks(labels, num_classes, ignore_index)
-    order = present.long().argsort(dim=1, descending=True, stable=True)
-    occurring = max(present.sum(1).tolist(), default=num_classes)
-    first = -(-occurring // GROUPS_OF_CONVOLUTION) * GROUPS_OF_CONVOLUTION
-    if num_classes - first < GROUPS_OF_CONVOLUTION:
-        first = num_classes
-    ordered = logits.gather(1, order[..., None, None].expand_as(logits))
-    parts = [
-        _sum_chunks(terms, ordered[:, :first], labels, order[:, :first], ignore_index, at_once=at_once),
-        _sum_chunks(terms, ordered[:, first:], labels, order[:, first:], ignore_index, at_once=at_once, occur=False),
-    ]
-    sums = [torch.cat(values, dim=-1) for values in zip(*(part for part in parts if part), strict=True)]
-    back = order.argsort(dim=1)
-    return tuple(values.gather(-1, back.expand_as(values)) for values in sums)
-
-
-def _sum_chunks(
-    terms: Sequence[Callable[[_Maps], torch.Tensor]],
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    class_ids: torch.Tensor,
-    ignore_index: int,
-    *,
-    at_once: bool,
-    occur: bool = True,
-) -> tuple[torch.Tensor, ...]:
-    """
-    Sum loss terms over the pixels of each map; many large maps are processed in chunks, to bound the memory.
-
-    Args:
-        terms: As [`_sum_each_map`]'s.
-        logits: `(batch, maps, rows, columns)`.
-        labels: `(batch, height, width)`.
-        class_ids: `(batch, maps)` int64, the class of each map.
-        ignore_index: Label of pixels without a class.
-        at_once: Not in chunks.
-        occur: False if none of the classes occurs in its picture.
-
-    Returns:
-        `(..., batch, maps)` for each term; nothing without maps.
-    """
-    num_maps, pixels = logits.shape[1], labels.shape[-2:].numel()
-    if num_maps == 0:
-        return ()
-    if at_once:
-        return _of_maps(terms, logits, labels, class_ids, ignore_index, occur)
-    pictures_at_once = max(PIXELS_AT_ONCE // (num_maps * pixels), 1)
-    maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_maps)
-    batch = []
-    pictures = [tensor.split(pictures_at_once) for tensor in (logits, labels, class_ids)]
-    for maps, targets, ids in zip(*pictures, strict=True):
-        chunks = []
-        for some, classes in zip(maps.split(maps_at_once, dim=1), ids.split(maps_at_once, dim=1), strict=True):
-            # What has the labels' resolution is computed again in the backward pass, not stored.
-            arguments = (terms, some, targets, classes, ignore_index, occur)
-            chunks.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
-        batch.append([torch.cat(sums, dim=-1) for sums in zip(*chunks, strict=True)])
-    return tuple(torch.cat(sums, dim=-2) for sums in zip(*batch, strict=True))
-
-
-def _of_maps(
-    terms: Sequence[Callable[[_Maps], torch.Tensor]],
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    class_ids: torch.Tensor,
-    ignore_index: int,
-    occur: bool,
-) -> tuple[torch.Tensor, ...]:
-    valid = (labels != ignore_index).unsqueeze(1)
-    wrong = logits = _resize(logits, labels)
-    inside = None
-    if occur:
-        inside = (valid & (labels.unsqueeze(1) == class_ids[..., None, None])).to(logits)
-        wrong = (1 - 2 * inside) * logits
-    maps = _Maps(logits, inside, valid, wrong, errors=_sigmoid(wrong))
-    return tuple(term(maps) for term in terms)
-
-
-def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
-    """As `torch.sigmoid`, whose gradient is rounded off where its value is close to 1."""
-    positive = (logits > 0).to(logits)
-    sign = 1 - 2 * positive
-    return sign * (sign * logits).sigmoid() + positive
-
-
 def focal_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -301,11 +142,11 @@ def focal_loss(
         ignored_as_negatives: Official behaviour: such pixels count as outside of every mask.
     """
     term = partial(_sum_focal, alpha=alpha, gamma=gamma, ignored_as_negatives=ignored_as_negatives)
-    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    [sums] = sum_each_map([term], logits, labels, ignore_index)
     return _average_focal(sums, labels, num_masks)
 
 
-def _sum_focal(maps: _Maps, alpha: float, gamma: float, ignored_as_negatives: bool) -> torch.Tensor:
+def _sum_focal(maps: Maps, alpha: float, gamma: float, ignored_as_negatives: bool) -> torch.Tensor:
     # What lies below exp(-80) adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
     values = maps.errors.clamp(min=math.exp(-80)) ** gamma * F.softplus(maps.wrong)
     inside = 0 if maps.inside is None else maps.inside
@@ -337,11 +178,11 @@ def dice_loss(
         ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.
     """
     term = partial(_sum_errors_and_hits, ignored_as_negatives=ignored_as_negatives)
-    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    [sums] = sum_each_map([term], logits, labels, ignore_index)
     return _average_dice(sums, present, num_masks)
 
 
-def _sum_errors_and_hits(maps: _Maps, ignored_as_negatives: bool) -> torch.Tensor:
+def _sum_errors_and_hits(maps: Maps, ignored_as_negatives: bool) -> torch.Tensor:
     errors = maps.sum(maps.errors, ignored_as_negatives)
     hits = torch.zeros_like(errors) if maps.inside is None else (maps.inside * (1 - maps.errors)).sum((-2, -1))
     return torch.stack([errors, hits])
@@ -369,7 +210,7 @@ def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_ind
     """
 
     def sum_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = _resize(logits, labels)
+        logits = resize(logits, labels)
         valid = labels != ignore_index
         ids = labels.where(valid, 0).unsqueeze(1)
         own = logits.gather(1, ids)
@@ -415,14 +256,14 @@ def ssim_loss(
         Scalar in [0, 2].
     """
     term = partial(_sum_dissimilarity, of_probabilities=of_probabilities, ignored_as_negatives=ignored_as_negatives)
-    [sums] = _sum_each_map([term], logits, labels, ignore_index)
+    [sums] = sum_each_map([term], logits, labels, ignore_index)
     return _average_ssim(sums, labels, ignore_index, ignored_as_negatives)
 
 
-def _sum_dissimilarity(maps: _Maps, of_probabilities: bool, ignored_as_negatives: bool) -> torch.Tensor:
+def _sum_dissimilarity(maps: Maps, of_probabilities: bool, ignored_as_negatives: bool) -> torch.Tensor:
     reach = SSIM_WINDOW // 2
     c1, c2 = SSIM_CONSTANTS
-    values = _sigmoid(maps.logits) if of_probabilities else maps.logits
+    values = stable_sigmoid(maps.logits) if of_probabilities else maps.logits
     if not ignored_as_negatives:
         values = values * maps.valid
     num_maps = values.shape[1]
@@ -479,15 +320,13 @@ def fill_pseudo_labels(
     """
     ids = torch.tensor(list(class_ids), device=logits.device)
     # Of the sigmoid, as in the official code: where several are saturated, the first of them wins.
-    best = ids[_resize(logits.index_select(1, ids), labels).sigmoid().argmax(dim=1)]
+    best = ids[resize(logits.index_select(1, ids), labels).sigmoid().argmax(dim=1)]
     return torch.where(labels == unlabelled, best, labels)
 
 
 __all__ = [
     "compute_loss",
     "count_labels",
-    "count_pixels",
-    "count_present_masks",
     "cross_entropy_loss",
     "dice_loss",
     "fill_pseudo_labels",

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zegclip.modeling import losses
+from zegclip.modeling import loss_maps, losses
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
+from zegclip.modeling.loss_maps import count_present_masks
 from zegclip.modeling.losses import (
-    count_present_masks,
     cross_entropy_loss,
     dice_loss,
     fill_pseudo_labels,
@@ -188,7 +188,8 @@ def test_losses_do_not_depend_on_how_many_maps_are_summed_at_once(monkeypatch, n
     labels[0, :5] = 255
     results = []
     for pixels in (2**22, 1, 3 * 480, 4 * 480, 8 * 480, 15 * 480):
-        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        for module in (losses, loss_maps):
+            monkeypatch.setattr(module, "PIXELS_AT_ONCE", pixels)
         results.append(value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives))
         torch.testing.assert_close(results[-1], results[0], rtol=1e-12, atol=0)
 
@@ -208,12 +209,13 @@ def test_classes_that_do_not_occur_cost_less_and_count_as_all(monkeypatch, name,
         return convolve(*args, groups=groups, **kwargs)
 
     monkeypatch.setattr(F, "conv2d", count)
-    monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", 20)
+    monkeypatch.setattr(loss_maps, "GROUPS_OF_CONVOLUTION", 20)
     expected = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
     assert sum(blurred) == ("ssim" in name) * 4 * 2 * 20  # four blurs in two directions
     for groups, pixels in ((1, 2**22), (1, 1), (2, 3 * 195), (8, 3 * 195)):
-        monkeypatch.setattr(losses, "GROUPS_OF_CONVOLUTION", groups)
-        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        monkeypatch.setattr(loss_maps, "GROUPS_OF_CONVOLUTION", groups)
+        for module in (losses, loss_maps):
+            monkeypatch.setattr(module, "PIXELS_AT_ONCE", pixels)
         blurred.clear()
         actual = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-15)
@@ -243,7 +245,8 @@ def test_logits_are_resized_in_each_chunk_as_at_once(monkeypatch, name, ignored_
     loss, gradient = value_and_gradient(name, resized.detach(), labels, ignored_as_negatives=ignored_as_negatives)
     [expected] = torch.autograd.grad(resized, logits, gradient)
     for pixels in (2**22, 1, 4 * 480, 15 * 480):
-        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        for module in (losses, loss_maps):
+            monkeypatch.setattr(module, "PIXELS_AT_ONCE", pixels)
         result = value_and_gradient(name, logits.detach(), labels, ignored_as_negatives=ignored_as_negatives)
         torch.testing.assert_close(result, (loss, expected))
 
@@ -253,7 +256,8 @@ def test_all_terms_together_are_those_of_each_loss(monkeypatch):
     logits, labels = torch.randn(3, 7, 5, 8, dtype=torch.float64), torch.randint(7, (3, 20, 24))
     present, count = count_present_masks(labels, 7, 255)
     for pixels in (2**22, 4 * 480):
-        monkeypatch.setattr(losses, "PIXELS_AT_ONCE", pixels)
+        for module in (losses, loss_maps):
+            monkeypatch.setattr(module, "PIXELS_AT_ONCE", pixels)
         terms, _ = losses.compute_loss(ZegClipConfig(**weights), logits, labels)
         for name in ("focal", "dice", "ssim", "cross_entropy"):
             torch.testing.assert_close(terms[f"loss_{name}"], LOSSES[name](logits, labels, present, count))
@@ -344,7 +348,8 @@ def test_cross_entropy_of_a_single_class():
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
 @pytest.mark.parametrize("name", ["focal", "dice", "ssim"])
 def test_no_map_is_kept_for_the_backward_pass(monkeypatch, name, ignored_as_negatives):
-    monkeypatch.setattr(losses, "PIXELS_AT_ONCE", 4 * 16 * 16)
+    for module in (losses, loss_maps):
+        monkeypatch.setattr(module, "PIXELS_AT_ONCE", 4 * 16 * 16)
     logits = torch.randn(2, 64, 16, 16, requires_grad=True)
     labels = torch.randint(64, (2, 16, 16))
     kept = {}

@@ -10,7 +10,8 @@ from transformers import CLIPModel, Trainer, TrainingArguments
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.modeling.head_zegclip import IDENTITY_SLOPE, IDENTITY_THRESHOLD
-from zegclip.modeling.losses import count_present_masks, dice_loss, focal_loss, ssim_loss
+from zegclip.modeling.loss_maps import count_present_masks
+from zegclip.modeling.losses import dice_loss, focal_loss, ssim_loss
 from zegclip.modeling.model_error import ModelError
 from zegclip.processing.input_error import InputError
 from zegclip.processing.names import UnknownWordsWarning
