@@ -19,7 +19,7 @@ import psutil
 import torch
 from datasets import Image as ImageFeature
 from input_pipeline import draw_pictures
-from measuring import alternate, in_own_process, run_cases, spread
+from measuring import alternate, in_own_process, run_cases, spread, wait_for
 from real_size import build
 
 import zegclip
@@ -81,7 +81,7 @@ def memory_at_rest(code: str) -> float:
     return held
 
 
-def end_to_end(pictures: Sequence[int] = (60, 4), repeats: int = 5) -> dict[str, Any]:
+def end_to_end(pictures: Sequence[int] = (60, 4), repeats: int = 5, device: str = "cpu") -> dict[str, Any]:
     """
     How many pictures a second the work of whole commands does, and which share of the time the model has.
 
@@ -93,10 +93,12 @@ def end_to_end(pictures: Sequence[int] = (60, 4), repeats: int = 5) -> dict[str,
     are, are measured by `start_up` and `speed.py inference`.
     """
     kinds = zip(("embedded model", "ViT-B/16"), pictures, strict=True)
-    return {"rows": [row for kind, count in kinds for row in in_own_process(run_commands, kind, count, repeats)]}
+    return {
+        "rows": [row for kind, count in kinds for row in in_own_process(run_commands, kind, count, repeats, device)]
+    }
 
 
-def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
+def run_commands(kind: str, count: int, repeats: int, device: str) -> list[dict[str, Any]]:
     """Run both commands' work with one model; a row of figures for each."""
     geometry: dict[str, Any] = {}
     if kind == "ViT-B/16":
@@ -104,12 +106,18 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
         geometry = {"size": {"shortest_edge": 512, "longest_edge": 2048}, "window_size": 512, "window_stride": 426}
     else:
         model = load_model(zegclip.DEFAULT_MODEL)
+    model.to(device)
     processor = load_processor(zegclip.DEFAULT_MODEL, **geometry)
     images = processor.image_processor
     split = benchmark_split("voc")
     passes: list[float] = []  # seconds of forward passes: negative at their start, positive at their end
-    model.register_forward_pre_hook(lambda *_: passes.append(-time.perf_counter()))
-    model.register_forward_hook(lambda *_: passes.append(time.perf_counter()))
+
+    def note(sign: int, *_: Any) -> None:
+        wait_for(device)
+        passes.append(sign * time.perf_counter())
+
+    model.register_forward_pre_hook(partial(note, -1))
+    model.register_forward_hook(partial(note, 1))
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         draw_pictures(folder / "data", count, *PICTURE_SIZE, objects=True)
@@ -117,10 +125,10 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
         for column in ("image", "mask"):
             data = data.cast_column(column, ImageFeature(decode=False))
         evaluated = EvaluationPictures(data, split, images)
-        settings = {"task": TASK, "device": "cpu", "output_type": "class_map"}
+        settings = {"task": TASK, "device": device, "output_type": "class_map"}
         segmenter = ProgressPipeline(model=model, processor=processor, **settings)
         with torch.inference_mode():
-            tokens = processor(text=list(split.names), return_tensors="pt")
+            tokens = processor(text=list(split.names), return_tensors="pt").to(device)
             embeds = model.get_class_embeds(**tokens)
         protocols = {"papers": Protocol(images.window_size, images.window_stride, 0.1)}
         inside: dict[str, list[float]] = {}
@@ -131,7 +139,7 @@ def run_commands(kind: str, count: int, repeats: int) -> list[dict[str, Any]]:
 
         def evaluate() -> None:
             with tempfile.TemporaryDirectory() as counts:
-                evaluate_pictures(model, embeds, evaluated, protocols, CountStore(Path(counts), {}), batch_size=8)
+                evaluate_pictures(model, embeds, evaluated, protocols, CountStore(Path(counts), {}), batch_size=16)
 
         def in_model(name: str, step: Callable[[], None]) -> None:
             passes.clear()

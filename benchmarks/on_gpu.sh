@@ -12,3 +12,6 @@ python benchmarks/speed.py inference --device "$device" --dtypes bfloat16 "bfloa
 # Training: names of VOC's and COCO-Stuff's seen classes; memory and synchronizations of a step.
 python benchmarks/speed.py training_step --device "$device" --dtypes bfloat16 --names 15 156 --batch "${BATCH:-16}" \
     --output "$results/training_step_$device.json"
+# Pictures a second of segmentation and evaluation, with reading and writing.
+python benchmarks/commands.py end_to_end --pictures "${PICTURES:-60}" "${PICTURES:-60}" --device "$device" \
+    --output "$results/end_to_end_$device.json"
