@@ -2,6 +2,7 @@
 
 import base64
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     - The EXIF orientation is applied.
     - Transparency (`RGBA`, `LA`, `PA`, a transparent palette entry or colour) is composited over white, as in
       transformers' image processors.
-    - 16-bit grey is converted to 8 bits over the full range: `round(value / 257)`.
+    - 16-bit grey is converted to 8 bits over the full range: `round(value / 257)`, with a warning if no value is above
+      4095, as from a camera of 12 bits.
     - Modes `I` and `F` are read as described in [`to_8_bit`]; in mode `I`, values above 255 are 16-bit.
+    - Of several frames, such as an animation's or the pages of a TIFF file, the first is read, with a warning.
 
     Args:
         picture: A path, an `http(s)` URL, a file as bytes or as a base64 string, or a PIL image.
@@ -54,7 +57,11 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         MemoryError: If there is not enough memory for the picture.
     """
     name = _name(picture, name)
-    image = _decode_upright(_open(picture, name, timeout), name)
+    image = _open(picture, name, timeout)
+    # Smaller versions of the picture are what other frames of an MPO file, a camera's JPEG, usually are.
+    if not isinstance(picture, Image.Image) and getattr(image, "is_animated", False) and image.format != "MPO":
+        warnings.warn(f"{name} has several frames: the first one is read.", stacklevel=2)
+    image = _decode_upright(image, name)
     if image.mode == "P" and image.palette is None:
         raise InputError(f"{name} stores palette indices, but has no palette.")
     try:
@@ -211,6 +218,8 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
         full_scale = 1.0 if highest <= 1 else 255.0
     else:
         full_scale = 65535.0 if values.dtype == np.uint16 and highest > 255 else 255.0
+    if full_scale == 65535:
+        _warn_of_fewer_bits(values, name)
     fits = lowest >= 0 and highest <= full_scale  # False for NaN.
     if not fits or (values.dtype.kind == "f" and 1 < highest < 8 and np.any(values % 1)):
         raise InputError(
@@ -219,6 +228,16 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
         )
     scaled = values.astype(np.promote_types(values.dtype, np.float32)) * (255 / full_scale)
     return np.rint(scaled).astype(np.uint8)
+
+
+def _warn_of_fewer_bits(values: np.ndarray, name: str) -> None:
+    """Warn of 16-bit grey values that are all almost black, as those of a 12-bit camera are."""
+    if 0 < (highest := values.max(initial=0)) < 2**12:
+        warnings.warn(
+            f"{name} has 16 bits, but its largest value is {highest}: it is read as almost black. If the picture has "
+            "fewer bits, scale it to 0..65535.",
+            stacklevel=2,
+        )
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -243,6 +262,8 @@ def _to_grey(image: Image.Image, name: str) -> np.ndarray:
         fits = values.min(initial=0) >= 0 and values.max(initial=0) <= 65535
         values = values.astype(np.uint16) if fits else values
     elif image.mode != "F":
+        if largest == 65535:
+            _warn_of_fewer_bits(values, name)
         values = np.rint(values * (255 / largest)).astype(np.uint8)
     grey = to_8_bit(values, name)
     return 255 - grey if inverted else grey

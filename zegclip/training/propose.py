@@ -152,9 +152,10 @@ def choose_unseen(facts: Facts, number: int | None = None) -> list[str]:
         number = round(len(names) / 4) if most >= 3 else 0
         number = min(number, most)
     if number > most:
+        where = " and ".join(dict.fromkeys((train, evaluation)))
         raise UsageError(
-            f"Only {most} of the {len(names)} classes can be held out: a class must occur in {train} and {evaluation} "
-            f"(in a sample of up to {_SAMPLED} masks each), and one must remain to train on."
+            f"Only {most} of the {len(names)} classes can be held out: a class must occur in {where} (in a sample of "
+            f"up to {_SAMPLED} masks each), and one must remain to train on."
         )
     start = (len(usable) - number) // 2
     return [names[index] for index in sorted(usable[start : start + number])]

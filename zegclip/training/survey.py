@@ -305,6 +305,7 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
 
 def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int) -> str | None:
     """Print the remarks, and return the first fault that stops training."""
+    said: set[str] = set()
     for role, rows in sorted(data.items()):  # train before validation
         name = arguments.train_split if role == "train" else str(arguments.eval_split)
         survey = survey_pictures(
@@ -324,7 +325,9 @@ def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, 
         expected = read_class_lists().get(arguments.dataset, {}).get("num_pictures", {}).get(name)
         remarks = [] if limit is not None else remark_on_number(name, len(rows), expected)
         for remark in remarks + survey.find_remarks(ids):
-            print(f"note: {remark}")
+            if remark not in said:  # Both splits may be the same.
+                print(f"note: {remark}")
+                said.add(remark)
         unnamed = survey.describe_unnamed()
         if arguments.skip_bad_samples:
             if unnamed is not None:
@@ -334,6 +337,8 @@ def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, 
         elif survey.broken:
             first, *others = (survey.broken[index] for index in sorted(survey.broken))
             return f"{first} ({len(others)} more pictures of {name} are broken.)" if others else first
+        if role == "train" and survey.sizes and not survey.pixels[list(ids)].any():
+            return f"{name}: no pixel in {len(survey.sizes)} masks has a class to train on."
     return None
 
 

@@ -98,7 +98,7 @@ def _print_next_commands(words: Sequence[str], folder: str) -> None:
     folder = os.path.abspath(folder)
     zegclip = ["zegclip"] if shutil.which("zegclip") else [sys.executable, "-m", "zegclip"]
     evaluate = shlex.join([*zegclip, "eval", *config, "--model", folder, "--output_dir", folder])
-    segment = shlex.join([*zegclip, "segment", "PICTURE", "--labels", "cat, tree", "--model", folder])
+    segment = shlex.join([*zegclip, "segment", "PICTURE", "--labels", "NAMES", "--model", folder])
     PartialState().print(f"Next: {evaluate} (with the same data), or {segment}")
 
 

@@ -194,6 +194,18 @@ def test_the_evaluation_split_is_read_too(tmp_path, capsys):
         remark_on_data(data, split, arguments)
 
 
+@pytest.mark.parametrize("setting", ["inductive", "fully_supervised"])
+def test_masks_without_a_class_to_train_on_are_refused(tmp_path, capsys, setting):
+    draw(tmp_path, 0, [[255, 255]])
+    draw(tmp_path, 1, [[1, 255]] if setting == "inductive" else [[255, 255]])
+    (tmp_path / "classes.txt").write_text("a\nb")
+    unseen = ["b"] if setting == "inductive" else None
+    arguments = DataArguments(dataset=str(tmp_path), eval_split="train", setting=setting, unseen_classes=unseen)
+    data, split = load_data(arguments, training=True)
+    with pytest.raises(ValueError, match="no pixel in 2 masks has a class to train on"):
+        remark_on_data(data, split, arguments)
+
+
 def test_a_benchmark_that_is_not_whole(tmp_path, capsys):
     for kind, suffix, mode in (("images", ".jpg", "RGB"), ("annotations", "_labelTrainIds.png", "L")):
         (tmp_path / kind / "val2017").mkdir(parents=True)
