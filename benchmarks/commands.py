@@ -19,7 +19,7 @@ import psutil
 import torch
 from datasets import Image as ImageFeature
 from input_pipeline import draw_pictures
-from measuring import alternate, in_own_process, run_cases, spread, wait_for
+from measuring import alternate, in_own_process, run_cases, spread
 from real_size import build
 
 import zegclip
@@ -88,9 +88,9 @@ def end_to_end(pictures: Sequence[int] = (60, 4), repeats: int = 5, device: str 
     Folder segmentation (what `zegclip segment` runs: read, segment, write overlay, mask and JSON) and evaluation (what
     `eval.py` runs: read picture and mask, segment, count classes), of JPEG pictures of VOC's size, as many as
     `--pictures` says for the embedded model and for ViT-B/16 with random weights, in windows as the papers do. The
-    share of the model is the time inside its forward pass; what is done after it to find the best name of each pixel
-    counts as the rest. Starting up, loading and encoding the names, which are done once however many pictures there
-    are, are measured by `start_up` and `speed.py inference`.
+    share of the model is the time inside its forward pass, on CPUs; what is done after it to find the best name of
+    each pixel counts as the rest. Starting up, loading and encoding the names, which are done once however many
+    pictures there are, are measured by `start_up` and `speed.py inference`.
     """
     kinds = zip(("embedded model", "ViT-B/16"), pictures, strict=True)
     return {
@@ -112,12 +112,9 @@ def run_commands(kind: str, count: int, repeats: int, device: str) -> list[dict[
     split = benchmark_split("voc")
     passes: list[float] = []  # seconds of forward passes: negative at their start, positive at their end
 
-    def note(sign: int, *_: Any) -> None:
-        wait_for(device)
-        passes.append(sign * time.perf_counter())
-
-    model.register_forward_pre_hook(partial(note, -1))
-    model.register_forward_hook(partial(note, 1))
+    if device == "cpu":  # An accelerator is still computing when the forward pass returns.
+        model.register_forward_pre_hook(lambda *_: passes.append(-time.perf_counter()))
+        model.register_forward_hook(lambda *_: passes.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         draw_pictures(folder / "data", count, *PICTURE_SIZE, objects=True)
@@ -151,8 +148,11 @@ def run_commands(kind: str, count: int, repeats: int, device: str) -> list[dict[
     rows = []
     for command, seconds in times.items():
         row = {"model": kind, "command": command, **spread(seconds), "pictures": count}
-        share = statistics.median(within / whole for within, whole in zip(inside[command][1:], seconds, strict=True))
-        rows.append(row | {"pictures_per_s": 1000 * count / row["median_ms"], "share_of_model": share})
+        row["pictures_per_s"] = 1000 * count / row["median_ms"]
+        if device == "cpu":
+            shares = (within / whole for within, whole in zip(inside[command][1:], seconds, strict=True))
+            row["share_of_model"] = statistics.median(shares)
+        rows.append(row)
     return rows
 
 

@@ -124,24 +124,19 @@ def alternate(
     Returns:
         Seconds of each step, one for each turn.
     """
+    synchronize = torch.accelerator.synchronize if device != "cpu" else lambda: None
     times: dict[Any, list[float]] = {name: [] for name in steps}
     with tqdm(total=(repeats + warm_up) * len(steps), desc=title, unit="step") as progress:
         for turn in range(repeats + warm_up):
             for name, step in steps.items():
-                wait_for(device)
+                synchronize()
                 start = time.perf_counter()
                 step()
-                wait_for(device)
+                synchronize()
                 if turn >= warm_up:
                     times[name].append(time.perf_counter() - start)
                 progress.update()
     return times
-
-
-def wait_for(device: str) -> None:
-    """Wait until a device has done what it was given."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:

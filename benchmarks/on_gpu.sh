@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The figures of docs/performance.md that need a GPU, in a few minutes; reports in benchmarks/results.
-# DEVICE=cpu BATCHES=1 BATCH=1 RESULTS=outputs tries the script without one.
+# DEVICE=cpu BATCHES=1 BATCH=1 PICTURES=2 RESULTS=outputs tries the script without one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${DEVICE:-cuda}

@@ -40,7 +40,7 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     - 16-bit grey is converted to 8 bits over the full range: `round(value / 257)`, with a warning if no value is above
       4095, as from a camera of 12 bits.
     - Modes `I` and `F` are read as described in [`to_8_bit`]; in mode `I`, values above 255 are 16-bit.
-    - Of several frames, such as an animation's or the pages of a TIFF file, the first is read, with a warning.
+    - Of a file's frames, the first is read, with a warning if it is an animation; of a PIL image the present one.
 
     Args:
         picture: A path, an `http(s)` URL, a file as bytes or as a base64 string, or a PIL image.
@@ -57,11 +57,10 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
         MemoryError: If there is not enough memory for the picture.
     """
     name = _name(picture, name)
-    image = _open(picture, name, timeout)
-    # Smaller versions of the picture are what other frames of an MPO file, a camera's JPEG, usually are.
-    if not isinstance(picture, Image.Image) and getattr(image, "is_animated", False) and image.format != "MPO":
-        warnings.warn(f"{name} has several frames: the first one is read.", stacklevel=2)
-    image = _decode_upright(image, name)
+    opened = _open(picture, name, timeout)
+    image = _decode_upright(opened, name)
+    if not isinstance(picture, Image.Image) and _is_animation(opened):
+        warnings.warn("A picture is an animation: its first frame is read.", stacklevel=2)
     if image.mode == "P" and image.palette is None:
         raise InputError(f"{name} stores palette indices, but has no palette.")
     try:
@@ -219,7 +218,7 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
     else:
         full_scale = 65535.0 if values.dtype == np.uint16 and highest > 255 else 255.0
     if full_scale == 65535:
-        _warn_of_fewer_bits(values, name)
+        _warn_of_fewer_bits(values)
     fits = lowest >= 0 and highest <= full_scale  # False for NaN.
     if not fits or (values.dtype.kind == "f" and 1 < highest < 8 and np.any(values % 1)):
         raise InputError(
@@ -230,14 +229,22 @@ def to_8_bit(values: np.ndarray, name: str = "The picture") -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-def _warn_of_fewer_bits(values: np.ndarray, name: str) -> None:
-    """Warn of 16-bit grey values that are all almost black, as those of a 12-bit camera are."""
-    if 0 < (highest := values.max(initial=0)) < 2**12:
+def _warn_of_fewer_bits(values: np.ndarray) -> None:
+    """Warn of 16-bit grey values that are almost black, as a 12-bit camera's; without a name, so it is said once."""
+    if 0 < values.max(initial=0) < 2**12:
         warnings.warn(
-            f"{name} has 16 bits, but its largest value is {highest}: it is read as almost black. If the picture has "
-            "fewer bits, scale it to 0..65535.",
+            "A picture of 16 bits has no value above 4095, so it is read as almost black: if it has fewer bits, scale "
+            "it to 0..65535.",
             stacklevel=2,
         )
+
+
+def _is_animation(image: Image.Image) -> bool:
+    """Whether a decoded picture's file has several frames; those of TIFF and MPO may be smaller versions."""
+    try:
+        return image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
+    except Exception:  # Of many types, for a damaged second frame: the first one is intact.
+        return False
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -262,8 +269,8 @@ def _to_grey(image: Image.Image, name: str) -> np.ndarray:
         fits = values.min(initial=0) >= 0 and values.max(initial=0) <= 65535
         values = values.astype(np.uint16) if fits else values
     elif image.mode != "F":
-        if largest == 65535:
-            _warn_of_fewer_bits(values, name)
+        if largest == 65535 and not inverted:
+            _warn_of_fewer_bits(values)
         values = np.rint(values * (255 / largest)).astype(np.uint8)
     grey = to_8_bit(values, name)
     return 255 - grey if inverted else grey

@@ -174,7 +174,7 @@ def predict_pictures(
                 batch.windows = (len(some) + 1) // 2
                 warnings.warn(
                     f"{NO_MEMORY} for {len(some)} windows of {side} pixels at once: going on with {batch.windows}.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
                 continue
             for (index, _), values in zip(some, outputs.logits, strict=True):

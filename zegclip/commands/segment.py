@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments.labels_file) if arguments.labels is None else nested_classes(arguments.labels)
     if "coco" in arguments.format:
         check_installed()
-    unsplit = [name for names in labels for name in names if not {",", ";", "|"}.isdisjoint(name)]
+    unsplit = [names[0] for names in labels if len(names) == 1 and not {",", ";", "|"}.isdisjoint(names[0])]
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
@@ -143,8 +143,6 @@ def run(arguments: argparse.Namespace) -> int:
         print("Without --model: the embedded default model, offline; it knows a small generated picture world only.")
     if processes.local_rank == 0:
         remove_leftovers(output)
-    if processes.is_main and unsplit:
-        print(f"note: {unsplit[0]!r} is one label: commas separate those of --labels, and lines those of a file.")
     if processes.is_main and is_plain_clip(model):
         print(SENTENCE.format(arguments.model))
     settings = {name: getattr(arguments, name) for name in ("threshold", "window_size", "window_stride")}
@@ -157,6 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
     job["formats"] = [*arguments.format, *([] if arguments.no_overlay else ["overlay"])]
     job |= {**identity, "show_progress": processes.is_main}
     todo = names if arguments.overwrite else find_unfinished(names, labels, output, **job)
+    if processes.is_main and unsplit and todo:
+        print(f"note: {unsplit[0]!r} is one label: commas separate those of --labels, and lines those of a file.")
     outcome = segmenting.Outcome()
     if todo:
         segmenter = segmenting.load_segmenter(model, processes.choose_device(arguments.device), arguments.dtype)

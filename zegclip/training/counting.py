@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,9 @@ def predict_maps(
     batch_size: int | BatchSize,
     class_of_name: torch.Tensor | None = None,
     embeds_without_prompts: torch.Tensor | None = None,
-) -> list[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """
-    Segment pictures into all classes.
+    Segment pictures into all classes. Their windows are predicted together, their maps made one by one.
 
     Args:
         model: A [`ZegClipForSemanticSegmentation`], wrapped or not.
@@ -84,7 +83,7 @@ def predict_maps(
         class_of_name: `(names,)` class of each name, where classes have several. The best of a class's names counts.
         embeds_without_prompts: `(names, dim)` class embeddings for the training-free part, if it has a weight.
 
-    Returns:
+    Yields:
         `(height, width)` int64 ids of each picture.
     """
     inputs = [picture[None] for picture in pictures]
@@ -98,7 +97,6 @@ def predict_maps(
     if class_of_name is not None:
         seen = set(seen_ids)
         seen_ids = [name for name, index in enumerate(class_of_name.tolist()) if index in seen]
-    maps = []
     for windows, blend, picture, (height, width) in zip(predicted, blends, pictures, sizes, strict=True):
         ids, scores = merge_masks(
             windows,
@@ -110,8 +108,7 @@ def predict_maps(
         )
         ids = ids if class_of_name is None else class_of_name[ids]
         threshold = protocol.background_threshold
-        maps.append(ids.where(scores >= threshold, 0) if threshold else ids)
-    return maps
+        yield ids.where(scores >= threshold, 0) if threshold else ids
 
 
 class CountStore:
@@ -344,62 +341,60 @@ def evaluate_pictures(
     loader = DataLoader(keyed, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda")
     colours = np.zeros((values.max() + 1, 3), dtype=np.uint8)
     colours[values] = make_colours(len(values))
-    batch = BatchSize(batch_size)
-    context = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-    progress = tqdm(
-        loader,
-        total=len(mine),
-        desc=title,
-        unit="picture",
-        disable=not mine or not state.is_local_main_process,
-    )
+    # Of each protocol on its own: memory may run out for whole pictures alone.
+    batches = {protocol: BatchSize(batch_size) for protocol in protocols.values()}
     # A few windows leave an accelerator idle. On a CPU nothing is gained, and a picture's result depends on it alone.
-    windows_together = 1 if device.type == "cpu" else batch_size
-    for group in _together(progress, protocols, windows_together):
+    together = batches if device.type != "cpu" else dict.fromkeys(batches, BatchSize(1))
+    progress = tqdm(total=len(mine), desc=title, unit="picture", disable=not mine or not state.is_local_main_process)
+    for group in _group(loader, together):
         inputs = [sample["pixel_values"].to(device, non_blocking=True) for _, _, sample in group]
-        labels = [sample["labels"].to(device, non_blocking=True) for _, _, sample in group]
-        maps: dict[Protocol, list[torch.Tensor]] = {}
-        for protocol in protocols.values():
-            if protocol not in maps:  # Two may be the same, where windows are the whole picture.
-                with context:
-                    maps[protocol] = predict_maps(
-                        model,
-                        inputs,
-                        class_embeds,
-                        protocol,
-                        [tuple(truth.shape) for truth in labels],
-                        seen_ids=split.seen_ids,
-                        batch_size=batch,
-                        class_of_name=class_of_name,
-                        embeds_without_prompts=embeds_without_prompts,
-                    )
-        for place, (index, key, _) in enumerate(group):
+        sizes = [tuple(sample["labels"].shape) for _, _, sample in group]
+        predictions = {
+            protocol: predict_maps(
+                model,
+                inputs,
+                class_embeds,
+                protocol,
+                sizes,
+                seen_ids=split.seen_ids,
+                batch_size=batch,
+                class_of_name=class_of_name,
+                embeds_without_prompts=embeds_without_prompts,
+            )
+            for protocol, batch in batches.items()  # Two may be the same, where windows are the whole picture.
+        }
+        for index, key, sample in group:
+            labels = sample["labels"].to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                maps = {protocol: next(found) for protocol, found in predictions.items()}
             counts: dict[str, np.ndarray] = {}
             for name, protocol in protocols.items():
-                predicted = maps[protocol][place]
-                found = class_counts(predicted, labels[place], len(split.names), split.ignore_index)
+                found = class_counts(maps[protocol], labels, len(split.names), split.ignore_index)
                 counts[name] = found.cpu().numpy()
                 if names is not None:
                     folder = store.folder / "predictions" / re.sub(r"\W+", "_", name)
                     with replacing(folder / f"{names[index]}.png") as part:
-                        index_mask(values[predicted.cpu().numpy()], colours).save(part, format="PNG")
+                        index_mask(values[maps[protocol].cpu().numpy()], colours).save(part, format="PNG")
             store.append(index, key, counts)
+            progress.update()
+    progress.close()
     state.wait_for_everyone()
     return store.total(len(split.names))
 
 
-def _together(samples: Iterable[_Sample], protocols: Mapping[str, Protocol], windows: int) -> Iterator[list[_Sample]]:
-    """Group samples until one of the protocols has this many windows; the last group may have fewer."""
+def _group(samples: Iterable[_Sample], batches: Mapping[Protocol, BatchSize]) -> Iterator[list[_Sample]]:
+    """Group samples until one of the protocols has a batch of windows; the last group may have fewer."""
     group: list[_Sample] = []
-    count = 0
+    counts = dict.fromkeys(batches, 0)
     for item in samples:
         if not item[2]["labels"].numel():  # It could not be read, and may be repaired before the next evaluation.
             continue
         group.append(item)
         height, width = item[2]["pixel_values"].shape[-2:]
-        count += max(len(window_boxes(height, width, p.window_size, p.window_stride)) for p in protocols.values())
-        if count >= windows:
+        for protocol in counts:
+            counts[protocol] += len(window_boxes(height, width, protocol.window_size, protocol.window_stride))
+        if any(counts[protocol] >= batch.windows for protocol, batch in batches.items()):
             yield group
-            group, count = [], 0
+            group, counts = [], dict.fromkeys(batches, 0)
     if group:
         yield group

@@ -175,6 +175,11 @@ class Survey:
             f"in ignored_classes, to ignore {it}); the first mask is {self._first_unnamed}."
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the data set has been read, not a sample."""
+        return self._num_read == self.total
+
     def find_remarks(self, ids: Collection[int]) -> list[str]:
         """
         Return a sentence for each thing that can be used but is probably a mistake.
@@ -229,7 +234,7 @@ class Survey:
         return f"{100 * pixels / max(self.num_pixels, 1):.1f} %"
 
     def _read_so_far(self) -> str:
-        return "" if self._num_read == self.total else f" ({self._num_read} of {self.total} read)"
+        return "" if self.is_whole else f" ({self._num_read} of {self.total} read)"
 
 
 def survey_pictures(
@@ -330,15 +335,16 @@ def _find_fault(data: DatasetDict, split: ClassSplit, arguments: DataArguments, 
                 said.add(remark)
         unnamed = survey.describe_unnamed()
         if arguments.skip_bad_samples:
-            if unnamed is not None:
+            if unnamed is not None and unnamed not in said:
                 print(f"note: {unnamed}")
+                said.add(unnamed)
         elif unnamed is not None:
             return unnamed
         elif survey.broken:
             first, *others = (survey.broken[index] for index in sorted(survey.broken))
             return f"{first} ({len(others)} more pictures of {name} are broken.)" if others else first
-        if role == "train" and survey.sizes and not survey.pixels[list(ids)].any():
-            return f"{name}: no pixel in {len(survey.sizes)} masks has a class to train on."
+        if role == "train" and survey.is_whole and not survey.pixels[list(ids)].any():
+            return f"{name}: no pixel of any mask has a class to train on."
     return None
 
 

@@ -265,7 +265,7 @@ class ZegClipTrainer(CheckpointTrainer):
         return None, stacked, torch.zeros(len(stacked), device=stacked.device)
 
     def _predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        return predict_maps(
+        [predicted] = predict_maps(
             model,
             [pixel_values],
             self.class_embeds,
@@ -274,7 +274,8 @@ class ZegClipTrainer(CheckpointTrainer):
             seen_ids=self.split.seen_ids,
             batch_size=self._window_batch,
             class_of_name=self.names.get("class_of_name"),
-        )[0]
+        )
+        return predicted
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
         self.class_counts = np.asarray(prediction.predictions).sum(axis=0)

@@ -274,10 +274,11 @@ def test_a_protocol_may_refine_blend_and_have_a_background(model, class_embeds, 
 
     def predict(**fields):
         with torch.no_grad():
-            return predict_maps(
+            (ids,) = predict_maps(
                 model, [pixel_values], class_embeds, Protocol(32, 20, 0.2, **fields), [size], seen_ids=(0,),
                 batch_size=4, class_of_name=owners, embeds_without_prompts=others,
-            )[0]  # fmt: skip
+            )  # fmt: skip
+            return ids
 
     with torch.no_grad():
         trained = predict_windows(model, pixel_values[None], class_embeds, 32, 20)
@@ -317,6 +318,7 @@ def test_protocols_that_are_the_same_are_predicted_once(model, class_embeds, pic
 
 
 def test_pictures_share_forward_passes_on_accelerators(model, class_embeds, pictures, tmp_path, monkeypatch):
+    """What is counted and saved for each picture stays the same; one of them cannot be read."""
     calls = []
 
     def count(**inputs):
@@ -326,14 +328,23 @@ def test_pictures_share_forward_passes_on_accelerators(model, class_embeds, pict
     def evaluate(name):
         calls.clear()
         store = CountStore(tmp_path / name, {"model": "m"})
-        return evaluate_pictures(count, class_embeds, pictures, PROTOCOLS, store, batch_size=4)
+        evaluate_pictures(count, class_embeds, skipping, protocols, store, batch_size=100, save_predictions=True)
+        saved = sorted((tmp_path / name / "predictions").rglob("*.png"))
+        lines = sorted((tmp_path / name / "counts-00000.jsonl").read_text().splitlines())
+        return lines, [(path.name, path.read_bytes()) for path in saved]
 
+    protocols = {"windows": Protocol(16, 16, 0.1), "whole": Protocol(None, None, 0.0)}
+    skipping = EvaluationPictures(pictures.data, SPLIT, pictures.image_processor, tmp_path / "skipped.txt")
+    Path(pictures.data[1]["image"]["path"]).write_bytes(b"broken")
     alone = evaluate("alone")
     windows, passes = sum(calls), len(calls)
-    group = counting._together
-    monkeypatch.setattr(counting, "_together", lambda samples, protocols, _: group(samples, protocols, 4))
-    together = evaluate("together")
-    assert equal(together, alone)
+    group = counting._group
+    monkeypatch.setattr(
+        counting, "_group", lambda samples, batches: group(samples, dict.fromkeys(batches, counting.BatchSize(100)))
+    )
+    assert evaluate("together") == alone
+    assert len(alone[0]) == 3
+    assert len(alone[1]) == 6
     assert sum(calls) == windows
     assert len(calls) < passes
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from zegclip.processing.class_split import ClassSplit
+from zegclip.training import survey
 from zegclip.training.arguments import DataArguments
 from zegclip.training.data import load_data
 from zegclip.training.survey import Sample, Survey, remark_on_data
@@ -195,15 +196,18 @@ def test_the_evaluation_split_is_read_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("setting", ["inductive", "fully_supervised"])
-def test_masks_without_a_class_to_train_on_are_refused(tmp_path, capsys, setting):
+def test_masks_without_a_class_to_train_on_are_refused(tmp_path, capsys, monkeypatch, setting):
     draw(tmp_path, 0, [[255, 255]])
     draw(tmp_path, 1, [[1, 255]] if setting == "inductive" else [[255, 255]])
     (tmp_path / "classes.txt").write_text("a\nb")
     unseen = ["b"] if setting == "inductive" else None
     arguments = DataArguments(dataset=str(tmp_path), eval_split="train", setting=setting, unseen_classes=unseen)
     data, split = load_data(arguments, training=True)
-    with pytest.raises(ValueError, match="no pixel in 2 masks has a class to train on"):
+    with pytest.raises(ValueError, match="no pixel of any mask has a class to train on"):
         remark_on_data(data, split, arguments)
+    monkeypatch.setattr(survey, "MOST_LOOKED_AT", 1)  # A sample proves nothing.
+    remark_on_data(data, split, arguments)
+    assert "1 of 2 read" in capsys.readouterr().out
 
 
 def test_a_benchmark_that_is_not_whole(tmp_path, capsys):
