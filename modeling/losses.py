@@ -148,9 +148,11 @@ def focal_loss(
 
 def _sum_focal(maps: Maps, alpha: float, gamma: float, ignored_as_negatives: bool) -> torch.Tensor:
     # What lies below exp(-80) adds nothing, and with an exponent below 1 its gradient would be infinite times 0.
-    values = maps.errors.clamp(min=math.exp(-80)) ** gamma * F.softplus(maps.wrong)
-    inside = 0 if maps.inside is None else maps.inside
-    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * inside), ignored_as_negatives)
+    errors = maps.errors if gamma >= 1 else maps.errors.clamp(min=math.exp(-80))
+    values = errors**gamma * F.softplus(maps.wrong)
+    if maps.inside is None:
+        return (1 - alpha) * maps.sum(values, ignored_as_negatives)
+    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * maps.inside), ignored_as_negatives)
 
 
 def _average_focal(sums: torch.Tensor, labels: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
