@@ -5,9 +5,9 @@ Train and evaluate the runs of a study on the picture world, print its tables as
     python benchmarks/picture_world.py configs/studies/main.yaml --clips outputs/clips/0 --eval_split test --use_cpu
 
 A study lists `runs`, each a configuration with the fields that it changes, `tables` of their rows, and the runs whose
-masks are drawn, `scenes`. A field that is `null` is left at its default. A run without
-`max_steps` is not trained, and one with `of` instead of `config` evaluates what another run has trained, with other
-fields.
+masks are drawn, `scenes`. What `fields` has is changed in all runs. A field that is `null` is left at its default. A
+run without `max_steps` is not trained, and one with `of` instead of `config` evaluates what another run has trained,
+with other fields.
 
 All runs of a CLIP and seed come before the next seed, and each leaves its figures in the report at once. What a report
 has already, under the same settings and for the same CLIP, is not done again, so the same command goes on after an
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
     Write each run's fields as a configuration of its own, and return where.
 
     Args:
-        study: Of the file: `runs`, `tables` and perhaps `scenes`.
+        study: Of the file: `runs`, `tables` and perhaps `scenes` and `fields`.
         folder: For the configurations.
         clip: Folder or Hub id of a CLIP that the runs train on.
 
@@ -92,7 +92,8 @@ def write_configs(study: Mapping[str, Any], folder: Path, clip: str) -> dict[str
         described = trained | run
         base = yaml.safe_load((ROOT / "configs" / described["config"]).read_text(encoding="utf-8"))
         changed = {key: value for key, value in described.items() if key not in ("config", "of")}
-        fields = {key: value for key, value in (base | changed).items() if value is not None}
+        fields = base | study.get("fields", {}) | changed
+        fields = {key: value for key, value in fields.items() if value is not None}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
         # All of it before the first training, which may be hours before the last one.
@@ -133,7 +134,8 @@ def evaluate(config: Path, model: Path, folder: Path, arguments: Namespace) -> d
     figures = json.loads((results / "results.json").read_text(encoding="utf-8"))
     # The free protocol shows the whole scene to a CLIP that was made for half of it.
     row = next(title for title in figures if "papers' protocol" in title)
-    analysed = analyse(find_predictions(results), arguments.eval_split, arguments.num_pictures)
+    unseen = yaml.safe_load(config.read_text(encoding="utf-8")).get("unseen_classes")
+    analysed = analyse(find_predictions(results), arguments.eval_split, arguments.num_pictures, unseen)
     if abs(analysed.pop("hiou") - figures[row]["hiou"]) > 1e-6:
         raise ValueError(f"{results} has predictions of other scenes than its figures.")
     return figures[row] | analysed
@@ -144,7 +146,9 @@ def find_predictions(results: Path) -> Path:
     return next(path for path in (results / "model" / "predictions").iterdir() if "papers" in path.name)
 
 
-def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict[str, Any]:
+def analyse(
+    predictions: Path, eval_split: EvalSplit, num_pictures: int, unseen: Sequence[str] | None = None
+) -> dict[str, Any]:
     """
     Compare saved predictions with the masks of the scenes.
 
@@ -152,6 +156,7 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
         predictions: Folder of one index mask per scene.
         eval_split: Whose scenes.
         num_pictures: How many.
+        unseen: As for [`picture_world_split`].
 
     Returns:
         `hiou`: as [`summarise`]; `per_class`: IoU of each class; `replicates`: `objects_miou_seen`,
@@ -161,7 +166,7 @@ def analyse(predictions: Path, eval_split: EvalSplit, num_pictures: int) -> dict
         `permuted_miou_unseen`: U of objects if the names of unseen objects are exchanged among them, mean over all
         cyclic shifts. In per cent.
     """
-    split = picture_world_split(eval_split)
+    split = picture_world_split(eval_split, unseen)
     files = sorted(predictions.rglob("*.png"))
     if len(files) != num_pictures:
         raise ValueError(f"{predictions} has {len(files)} predictions, but {num_pictures} scenes were evaluated.")

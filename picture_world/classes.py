@@ -7,6 +7,8 @@ trained on these classes. Hyperparameters are chosen on the evaluation split "tu
 `UNSEEN_TEST`, and the classes of `UNSEEN_TUNING` are seen.
 """
 
+from collections.abc import Sequence
+
 OBJECT_NAMES = (
     "house",
     "tree",
@@ -79,6 +81,6 @@ SEEN = tuple(name for name in CLASS_NAMES if name not in UNSEEN_TUNING + UNSEEN_
 IGNORE_INDEX = 255
 
 
-def class_ids(names: tuple[str, ...]) -> list[int]:
+def class_ids(names: Sequence[str]) -> list[int]:
     """Return the ids of class names."""
     return [CLASS_NAMES.index(name) for name in names]

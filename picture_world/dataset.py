@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,12 +46,16 @@ def scene_seeds(split: Split, seed: int = 0) -> range:
     return range(first, first + _SCENES_PER_SEED)
 
 
-def draw_example(split: Split, scene_seed: int, eval_split: EvalSplit = "test") -> dict[str, Any]:
+def draw_example(
+    split: Split, scene_seed: int, eval_split: EvalSplit = "test", unseen: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Draw one row: `image` (RGB), `mask` (mode L, class ids), `caption`; see `load_picture_world`."""
     if (split, eval_split) == ("test", "tuning"):
         raise InputError("Scenes of the split 'test' are for eval_split 'test'.")
     tuning = "tuning" in (split, eval_split)
-    rare = class_ids(UNSEEN_TUNING if tuning else UNSEEN_TEST) if split == "train" else []
+    if unseen is None:
+        unseen = UNSEEN_TUNING if tuning else UNSEEN_TEST
+    rare = class_ids(unseen) if split == "train" else []
     scene = draw_scene(scene_seed, _POOLS[split], rare=rare, absent=class_ids(UNSEEN_TEST) if tuning else [])
     return {
         "image": scene.image,
@@ -67,6 +71,7 @@ def load_picture_world(
     streaming: bool = False,
     *,
     eval_split: EvalSplit = "test",
+    unseen: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
     """Draw scenes of the picture world as a data set.
 
@@ -81,6 +86,7 @@ def load_picture_world(
         eval_split: what is evaluated after training on the split "train". Its unseen classes occur a quarter as often
             as others in training scenes, so that most pixels have a label. No scene for or of the split "tuning" has
             a class that is unseen for test.
+        unseen: names of the unseen classes, where they are not all those of `eval_split`.
 
     Returns:
         A data set with the columns `image`, `mask` and `caption`.
@@ -96,20 +102,21 @@ def load_picture_world(
         bounds = np.linspace(0, num_scenes, min(_SHARDS, num_scenes) + 1).astype(int).tolist()
         shards = [(seeds.start + start, seeds.start + stop, 1) for start, stop in itertools.pairwise(bounds)]
     if streaming:
-        return IterableDataset.from_generator(
-            _stream, features=FEATURES, gen_kwargs={"split": split, "shards": shards, "eval_split": eval_split}
-        )
-    rows: Iterable[dict[str, Any]] = _stream(split, shards, eval_split)
+        arguments = {"split": split, "shards": shards, "eval_split": eval_split, "unseen": unseen}
+        return IterableDataset.from_generator(_stream, features=FEATURES, gen_kwargs=arguments)
+    rows: Iterable[dict[str, Any]] = _stream(split, shards, eval_split, unseen)
     rows = list(tqdm(rows, total=num_scenes, desc="drawing", unit="scene", delay=2))
     # Not from a generator, whose result would stay in the cache after a change of the drawing code.
     return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
-def _stream(split: Split, shards: list[tuple[int, int, int]], eval_split: EvalSplit) -> Iterator[dict[str, Any]]:
+def _stream(
+    split: Split, shards: list[tuple[int, int, int]], eval_split: EvalSplit, unseen: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
     """Draw the rows of shards, each the start, stop and step of its seeds."""
     for shard in shards:
         for scene_seed in range(*shard):
-            yield draw_example(split, scene_seed, eval_split)
+            yield draw_example(split, scene_seed, eval_split, unseen)
 
 
 def mask_palette() -> list[int]:

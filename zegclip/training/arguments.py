@@ -164,7 +164,8 @@ class DataArguments:
     )
     seen_classes: list[str] | None = HfArg(default=None, help="Names of seen classes. Default: all but the unseen.")
     unseen_classes: list[str] | None = HfArg(
-        default=None, help="Names of unseen classes. Default: the papers'; for a folder or Hub id none."
+        default=None,
+        help="Names of unseen classes. Default: the papers'; for a folder or Hub id none. Of the picture world: some.",
     )
     ignored_classes: list[str] | None = HfArg(default=None, help="Names of classes whose pixels are ignored.")
     image_column: str | None = HfArg(default=None, help="Column of the pictures, if it is ambiguous.")

@@ -1,5 +1,6 @@
 """The data sets, classes and augmentation that data arguments describe."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -21,16 +22,29 @@ NUM_TRAIN_SCENES = 4000
 NUM_EVAL_SCENES = 300
 
 
-def picture_world_split(eval_split: str) -> ClassSplit:
+def picture_world_split(eval_split: str, unseen: Sequence[str] | None = None) -> ClassSplit:
     """
     Return the classes that are evaluated on a split of the picture world.
 
     On the tuning split the test classes do not exist, neither as names nor as labels. On the test split the tuning
     classes are seen.
+
+    Args:
+        eval_split: "tuning" or "test".
+        unseen: Names of some of its unseen classes; the others are seen then.
+
+    Raises:
+        UsageError: If a name is not one of its unseen classes.
     """
-    seen, unseen, ignored = (
+    seen, all_unseen, ignored = (
         (SEEN, UNSEEN_TUNING, UNSEEN_TEST) if eval_split == "tuning" else (SEEN + UNSEEN_TUNING, UNSEEN_TEST, ())
     )
+    unseen = all_unseen if unseen is None else tuple(unseen)
+    if others := set(unseen) - set(all_unseen):
+        raise UsageError(
+            f"unseen_classes: {min(others)!r} is not unseen for {eval_split!r}, but {', '.join(all_unseen)} are."
+        )
+    seen += tuple(name for name in all_unseen if name not in unseen)
     split = split_classes(CLASS_NAMES, seen=seen, unseen=unseen, ignored=ignored)
     groups = {"objects": OBJECT_NAMES, "grounds": GROUND_NAMES}
     ids = {title: tuple(i for i, name in enumerate(split.names) if name in names) for title, names in groups.items()}
@@ -90,20 +104,21 @@ def load_data(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict,
 
 
 def _load_scenes(arguments: DataArguments, *, training: bool) -> tuple[DatasetDict, ClassSplit]:
-    for name in ("data_dir", "classes_file", "seen_classes", "unseen_classes", "ignored_classes"):
+    for name in ("data_dir", "classes_file", "seen_classes", "ignored_classes"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"{name} is not an argument of the picture world, which has its own classes and splits.")
-    eval_split = cast(EvalSplit, arguments.eval_split)
+    eval_split, unseen = cast(EvalSplit, arguments.eval_split), arguments.unseen_classes
+    split = picture_world_split(eval_split, unseen)
     # Each scene has its own seed, so the first scenes are the data set of that size.
     sizes: dict[Split, int] = {eval_split: arguments.num_eval_pictures or NUM_EVAL_SCENES}
     if training:
         sizes["train"] = arguments.num_train_pictures or NUM_TRAIN_SCENES
     data = {
-        name: load_picture_world(name, size, seed=arguments.scene_seed, eval_split=eval_split)
+        name: load_picture_world(name, size, seed=arguments.scene_seed, eval_split=eval_split, unseen=unseen)
         for name, size in sizes.items()
     }
     undecoded = DatasetDict(data).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
-    return undecoded, picture_world_split(eval_split)
+    return undecoded, split
 
 
 def _select(data: Dataset, name: str, size: int | None) -> Dataset:

@@ -1,15 +1,17 @@
 """Data sets and classes from arguments: the picture world and folders, and arguments that are refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zegclip.errors import UsageError
-from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING
+from zegclip.picture_world.classes import CLASS_NAMES, SEEN, UNSEEN_TEST, UNSEEN_TUNING, class_ids
 from zegclip.picture_world.dataset import export_picture_world
 from zegclip.processing.datasets import read_sample
+from zegclip.processing.image_reading import load_class_ids
 from zegclip.training.arguments import DataArguments, parse_arguments
 from zegclip.training.data import load_data, make_augmentation, picture_world_split
 from zegclip.training.pictures import EvaluationPictures
@@ -32,6 +34,25 @@ def test_on_the_test_split_all_names_compete():
     assert split.names == CLASS_NAMES
     assert {split.names[index] for index in split.unseen_ids} == set(UNSEEN_TEST)
     assert set(split.seen_names) == set(SEEN) | set(UNSEEN_TUNING)
+
+
+def test_some_of_the_unseen_classes_of_the_tuning_split_may_be_seen():
+    unseen = ["fish", "sand"]
+    arguments = DataArguments(num_train_pictures=150, num_eval_pictures=2, unseen_classes=unseen)
+    data, split = load_data(arguments, training=True)
+    assert {split.names[index] for index in split.unseen_ids} == set(unseen)
+    assert set(split.seen_names) == set(SEEN) | set(UNSEEN_TUNING) - set(unseen)
+
+    def scenes_with(rows, names):
+        return sum(
+            not set(class_ids(names)).isdisjoint(np.unique(load_class_ids(row["mask"]["bytes"]))) for row in rows
+        )
+
+    others = [name for name in UNSEEN_TUNING if name not in unseen]
+    all_rare = load_data(replace(arguments, unseen_classes=None), training=True)[0]
+    assert scenes_with(data["train"], others) > 1.5 * scenes_with(all_rare["train"], others)
+    with pytest.raises(ValueError, match="'house' is not unseen for 'tuning'"):
+        load_data(replace(arguments, unseen_classes=["fish", "house"]), training=True)
 
 
 @pytest.mark.parametrize("name", ["tuning", "test"])
