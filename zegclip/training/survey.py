@@ -298,7 +298,7 @@ def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArgument
 
     Raises:
         InputError: In all processes, if masks contain values without a class or a file is broken, and
-            `skip_bad_samples` is not set.
+            `skip_bad_samples` is not set; or if all training masks were read and none has a class to train on.
     """
     if arguments.dataset == "picture_world":  # Its masks are exact by construction.
         return
