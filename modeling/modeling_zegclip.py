@@ -251,19 +251,34 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             if with_prompts:
                 input_ids, attention_mask = make_room(input_ids, attention_mask)
             kwargs = {"room_made": True, "with_prompts": with_prompts}
-        # Causal attention: padding behind the end token changes nothing before it, and no mask is needed to hide it.
-        outputs = self.clip.text_model(input_ids=input_ids, **kwargs)
-        states = outputs.pooler_output
-        if attention_mask is not None:
+        if attention_mask is None:
+            states = self.clip.text_model(input_ids=input_ids, **kwargs).pooler_output
+        else:
             # The last token that is not padding, unless the configuration gives the end token. OpenAI's configurations
             # give 2, for which the text tower takes the largest id, such as that of a word added to the tokenizer.
             end = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=-1)
             if self.clip.text_model.eos_token_id != 2:
                 is_end = input_ids == self.clip.text_model.eos_token_id
                 end = torch.where(is_end.any(dim=-1), is_end.int().argmax(dim=-1), end)
-            states = outputs.last_hidden_state[torch.arange(num_rows, device=end.device), end]
+            states = self._encode_text(input_ids, end, **kwargs)
         embeds = F.normalize(self.clip.text_projection(states), dim=-1)
         return F.normalize(embeds.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
+
+    def _encode_text(self, input_ids: torch.Tensor, end: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the text tower's states `(rows, width)` at each row's token `end` `(rows,)`."""
+        # Causal attention: what is behind the end token changes nothing before it, and no mask is needed to hide it.
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+            states = self.clip.text_model(input_ids=input_ids, **kwargs).last_hidden_state
+            return states[torch.arange(len(end), device=end.device), end]
+        # On a CPU, padding costs as much as names: rows of each length are encoded apart.
+        rows = [(end == last).nonzero()[:, 0] for last in end.unique()]
+        states = torch.cat(
+            [
+                self.clip.text_model(input_ids=input_ids[same, : end[same[0]] + 1], **kwargs).last_hidden_state[:, -1]
+                for same in rows
+            ]
+        )
+        return states[torch.cat(rows).argsort()]
 
     def get_image_embeds(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]

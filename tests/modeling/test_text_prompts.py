@@ -183,6 +183,16 @@ def test_padding_and_neighbours_do_not_matter(model, processor, text, kind, impl
         torch.testing.assert_close(model.get_class_embeds(behind, mask), expected, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_on_a_cpu_nothing_is_computed_for_padding(model, text):
+    tokens = []
+    model.clip.text_model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    model.get_class_embeds(**text)
+    assert sum(tokens) == text["attention_mask"].sum() < text["attention_mask"].numel()
+
+
 @pytest.mark.parametrize("template", ["a photo of a {}", "the {}", "b {}"])
 @pytest.mark.parametrize("kind", ["whole", "words"])
 @pytest.mark.parametrize("init", ["template", "random"])
