@@ -3,6 +3,7 @@ Speed and memory of the methods on ViT-B/16 at 512x512, with random weights, pic
 
     python benchmarks/speed.py inference            # beside peers and the machine's limit
     python benchmarks/speed.py training_step
+    python benchmarks/speed.py text_tower           # names of several lengths, against one padded batch
     python benchmarks/speed.py growth               # with names, pixels, pictures, windows and megapixels
     python benchmarks/speed.py big_pictures         # against holding all scores at full resolution
     python benchmarks/speed.py adapter_switching    # several adapters on one CLIP
@@ -16,6 +17,7 @@ step in a process of its own needs at its peak, above the model and its inputs.
 
 import copy
 import math
+import re
 import statistics
 import tempfile
 import time
@@ -43,11 +45,13 @@ from measuring import (
     spread,
 )
 from peers import bare_tower, clipseg, clipseg_steps, merge_directly
-from real_size import METHODS, SIDE, build, name_embeds, name_tokens, pictures
+from real_size import METHODS, SIDE, TEMPLATE_IDS, build, name_embeds, name_tokens, pictures
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from zegclip import DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.int8 import quantize_vision_tower
+from zegclip.processing.benchmarks import read_class_lists
 from zegclip.processing.merging import merge_masks
 from zegclip.processing.windows import WindowLogits, predict_windows
 
@@ -244,6 +248,35 @@ def prepare_training(
         optimizer.step()
 
     return model, optimizer, forward, learn, step
+
+
+def text_tower(repeats: int = 5, device: str = "cpu") -> dict[str, Rows]:
+    """
+    How long class names take, for ZegCLIP alone and for LDVC's text prompts with their gradients.
+
+    A word or mark is a token, a word of more than eight letters two. The names are compared with as many that all have
+    the length of the longest, which is what one padded batch costs.
+    """
+    rows = []
+    models = {method: build(method).to(device).train() for method in ("ZegCLIP", "LDVC")}
+    *template, end = TEMPLATE_IDS
+    for title in ("voc", "pascal_context_59", "coco_stuff"):
+        names = read_class_lists()[title]["names"]
+        lengths = [sum(1 + (len(word) > 8) for word in re.findall(r"\w+|[^\w\s]", name)) for name in names]
+        ids = [torch.tensor([*template, *range(1000, 1000 + length), end]) for length in lengths]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=end).to(device)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
+        longest = input_ids[lengths.index(max(lengths))].expand_as(input_ids)
+
+        def learn(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+            models["LDVC"].get_class_embeds(input_ids, mask).sum().backward()
+
+        for step, encode in (("encoding", torch.no_grad()(models["ZegCLIP"].get_class_embeds)), ("LDVC", learn)):
+            calls = {"own": partial(encode, input_ids, mask), "equal": partial(encode, longest, torch.ones_like(mask))}
+            times = alternate(calls, repeats, device, title=f"{step}, {title}")
+            row = {"step": step, "names": title, "rows": len(names), **spread(times["own"])}
+            rows.append(row | {"relative_to_padded": ratio(times["own"], times["equal"])})
+    return {"rows": rows}
 
 
 def memory_of_training(method: str, dtype: str, names: int, batch: int, device: str) -> float:
@@ -455,4 +488,4 @@ def tensor_mb(model: torch.nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, inference, training_step, growth, big_pictures, adapter_switching)
+    run_cases(__doc__, inference, training_step, text_tower, growth, big_pictures, adapter_switching)
