@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .pipeline import ZeroShotImageSegmentationPipeline  # noqa: F401
 
 
+_TOKENS_OF_A_PASS = 32
+"""Padded tokens that take a CPU as long as another pass of the text tower, whose weights must be read again."""
+
+
 class ZegClipPreTrainedModel(AdapterModel):
     """Initialisation and loading shared by the models of this family."""
 
@@ -270,15 +274,18 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
             states = self.clip.text_model(input_ids=input_ids, **kwargs).last_hidden_state
             return states[torch.arange(len(end), device=end.device), end]
-        # On a CPU, padding costs as much as names: rows of each length are encoded apart.
-        rows = [(end == last).nonzero()[:, 0] for last in end.unique()]
-        states = torch.cat(
-            [
-                self.clip.text_model(input_ids=input_ids[same, : end[same[0]] + 1], **kwargs).last_hidden_state[:, -1]
-                for same in rows
-            ]
-        )
-        return states[torch.cat(rows).argsort()]
+        # On a CPU, padding costs as much as names: rows of other lengths are encoded apart, unless that costs more.
+        ends = end.tolist()
+        groups: list[list[int]] = []
+        for row in sorted(range(len(ends)), key=ends.__getitem__):
+            if not groups or len(groups[-1]) * (ends[row] - ends[groups[-1][-1]]) > _TOKENS_OF_A_PASS:
+                groups.append([])
+            groups[-1].append(row)
+        parts = []
+        for rows in groups:
+            states = self.clip.text_model(input_ids=input_ids[rows, : ends[rows[-1]] + 1], **kwargs).last_hidden_state
+            parts.append(states[torch.arange(len(rows)), end[rows]])
+        return torch.cat(parts)[torch.tensor(list(itertools.chain(*groups))).argsort()]
 
     def get_image_embeds(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]

@@ -121,7 +121,8 @@ class NameEncoder:
                     sums = torch.zeros(len(rows_of_name), embeds.shape[1], dtype=dtype)
                 sums.index_add_(0, torch.tensor(names), embeds.to(sums))
                 bar.update(len(ids))
-        return F.normalize(sums, dim=-1).to(embeds)
+        # Names of one text have length 1 already, and another norm would change last bits.
+        return (sums if len(rows) == len(rows_of_name) else F.normalize(sums, dim=-1)).to(embeds)
 
 
 @contextmanager
