@@ -1,6 +1,7 @@
 """Which mask belongs to which picture, and to which split: by folders, suffixes and lists."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from zegclip.processing.image_reading import PICTURE_SUFFIXES
 
 MASK_SUFFIXES = ("_L", "_mask", "_masks", "_GT", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation")
 """Ends of the names of masks that lie beside their pictures."""
+_NUMBER = re.compile(r"[^0-9A-Za-z]\d+")
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
 
@@ -67,6 +69,10 @@ def pair_masks(listing: Listing) -> Pairs:
             "--pictures photos --masks drawn."
         )
     found = _match(pictures, masks)
+    if any(rest == "" for of_picture in found.values() for _, rest in of_picture):
+        # Where masks are called as their pictures are, one with another number is that of a picture that is not there.
+        for of_picture in found.values():
+            of_picture[:] = [(mask, rest) for mask, rest in of_picture if not _NUMBER.fullmatch(rest)]
     unused = set(masks) - {mask for of_picture in found.values() for mask, _ in of_picture}
     result = divide(listing, pictures)
     result.notes = notes + result.notes
@@ -89,22 +95,23 @@ def _is_labelme(path: Path) -> bool:
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
-def divide(listing: Listing, pictures: Sequence[Place], default: Mapping[Place, str] | None = None) -> Pairs:
+def divide(listing: Listing, pictures: Sequence[Place], told: Mapping[Place, str] | None = None) -> Pairs:
     """
     Find the split and name of each picture, from folders or lists.
 
     Args:
         listing: The source.
         pictures: Its pictures.
-        default: Splits that the source says elsewhere, for pictures whose folders say none.
+        told: Splits that annotations say, which count more than folders and lists.
 
     Returns:
         Pairs without masks.
     """
     result = Pairs({}, {}, {})
     lists = _read_lists(listing, {picture.stem for picture in pictures})
-    folders = {picture: picture.split for picture in pictures}
-    if lists and not any(folders.values()):
+    told = told or {}
+    known = {picture: told.get(picture, picture.split) for picture in pictures}
+    if lists and not any(known.values()):
         of_stem = NameIndex((picture.stem, picture) for picture in pictures)
         for split, (path, stems) in lists.items():
             for stem in stems:
@@ -120,7 +127,12 @@ def divide(listing: Listing, pictures: Sequence[Place], default: Mapping[Place, 
             paths = ", ".join(path for path, _ in lists.values())
             result.notes.append(f"{left} pictures are in none of the lists {paths} and were left out.")
     else:
-        result.splits = {picture: folders[picture] or (default or {}).get(picture) or "train" for picture in pictures}
+        result.splits = {picture: split or "train" for picture, split in known.items()}
+    if moved := [picture for picture, split in told.items() if picture.split not in (None, split)]:
+        result.notes.append(
+            f"{len(moved)} pictures, such as {one_line(moved[0].path)}, lie in a folder of another split than the "
+            f"annotations say ({told[moved[0]]}), which decide."
+        )
     depth = common_folders(picture.inner for picture in result.splits)
     taken: dict[tuple[str, str], Place] = {}
     for picture in list(result.splits):

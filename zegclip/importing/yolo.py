@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,8 +53,13 @@ def read_yolo(listing: Listing) -> Source:
             labels[picture].append(place)
     if not labels:
         raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")
-    result = divide(listing, pictures, _splits_of_yaml(listing, tables[0], pictures))
+    told, lists = _splits_of_yaml(listing, tables[0], pictures)
+    kept = [picture for picture in pictures if picture in told] if lists else pictures
+    result = divide(listing, kept, told)
     source = Source("yolo", classes, [], result.notes, result.skipped)
+    if left := len(pictures) - len(kept):
+        paths = ", ".join(place.path for place in lists)
+        source.notes.append(f"{left} pictures are in none of the lists {paths} and were left out.")
     without = 0
     for picture, name in result.names.items():
         found = labels[picture]
@@ -140,23 +146,67 @@ def _key(place: Place) -> str:
     return "/".join("images" if part == "labels" else part for part in path.parts)
 
 
-def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) -> dict[Place, str]:
-    """Return the split of each picture as the YAML file says: folders or lists of pictures."""
+def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) -> tuple[dict[Place, str], list[Place]]:
+    """
+    Return the split of each picture as the YAML file says, by folders or lists of pictures, and the lists.
+
+    Raises:
+        UsageError: If a picture is in two lists.
+    """
     content = _read_yaml(listing.path(file.path))
-    found: dict[Place, str] = {}
+    folders: dict[tuple[str, ...], str] = {}
+    lists: dict[Place, str] = {}
     for key, split in (("train", "train"), ("val", "validation"), ("test", "test")):
         values = content.get(key) or []
         for value in [values] if isinstance(values, str) else values:
-            wanted = [
-                part for part in PurePosixPath(str(value).replace("\\", "/")).parts if part not in ("..", ".", "/")
-            ]
-            listed = [place for place in listing.places if place.path.endswith("/".join(wanted)) and wanted]
-            stems: set[str] | None = None
-            if listed and str(value).endswith(".txt"):
-                text = read_text(str(listing.path(listed[0].path)))
-                stems = {fold(PurePosixPath(line.strip()).stem) for line in text.split("\n") if line.strip()}
-            for picture in pictures:
-                inside = "/".join(wanted) + "/" in f"{picture.path.rpartition('/')[0]}/" if wanted else False
-                if fold(picture.stem) in stems if stems is not None else inside:
-                    found.setdefault(picture, split)
-    return found
+            wanted = _parts(str(value))
+            listed = [place for place in listing.having(".txt") if _parts(place.path)[-len(wanted) :] == wanted]
+            # What stands for two splits is the first one's.
+            if wanted and listed:
+                lists.setdefault(min(listed, key=lambda place: len(place.path)), split)
+            elif wanted:
+                folders.setdefault(tuple(wanted), split)
+    found: dict[Place, str] = {}
+    for picture in pictures:
+        inside = _parts(picture.path)[:-1]
+        fitting = [wanted for wanted in folders if _is_within(wanted, inside)]
+        if fitting:
+            found[picture] = folders[max(fitting, key=len)]
+    of_stem: dict[str, list[tuple[Place, list[str]]]] = defaultdict(list)
+    for picture in pictures:
+        of_stem[fold(picture.stem)].append((picture, _parts(picture.path)[:-1]))
+    in_list: dict[Place, Place] = {}
+    for place, split in lists.items():
+        lines = read_text(str(listing.path(place.path))).split("\n")
+        for parts in (_parts(line) for line in lines if line.strip()):
+            same = of_stem[fold(PurePosixPath(parts[-1]).stem)] if parts else []
+            agreeing = [_common_end(parts[:-1], inside) for _, inside in same]
+            most = max(agreeing, default=0)
+            # The same name may be in several folders; where none of them is the line's, it may be that of none.
+            for (picture, _), count in zip(same, agreeing, strict=True):
+                if count == most and (most or len(same) == 1):
+                    if in_list.setdefault(picture, place) is not place:
+                        raise UsageError(
+                            f"{listing.path(place.path)} lists {one_line(picture.path)}, as does "
+                            f"{in_list[picture].path}, for another split: remove it from one of them."
+                        )
+                    found[picture] = split
+    return found, list(lists)
+
+
+def _parts(path: str) -> list[str]:
+    """Return the folders and the name of a path that may be relative or of another system."""
+    parts = PurePosixPath(path.strip().replace("\\", "/")).parts
+    return [part for part in parts if part not in ("..", ".", "/")]
+
+
+def _is_within(folders: Sequence[str], path: Sequence[str]) -> bool:
+    """Return whether folders follow each other in a path."""
+    length = len(folders)
+    return any(tuple(path[start : start + length]) == folders for start in range(len(path) - length + 1))
+
+
+def _common_end(some: Sequence[str], others: Sequence[str]) -> int:
+    """Return how many of the last folders of two paths agree."""
+    pairs = zip(reversed(some), reversed(others), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: fold(pair[0]) == fold(pair[1]), pairs))

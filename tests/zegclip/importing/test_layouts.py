@@ -1,6 +1,7 @@
 """Every layout, written by hand as its tool would from the same five pictures, becomes the same canonical folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -109,6 +110,14 @@ def test_a_mask_of_another_picture_is_nobodys(tmp_path, run):
     assert read_masks(tmp_path / "target").keys() == {"train/a_b"}
 
 
+def test_a_mask_of_a_missing_picture_is_nobodys(tmp_path, run):
+    draw_pairs(tmp_path / "source", ["images/a_1.jpg", "images/b.jpg"], ["masks/a_1_2.png", "masks/b.png"])
+    status, output = run()
+    assert status == 1
+    assert "1 masks have no picture" in output
+    assert read_masks(tmp_path / "target").keys() == {"train/b"}
+
+
 def test_labels_of_yolo_belong_to_the_nearest_name(tmp_path, run):
     source = tmp_path / "source"
     yolo(source)
@@ -133,6 +142,59 @@ def test_labels_of_yolo_that_fit_two_pictures_are_refused(tmp_path, run):
     assert status == 1
     assert "Cat 1.txt" in output
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("prefix", ["autosplit_", ""])
+def test_lists_of_yolo_tell_pictures_of_one_name_apart(tmp_path, run, prefix):
+    source = tmp_path / "source"
+    for folder in ("video1", "video2", "video3"):
+        DRAWN[0].save_picture(source / "images" / folder / "0001.jpg")
+        (source / "labels" / folder).mkdir(parents=True)
+        (source / "labels" / folder / "0001.txt").write_text("1 0 0 1 0 1 1 0 1\n")
+    for folder, split in (("video1", "train"), ("video2", "val")):
+        (source / f"{prefix}{split}.txt").write_text(f"./images/{folder}/0001.jpg\n./images/video4/0001.jpg\n")
+    lists = [f"train: {prefix}train.txt", f"val: {prefix}val.txt", f"test: {prefix}val.txt"]
+    (source / "data.yaml").write_text("\n".join([*lists, "names: [cat, dog]"]))
+    status, output = run()
+    assert status == 0
+    assert "1 pictures are in none of the lists" in output
+    assert read_masks(tmp_path / "target").keys() == {"train/video1/0001", "validation/video2/0001"}
+    shutil.rmtree(tmp_path / "target")
+    with (source / f"{prefix}val.txt").open("a") as file:
+        file.write("/elsewhere/video1/0001.jpg\n")
+    status, output = run()
+    assert status == 1
+    assert "remove it from one" in output
+
+
+def test_of_yolo_s_folders_the_innermost_counts(tmp_path, run):
+    source = tmp_path / "source"
+    yolo(source)
+    (source / "data.yaml").write_text("train: images\nval: images/val\nnames: [cat, dog]\n")
+    assert run()[0] == 0
+    assert read_masks(tmp_path / "target").keys() == {f"{LONG[one.split]}/{one.name}" for one in DRAWN}
+
+
+def test_annotations_of_coco_say_the_split_whatever_the_folder_is_called(tmp_path, run):
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        drawn = [one for one in DRAWN if one.split == split]
+        write_coco(source / f"{split}.json", drawn, lambda box, size: [polygon(box)])
+        for one in drawn:
+            one.save_picture(source / "images" / "train" / f"{one.name}.jpg")
+    status, output = run()
+    assert status == 0
+    assert "in a folder of another split" in output
+    assert read_masks(tmp_path / "target").keys() == {f"{LONG[one.split]}/{one.name}" for one in DRAWN}
+
+
+def test_a_file_of_coco_over_several_splits_is_none_of_them(tmp_path, run):
+    source = tmp_path / "source"
+    write_coco(source / "my_test.json", DRAWN, lambda box, size: [polygon(box)])
+    for one in DRAWN:
+        one.save_picture(source / "images" / one.split / f"{one.name}.jpg")
+    assert run()[0] == 0
+    assert read_masks(tmp_path / "target").keys() == {f"{LONG[one.split]}/{one.name}" for one in DRAWN}
 
 
 def test_outlines_of_labelme_are_refused_by_name(tmp_path, run):
