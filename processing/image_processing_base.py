@@ -28,6 +28,7 @@ from .image_reading import EXIF_WARNING, exif_frame, load_class_ids, load_rgb, l
 from .input_error import InputError
 from .merging import best_of_names, class_chunks, resize_maps, running_max
 from .resizing import resize_bilinear, resize_nearest, resized_shape
+from .windows import check_finite
 
 
 class ZegClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -254,9 +255,10 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
             softmax over the names if `outputs.score_function` is `"softmax"`, as it is for training-free models.
 
         Raises:
-            InputError: If the number of target sizes is not the number of pictures.
+            InputError: If the number of target sizes is not the number of pictures, or a logit is not finite.
         """
         logits = outputs.logits
+        check_finite(logits)
         if target_sizes is None:
             target_sizes = [logits.shape[-2:]] * len(logits)
         elif len(target_sizes) != len(logits):

@@ -3,6 +3,7 @@
 import base64
 import os
 import warnings
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,23 @@ PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """Suffixes of the files in a folder that count as pictures; a file given by its own name may have any."""
+
+UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".raf", ".rw2")
+"""Suffixes of pictures, as from phones and cameras, that Pillow does not read."""
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file in a folder counts as a picture, by its name; hidden ones do not."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+
+
+def find_unread(names: Iterable[str]) -> list[str]:
+    """Return the names of pictures in a folder that are not read, and not there in another format as well."""
+    names = [name for name in names if not name.startswith(".")]
+    stems = {os.path.splitext(name)[0] for name in names if is_picture(name)}
+    unread = (name for name in names if name.lower().endswith(UNREAD_SUFFIXES))
+    return sorted(name for name in unread if os.path.splitext(name)[0] not in stems)
+
 
 EXIF_WARNING = (
     "A PIL image was rotated or flipped by its EXIF orientation, so its map may not align with the pixels of that "

@@ -310,8 +310,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             if return_segmentation_scores:
                 all_scores = merge_scores(logits, size, blend=blend, picture=picture)
                 of_class["segmentation_scores"] = best_of_names(all_scores, class_ids)
-        if scores.isnan().any():  # Comparisons with NaN are false, so the first label would win.
-            raise InputError("The model's scores are NaN: its weights are damaged or overflow in this precision.")
         labels = [name_list[class_of_name.index(index)] for index in range(max(class_of_name) + 1)]
         return {"ids": class_ids[ids], "scores": scores, "labels": labels} | of_class
 

@@ -35,6 +35,9 @@ class WindowLogits:
         height: Height of the picture, in pixels.
         width: Width of the picture, in pixels.
         score_function: What turns the logits into scores: `"sigmoid"`, or `"softmax"` over all names.
+
+    Raises:
+        InputError: If a logit is not finite.
     """
 
     logits: torch.Tensor
@@ -42,6 +45,17 @@ class WindowLogits:
     height: int
     width: int
     score_function: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        check_finite(self.logits)
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Raise [`InputError`] if a logit is not finite: comparisons with NaN are false, so the first name would win."""
+    if not logits.isfinite().all():
+        raise InputError(
+            "The model's scores are NaN or infinite: its weights are damaged or overflow in this precision."
+        )
 
 
 @dataclass

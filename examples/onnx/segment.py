@@ -130,6 +130,8 @@ def segment(
         part = boxes[start : start + WINDOWS_AT_A_TIME]
         values = np.stack([pixels[:, top:bottom, left:right] for top, bottom, left, right in part])
         (logits,) = session.run(None, {"pixel_values": values, "class_embeds": embeds})
+        if not np.isfinite(logits).all():
+            raise SystemExit("The model's scores are NaN or infinite: its weights are damaged, or overflow.")
         for maps, (top, bottom, left, right) in zip(logits, part):
             maps = resize_maps(maps, bottom - top, right - left)
             if settings["score_function"] == "sigmoid":

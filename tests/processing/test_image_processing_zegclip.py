@@ -327,6 +327,17 @@ def test_post_processing_with_and_without_scores_agrees(target_sizes, dtype):
         assert 0 <= result.segmentation_scores.min() <= result.segmentation_scores.max() <= 1
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_post_processing_refuses_logits_that_are_not_finite(with_scores, value):
+    logits = torch.zeros(1, 2, 3, 3)
+    logits[0, 1, 0, 0] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        ZegClipImageProcessor().post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits), return_segmentation_scores=with_scores
+        )
+
+
 def test_post_processing_needs_one_target_size_per_picture():
     outputs = SimpleNamespace(logits=torch.zeros(2, 3, 4, 4))
     with pytest.raises(InputError, match="target sizes"):

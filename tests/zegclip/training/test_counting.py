@@ -15,6 +15,7 @@ from zegclip import DeepPromptConfig
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.datasets import name_pictures
 from zegclip.processing.image_reading import load_class_ids
+from zegclip.processing.input_error import InputError
 from zegclip.processing.merging import merge_scores, resize_maps
 from zegclip.processing.metrics import class_counts
 from zegclip.processing.refinement import refine
@@ -315,6 +316,16 @@ def test_protocols_that_are_the_same_are_predicted_once(model, class_embeds, pic
     assert np.array_equal(counts["one"], counts["other"])
     assert len(calls) == len(pictures)
     assert len(list((tmp_path / "e" / "predictions").glob("*/*.png"))) == 2 * len(pictures)
+
+
+def test_scores_that_are_nan_count_for_no_class(model, class_embeds, pictures, tmp_path):
+    """As after an overflow in half precision."""
+    with torch.no_grad():
+        model.clip.visual_projection.weight[0, 0] = torch.nan
+    store = CountStore(tmp_path / "e", {"model": "m"})
+    with pytest.raises(InputError, match="NaN"):
+        evaluate_pictures(model, class_embeds, pictures, PROTOCOLS, store, batch_size=4)
+    assert not store.read()
 
 
 def test_pictures_share_forward_passes_on_accelerators(model, class_embeds, pictures, tmp_path, monkeypatch):
