@@ -16,7 +16,7 @@ from PIL.Image import Image as PILImage
 
 from .benchmarks import BENCHMARKS, benchmark_split, find_benchmark_files
 from .class_split import ClassSplit, read_class_names, read_text, split_classes
-from .image_reading import PICTURE_SUFFIXES, load_class_ids, load_rgb, on_one_line
+from .image_reading import find_unread, is_picture, load_class_ids, load_rgb, on_one_line
 from .input_error import InputError
 
 # Not decoded, so that errors name the file and masks keep their ids, of whatever mode they are.
@@ -218,7 +218,7 @@ def _find_pairs(root: str) -> dict[str, list[Pair]]:
     folders, files = _list(images)
     splits = [name for name in folders if os.path.isdir(os.path.join(masks, name))]
     if splits and not os.path.isfile(os.path.join(root, "metadata.jsonl")):
-        if beside := sorted(filter(_is_picture, files)):
+        if beside := sorted(filter(is_picture, files)):
             raise _input_error(
                 f"{os.path.join(images, beside[0])} is beside the folders {', '.join(splits)}, which are splits: move "
                 "it into one of them."
@@ -256,7 +256,12 @@ def _match_files(images: str, masks: str) -> list[Pair]:
 
 def _list_by_stem(folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path in (os.path.join(place, name) for place, names in _walk(folder) for name in names if _is_picture(name)):
+    folders = list(_walk(folder))
+    for place, names in folders:
+        for name in find_unread(names):
+            path = os.path.join(place, name)
+            raise _input_error(f"{path}: pictures of this format are not read. Convert it, for example to JPEG.")
+    for path in (os.path.join(place, name) for place, names in folders for name in names if is_picture(name)):
         stem = os.path.splitext(os.path.relpath(path, folder))[0]
         if stem in found:
             first, second = sorted((found[stem], path))
@@ -379,10 +384,6 @@ def _find_names_file(place: str) -> str | None:
         if paths:
             return paths[0]
     return None
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
 
 
 def _is_saved(folder: str) -> bool:

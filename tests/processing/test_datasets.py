@@ -411,6 +411,7 @@ def test_subfolders_are_splits(tmp_path):
         (["a\nb.jpg", "a\nb.png"], [], r"a\\nb\.jpg and .*a\\nb\.png"),
         (["\udcff.png"], ["\udcff.png"], r"images/\\udcff\.png"),
         (["one.txt"], ["one.png"], "images"),
+        (["one.jpg", "two.HEIC"], ["one.png", "two.png"], r"two\.HEIC.*not read"),
         (None, [], None),
         (["one.jpg"], None, None),
     ],
@@ -431,6 +432,14 @@ def test_pictures_of_a_folder_are_found_by_suffix(tmp_path, picture, mask):
     draw_picture(tmp_path / "images" / picture)
     draw_mask(tmp_path / "masks" / mask, format="PNG")
     read_sample(load_folder(tmp_path)["train"][0], SPLIT)
+
+
+def test_a_picture_may_be_there_in_a_format_that_is_not_read_as_well(tmp_path):
+    draw_picture(tmp_path / "images" / "a.jpg")
+    draw_mask(tmp_path / "masks" / "a.png")
+    for name in ("a.HEIC", "._b.HEIC"):
+        (tmp_path / "images" / name).write_bytes(b"not looked at")
+    assert stems_of(load_folder(tmp_path)) == {"train": ["a"]}
 
 
 def test_links_to_folders_are_followed(tmp_path):

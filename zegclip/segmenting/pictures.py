@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from zegclip.errors import UsageError
 from zegclip.identity import file_state
-from zegclip.processing.image_reading import PICTURE_SUFFIXES, is_url, on_one_line
+from zegclip.processing.image_reading import PICTURE_SUFFIXES, find_unread, is_url, on_one_line
 from zegclip.segmenting.processes import Processes
 
 _LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
@@ -41,14 +42,25 @@ def find_pictures(sources: Iterable[str | Path], recursive: bool = False, withou
         elif not os.path.isdir(source):
             inside = [(os.path.realpath(source), str(Path(source)))]
         else:
-            folders = _walk(Path(source), without) if recursive else [Path(source)]
+            folders = list(_walk(Path(source), without)) if recursive else [Path(source)]
             inside = [pair for folder in folders for pair in _pictures_in(folder)]
+            _warn_of_unread(folders)
             if not inside:
                 hint = "" if recursive else " itself; --recursive looks into its subfolders too"
                 raise UsageError(f"{source}: there is no picture in this folder{hint}.")
         for real_path, path in inside:
             found.setdefault(real_path, path)
     return list(found.values())
+
+
+def _warn_of_unread(folders: Iterable[Path]) -> None:
+    unread = [str(folder / name) for folder in folders for name in find_unread(os.listdir(folder))]
+    if unread:
+        warnings.warn(
+            f"{on_one_line(unread[0])}: pictures of this format are not read and left out ({len(unread)} in all). "
+            "Convert them, for example to JPEG.",
+            stacklevel=3,
+        )
 
 
 def _check_url(url: str) -> None:

@@ -148,6 +148,14 @@ def test_settings_reach_the_pipeline(model_folder, pictures, tmp_path):
     assert json.loads((tmp_path / "windows" / "one.json").read_text())["settings"] == {"window_size": 16}
 
 
+@pytest.mark.parametrize("recursive", [True, False])
+def test_formats_that_are_not_read_are_named(tmp_path, recursive):
+    for name in ("a.jpg", "b.HEIC", "c.dng"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    with pytest.warns(UserWarning, match=r"b\.HEIC.*2 in all"):
+        assert find_pictures([tmp_path], recursive) == [str(tmp_path / "a.jpg")]
+
+
 def test_pictures_are_found_in_folders_once(tmp_path):
     for name in ("b.PNG", "a.jpeg", "c.webp", "notes.txt", ".hidden.png", "e.json"):
         (tmp_path / name).write_bytes(b"not looked at")
