@@ -18,6 +18,7 @@ import ray
 
 import zegclip
 from zegclip.files import remove_leftovers
+from zegclip.processing.names import nested_classes
 from zegclip.segmenting.pictures import absolute, find_pictures, name_results
 from zegclip.segmenting.results import find_unfinished, identify_model
 from zegclip.segmenting.segmenter import load_segmenter, segment_pictures
@@ -26,7 +27,7 @@ from zegclip.segmenting.segmenter import load_segmenter, segment_pictures
 class Segmenter:
     """A worker: loads the model once, and segments one batch of pictures after another."""
 
-    def __init__(self, model: str, labels: list[str], output: Path, job: dict[str, Any]) -> None:
+    def __init__(self, model: str, labels: list[list[str]], output: Path, job: dict[str, Any]) -> None:
         self.segmenter, self.labels, self.output, self.job = load_segmenter(model), labels, output, job
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -40,7 +41,7 @@ def main() -> None:
     """Parse the command line, and segment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", help="files and folders")
-    parser.add_argument("--labels", required=True, help="comma-separated class names")
+    parser.add_argument("--labels", required=True, help='comma-separated class names; "cat/kitten" gives a class two')
     parser.add_argument("--model", help="folder or Hub id (default: the embedded model)")
     parser.add_argument("--output", type=Path, default=Path("zegclip-output"))
     parser.add_argument("--workers", type=int, default=2)
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures of a task, which a dead worker loses")
     arguments = parser.parse_args()
 
-    labels = [label.strip() for label in arguments.labels.split(",")]
+    labels = nested_classes(arguments.labels)
     output = arguments.output.absolute()
     job = identify_model(arguments.model)
     named = dict(name_results(find_pictures(arguments.pictures, recursive=True, without=output), output))

@@ -15,7 +15,7 @@ from zegclip.commands.main import main
 from zegclip.picture_world.dataset import load_picture_world
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "ray_segment.py"
-LABELS = "cat, tree, grass"
+LABELS = "cat/house, tree, grass"
 
 
 @pytest.mark.slow
