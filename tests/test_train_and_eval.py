@@ -256,10 +256,11 @@ def test_the_best_checkpoint_is_evaluated_saved_and_found_where_a_run_is_moved_t
     results = evaluate(run, tmp_path / "eval", baseline=False)
     assert state["best_metric"] == pytest.approx(metrics["eval_pacc"])
     assert results[MODEL_ROW]["pacc"] == pytest.approx(metrics["eval_pacc"])
-    cut_short(run, 3)
     run.rename(moved)
-    train(clip_folder, moved, **fields)
-    assert read_weights(moved) == weights
+    for step in (3, 4):  # The fourth is the last one.
+        cut_short(moved, step)
+        train(clip_folder, moved, **fields)
+        assert read_weights(moved) == weights
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -439,7 +440,10 @@ def test_the_scale_of_a_plain_clip_decides_which_scores_are_below_a_threshold(cl
     (folder / "classes.txt").write_text("\n".join(["background", *lines[1:]]))
     fields = {"dataset": folder, "eval_split": "train", "setting": "cross_dataset", "prompt_templates": "a {}"}
     for scale in (1, 100):
-        evaluate(clip_folder, tmp_path / str(scale), **fields, background_threshold=0.1, similarity_scale=scale)
+        results = evaluate(
+            clip_folder, tmp_path / str(scale), **fields, background_threshold=0.1, similarity_scale=scale
+        )
+        assert all(row.endswith(", background below 0.1") for row in results)
     assert counted(tmp_path / "1") != counted(tmp_path / "100")
 
 
@@ -506,6 +510,12 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch(clip_folder, tmp_path, caps
     train(clip_folder, tmp_path / "run", skip_bad_samples=True, **fields)
     assert "000003.png" in capsys.readouterr().out
     assert "000003.png" in (tmp_path / "run" / "skipped_samples.txt").read_text()
+    # A picture that cannot be read is none of those that were measured.
+    (folder / "tuning" / "images" / "000000.png").write_bytes(b"")
+    capsys.readouterr()
+    evaluate(tmp_path / "run", tmp_path / "eval", baseline=False, skip_bad_samples=True, **fields)
+    assert "\n1 pictures, split" in capsys.readouterr().out
+    assert ", 1 pictures, " in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_what_is_probably_wrong_with_masks_is_printed_before_the_first_step(clip_folder, tmp_path, capsys):

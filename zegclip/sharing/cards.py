@@ -1,9 +1,11 @@
 """Model cards: the README.md of a folder with a model, filled in from the files that lie there."""
 
+import hashlib
 import html
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +36,9 @@ CARD_FILE = "README.md"
 PLACEHOLDER_PATH = "path/to/this/folder"
 """What the examples of a card call a model that is not on the Hub."""
 
+_MARK = "\n<!-- Written by zegclip ({}): edit the text above as you like. -->\n"
+"""Ends a card of an output folder; with the hash of the rest, by which an edited card is known."""
+
 _SETTINGS = {
     "inductive": "inductive: masks of seen classes only, and their names alone",
     "transductive": "transductive: masks of seen classes, then self-training with the names of unseen ones",
@@ -59,15 +64,16 @@ _RUN_FIELDS = (
 
 def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None, tags: Sequence[str] = ()) -> Path:
     """
-    Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part.
+    Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part; but a card of
+    a training's output folder that was edited is kept, with a warning.
 
     The card of an output folder of `train.py` has what the run left there; that of any other model its configuration.
 
     Args:
         folder: Holds a prompt adapter, or a whole model.
         run: Another folder to take the facts from, whose pictures (see [`card_files`]) lie in `folder` too. If it was
-            written to be shared and its weights are still the same, its card is copied with what its owner wrote into
-            it.
+            written to be shared and its weights are still the same, or if its card was edited, the card is copied with
+            what its owner wrote into it.
         repo_id: `owner/name` on the Hub, for the examples; without it they say `path/to/this/folder`.
         tags: Further tags.
 
@@ -82,7 +88,15 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
     folder = Path(folder)
     if repo_id is not None and not is_valid_id(repo_id):
         raise UsageError(f"repo_id must be owner/name, not {repo_id!r}.")
-    content = _render(read_facts(Path(run or folder)), repo_id)
+    facts = read_facts(Path(run or folder))
+    if run is None and _is_edited(folder):
+        warnings.warn(
+            f"{folder / CARD_FILE} was edited, so it is kept; the figures are in {folder / MEASURED_FILE}. Remove it "
+            "for a new card.",
+            stacklevel=2,
+        )
+        return folder / CARD_FILE
+    content = _render(facts, repo_id)
     if run is not None:
         content = _copied_card(Path(run), folder, repo_id) or content
         write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder)})
@@ -90,18 +104,34 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         card = ModelCard(content)
         card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
         content = str(card)
+    if run is None:
+        content += _MARK.format(_hash(content))
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     return folder / CARD_FILE
 
 
+def _is_edited(folder: Path) -> bool:
+    """Return whether a folder's card is another than the last one that was written there, by the hash at its end."""
+    path = folder / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]+)"), text)
+    return found is not None and found[1] != _hash(text[: found.start()] + text[found.end() :])
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
-    """Return the card of a shared model, or of the embedded one, for `folder`; `None` if the weights differ."""
+    """Return a shared or edited card of `run`, or the embedded model's, for `folder`; `None` if there is none."""
     if _identify(folder) == _identify(zegclip.DEFAULT_MODEL):  # wherever it was copied to
         card = (files("zegclip.model_cards") / "default_model.md").read_text(encoding="utf-8")
         card = card.replace("model=zegclip.DEFAULT_MODEL", f'model="{PLACEHOLDER_PATH}"')
         card = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", card)  # links into this repository
-    elif (run / CARD_FILE).is_file() and read_json(run / MEASURED_FILE).get("shared") == digest_of_weights(folder):
+    elif (run / CARD_FILE).is_file() and (
+        _is_edited(run) or read_json(run / MEASURED_FILE).get("shared") == digest_of_weights(folder)
+    ):
         card = (run / CARD_FILE).read_text(encoding="utf-8")
     else:
         return None
@@ -222,8 +252,9 @@ def _classes(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
-    if evaluation["unseen_trained_on"] and evaluation["setting"] != "fully_supervised":
-        return []  # These are not means over unseen classes.
+    leaked = evaluation["unseen_trained_on"] and evaluation["setting"] != "fully_supervised"
+    if leaked or evaluation.get("seen_not_trained_on"):
+        return []  # These are not means over unseen and seen classes.
     return [
         EvalResult(
             task_type="image-segmentation",

@@ -105,9 +105,11 @@ def record_evaluation(
     split: str,
     setting: str,
     pictures: int,
+    classes: tuple[int, int],
     seen_offset: float,
     window: tuple[int | None, int | None],
     unseen_trained_on: int = 0,
+    seen_not_trained_on: int = 0,
 ) -> None:
     """
     Record an evaluation's figures in the output folder of the run whose adapter was measured.
@@ -122,9 +124,11 @@ def record_evaluation(
         split: Name of the split.
         setting: Of the evaluation.
         pictures: How many were measured.
+        classes: How many of them counted as seen, and as unseen.
         seen_offset: Subtracted from the scores of seen classes in the papers' protocol.
         window: Side and step of the sliding windows in pixels; `None` for the whole picture.
         unseen_trained_on: How many classes that count as unseen were trained on.
+        seen_not_trained_on: How many classes that count as seen were not trained on.
     """
     title, dataset_type = name_dataset(dataset), dataset
     if dataset not in DATASET_TITLES and os.path.exists(dataset):
@@ -137,9 +141,11 @@ def record_evaluation(
         "split": split,
         "setting": setting,
         "pictures": pictures,
+        "classes": list(classes),
         "seen_offset": seen_offset,
         "window": list(window),
         "unseen_trained_on": unseen_trained_on,
+        "seen_not_trained_on": seen_not_trained_on,
         "date": _today(),
         "adapter": digest_of_weights(folder),
         "rows": {title: dict(figures) for title, figures in rows.items()},

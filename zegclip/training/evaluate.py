@@ -90,7 +90,7 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             f"background_threshold: the first class of {data_args.dataset} is {split.names[0]!r}, not background."
         )
     remark_on_data(data, split, data_args, training_args.dataloader_num_workers)
-    leaked = _warn_of_classes(models["model"], processor, split, data_args)
+    leaked, untrained = _warn_of_classes(models["model"], processor, split, data_args)
     processors = {"model": processor}
     if data_args.baseline:
         fields = model_args.training_free_overrides() | {"dense_attention": data_args.baseline_attention}
@@ -102,20 +102,23 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     offset = training_args.seen_offset
     if offset is None:
         offset = default_offset(data_args.setting, models["model"].config.score_function)
-    images, refine = processor.image_processor, data_args.refine
+    images, refine, threshold = processor.image_processor, data_args.refine, data_args.background_threshold
     results = {}
     for title, model in models.items():
         # The offset is made for scores of a trained head, and the baseline has nothing to be blended with.
         model_offset = offset if title == "model" else 0.0
         weight = model.config.blend_weight
-        scoring = (data_args.background_threshold, refine, weight)
+        scoring = (threshold, refine, weight)
         marks = ", refined" * refine + f", {weight:g} training-free" * bool(weight)
+        marks += f", background below {threshold:g}" * bool(threshold)
         protocols = {
             PAPERS + marks: Protocol(images.window_size, images.window_stride, model_offset, *scoring),
             FREE + marks: Protocol(None, None, 0.0, *scoring),
         }
         pictures = EvaluationPictures(data["validation"], split, processors[title].image_processor, skipped_file)
-        counts = count_classes(model, title, processors[title], pictures, protocols, data_args, training_args, folder)
+        counts, num_counted = count_classes(
+            model, title, processors[title], pictures, protocols, data_args, training_args, folder
+        )
         for name, values in counts.items():
             row = f"{title}, {name}"
             results[row] = summarise(values, split)
@@ -123,7 +126,7 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 stem = "per_class_" + row.replace("'", "").replace(", ", "_").replace(" ", "_")
                 write_class_table(class_table(values, split), results[row], folder, stem)
     if PartialState().is_main_process:
-        _report(results, folder, len(pictures), data_args)
+        _report(results, folder, num_counted, data_args)
         if is_output_of_train(source):
             windows = (processor.image_processor.window_size, processor.image_processor.window_stride)
             _update_card(
@@ -132,10 +135,12 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 dataset=data_args.dataset,
                 split=str(data_args.eval_split),
                 setting=data_args.setting,
-                pictures=len(pictures),
+                pictures=num_counted,
+                classes=(len(split.seen_ids), len(split.unseen_ids)),
                 seen_offset=offset,
                 window=windows,
                 unseen_trained_on=leaked,
+                seen_not_trained_on=untrained,
             )
     return results
 
@@ -179,8 +184,13 @@ def _set_training_free(model: Any, model_args: ModelArguments, data_args: DataAr
         raise UsageError("training_free_weight is that of NACLIP: leave dense_attention out.")
 
 
-def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> int:
-    """Warn of names that the model cannot know; also of unseen classes that it was trained on, and return how many."""
+def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: DataArguments) -> tuple[int, int]:
+    """
+    Warn of names that the model cannot know, of unseen classes trained on, and of seen ones not trained on.
+
+    Returns:
+        How many of the unseen classes it was trained on, and how many of the seen ones it was not.
+    """
     trained_on = set(model.config.seen_class_names or ())
     unseen = {split.names[index]: split.all_names([index]) for index in split.unseen_ids}
     leaked = [label for label, names in unseen.items() if not trained_on.isdisjoint([label, *names])]
@@ -189,8 +199,12 @@ def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: D
         PartialState().print(
             f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
         )
-    untrained = [split.names[i] for i in split.seen_ids if trained_on.isdisjoint(split.all_names([i]))]
-    if trained_on and untrained and data_args.setting != "cross_dataset":
+    untrained = [
+        split.names[i] for i in split.seen_ids if trained_on.isdisjoint([split.names[i], *split.all_names([i])])
+    ]
+    if not trained_on or data_args.setting == "cross_dataset":
+        untrained = []
+    if untrained:
         more = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
         PartialState().print(
             f"Warning: this model was not trained on masks of {untrained[0]!r}{more}, which count as seen here."
@@ -198,7 +212,7 @@ def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: D
     unknown = find_unknown_words(split.all_names(), model.config.vocabulary, processor.prompt_templates)
     if unknown is not None:
         PartialState().print(f"Warning: {unknown} Give another model with --model.")
-    return len(leaked)
+    return len(leaked), len(untrained)
 
 
 def results_folder(data_args: DataArguments, training_args: ZegClipTrainingArguments) -> Path:
@@ -222,8 +236,13 @@ def count_classes(
     data_args: DataArguments,
     training_args: ZegClipTrainingArguments,
     folder: Path,
-) -> dict[str, np.ndarray]:
-    """Count classes in all pictures under the protocols, see [`evaluate_pictures`]; counts are kept in `folder`."""
+) -> tuple[dict[str, np.ndarray], int]:
+    """
+    Count classes in all pictures under the protocols, see [`evaluate_pictures`]; counts are kept in `folder`.
+
+    Returns:
+        The counts, and how many pictures have a pixel among them: others could not be read, or are ignored throughout.
+    """
     split, image_processor = pictures.split, processor.image_processor
     names = processor(text=split.nested_names(), return_tensors="pt")
     class_of_name = names.pop("class_of_name", None)
@@ -256,12 +275,13 @@ def count_classes(
         class_embeds = encoder.encode(split.all_names())
         blended = any(protocol.training_free_weight for protocol in protocols.values())
         without_prompts = encoder.encode(split.all_names(), with_prompts=False) if blended else None
-    return evaluate_pictures(
+    store = CountStore(folder / title.replace(" ", "_"), record)
+    counts = evaluate_pictures(
         model,
         class_embeds,
         pictures,
         protocols,
-        CountStore(folder / title.replace(" ", "_"), record),
+        store,
         batch_size=training_args.window_batch_size,
         class_of_name=None if class_of_name is None else class_of_name.to(training_args.device),
         embeds_without_prompts=without_prompts,
@@ -270,6 +290,8 @@ def count_classes(
         save_predictions=data_args.save_predictions,
         title=title,
     )
+    counted = [entry for entry in store.read().values() if any(rows.size for rows in entry.values())]
+    return counts, len(counted)
 
 
 def _report(results: dict[str, dict[str, float]], folder: Path, num_pictures: int, data_args: DataArguments) -> None:
@@ -285,6 +307,6 @@ def _update_card(run: Path, results: dict[str, dict[str, float]], **described: A
     """Write an evaluation into the model card of a training's output folder."""
     try:
         record_evaluation(run, results, script="eval.py", **described)
-        print(f"The model card with these figures is {write_card(run)}.")
+        print(f"The model card is {write_card(run)}.")
     except OSError as error:  # The figures are safe; the model may be in a read-only folder.
         print(f"The model card could not be written: {error}")

@@ -37,6 +37,9 @@ _EVALUATION_FIELDS = (
     "background_threshold", "baseline", "eval_split", "num_eval_pictures", "refine", "results_dir",
     "save_predictions", "window_size", "window_stride",
 )  # fmt: skip
+_CHOICE_FIELDS = (
+    "eval_steps", "eval_strategy", "greater_is_better", "metric_for_best_model", "save_steps", "seen_offset",
+)  # fmt: skip
 _CONTENTS = {
     "model": "model",
     "init_adapter": "init_adapter",
@@ -66,9 +69,8 @@ def describe_run(
     left_out = set(_EVALUATION_FIELDS)
     if training_args.load_best_model_at_end:
         # Evaluations determine which step's weights are kept.
-        left_out -= {"eval_split", "num_eval_pictures"}
-        names = ("eval_strategy", "eval_steps", "metric_for_best_model", "greater_is_better", "save_steps")
-        record |= {name: training[name] for name in names}
+        left_out -= {"eval_split", "num_eval_pictures", "window_size", "window_stride"}
+        record |= {name: training[name] for name in _CHOICE_FIELDS}
     for name in left_out:
         del record[name]
     # It may come from accelerate's launch configuration.
@@ -90,7 +92,11 @@ def _normalise_path(path: str | None, output_dir: str) -> str | None:
 
 
 def describe_contents(
-    model_args: ModelArguments, data_args: DataArguments, data: Dataset, split: ClassSplit
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    data: Dataset,
+    split: ClassSplit,
+    evaluated: Dataset | None = None,
 ) -> dict[str, Any]:
     """
     Return what is at the paths of a run's settings, as far as it determines the weights, as plain JSON values.
@@ -100,6 +106,7 @@ def describe_contents(
         data_args: Their data set.
         data: Its training pictures.
         split: Its classes.
+        evaluated: Its pictures for evaluations, if these determine which step's weights are kept.
     """
     adapter = model_args.init_adapter
     contents = {
@@ -112,6 +119,8 @@ def describe_contents(
         "mask_values": split.mask_values,
         "ignored_mask_values": split.ignored_values,
     }
+    if evaluated is not None and data_args.dataset != "picture_world":
+        contents["evaluation_pictures"] = content_of_rows(evaluated)
     return json.loads(json.dumps(contents))
 
 

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from peft import get_peft_model
 from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from zegclip import DEFAULT_MODEL
 from zegclip.errors import UsageError, as_usage_errors
@@ -121,7 +121,8 @@ def run_stage(
     if model_args.init_adapter is not None:
         check_adapter_path(model_args.init_adapter)
     data, split = load_data(data_args, training=True)
-    record["contents"] = describe_contents(model_args, data_args, data["train"], split)
+    evaluated = data["validation"] if training_args.load_best_model_at_end else None
+    record["contents"] = describe_contents(model_args, data_args, data["train"], split, evaluated)
     claim_output_dir(output_dir, record)
     finished = is_finished(output_dir)
     if finished and not evaluate:
@@ -136,10 +137,11 @@ def run_stage(
         if checkpoint is not None and is_finished(checkpoint):
             # It was interrupted between its last step and its end; the Trainer would add a step.
             load_finished(trainer, checkpoint)
+            load_best(trainer, checkpoint)
         else:
             train_from(trainer, checkpoint)
         save_run(trainer)
-    metrics = evaluate_run(trainer, data_args, len(data["validation"])) if evaluate else {}
+    metrics = evaluate_run(trainer, data_args) if evaluate else {}
     if evaluate and training_args.push_to_hub:
         PartialState().print(f"Pushed: {trainer.push_to_hub()}")
     print_skipped(output_dir / SKIPPED_FILE)
@@ -256,6 +258,13 @@ def load_finished(trainer: ZegClipTrainer, folder: str | Path) -> None:
     trainer.state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
 
 
+def load_best(trainer: ZegClipTrainer, checkpoint: str) -> None:
+    """Load the best checkpoint beside the last one, as the Trainer does at its end if `load_best_model_at_end`."""
+    best = trainer.state.best_global_step
+    if trainer.args.load_best_model_at_end and best is not None:
+        load_adapter_into(trainer.model, Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}"))
+
+
 def train_from(trainer: ZegClipTrainer, checkpoint: str | None) -> None:
     """Train, from a checkpoint or from the start."""
     if checkpoint is not None and not trainer.args.resume_from_checkpoint and not is_whole(checkpoint):
@@ -267,6 +276,9 @@ def train_from(trainer: ZegClipTrainer, checkpoint: str | None) -> None:
         f"Resuming from {checkpoint}." if checkpoint else f"Training {trained:,} of {total:,} parameters."
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        metric = trainer.args.metric_for_best_model
+        PartialState().print(f"Warning: no evaluation has given {metric}: the last weights are kept.")
 
 
 def save_run(trainer: ZegClipTrainer) -> None:
@@ -282,7 +294,7 @@ def save_run(trainer: ZegClipTrainer) -> None:
         write_card(Path(args.output_dir))
 
 
-def evaluate_run(trainer: ZegClipTrainer, data_args: DataArguments, num_pictures: int) -> dict[str, float]:
+def evaluate_run(trainer: ZegClipTrainer, data_args: DataArguments) -> dict[str, float]:
     """Evaluate what was trained, unless its last evaluation did; write figures, tables and card."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_fsdp_enabled:
@@ -306,7 +318,8 @@ def evaluate_run(trainer: ZegClipTrainer, data_args: DataArguments, num_pictures
             dataset=data_args.dataset,
             split=str(data_args.eval_split),
             setting=data_args.setting,
-            pictures=num_pictures,
+            pictures=trainer.num_counted,
+            classes=(len(trainer.split.seen_ids), len(trainer.split.unseen_ids)),
             seen_offset=trainer.protocol.seen_offset,
             window=(trainer.protocol.window_size, trainer.protocol.window_stride),
         )

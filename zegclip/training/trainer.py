@@ -88,6 +88,7 @@ class ZegClipTrainer(CheckpointTrainer):
         self._window_batch = BatchSize(self.args.window_batch_size)
         self._check_metric()
         self.class_counts: np.ndarray | None = None
+        self.num_counted = 0  # Pictures with a pixel that counts.
         self.summary: dict[str, float] = {}
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_steps = 0
@@ -278,7 +279,9 @@ class ZegClipTrainer(CheckpointTrainer):
         return predicted
 
     def _summarise_counts(self, prediction: EvalPrediction) -> dict[str, float]:
-        self.class_counts = np.asarray(prediction.predictions).sum(axis=0)
+        counts = np.asarray(prediction.predictions)
+        self.num_counted = int(np.count_nonzero(counts.any(axis=(1, 2))))
+        self.class_counts = counts.sum(axis=0)
         self.summary = summarise(self.class_counts, self.split)
         return self.summary
 

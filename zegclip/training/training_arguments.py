@@ -108,6 +108,11 @@ class ZegClipTrainingArguments(TrainingArguments):
             name = "load_best_model_at_end" if self.load_best_model_at_end else "lr_scheduler_type"
             raise UsageError(f"{name}={getattr(self, name)} needs a metric_for_best_model, such as hiou or miou.")
         super().__post_init__()
+        if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
+            raise UsageError(
+                f"load_best_model_at_end needs a checkpoint of every evaluated step: save_steps ({self.save_steps}) "
+                f"must be eval_steps ({self.eval_steps})."
+            )
         self._try_values()
         if plateau:  # which by default takes a rising metric for no improvement
             mode = {"mode": "max" if self.greater_is_better else "min"}

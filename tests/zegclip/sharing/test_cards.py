@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 from zegclip import DEFAULT_MODEL
+from zegclip.commands.main import main
 from zegclip.errors import UsageError
 from zegclip.modeling.model_error import ModelError
 from zegclip.picture_world.dataset import export_picture_world
@@ -167,10 +168,26 @@ def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
     assert "None have been measured" in write_card(run).read_text()
 
 
+def test_a_card_that_was_edited_is_kept_and_shared(run, tmp_path):
+    with (run / "README.md").open("a") as file:
+        file.write("\nMy licence.\n")
+    edited = read(run)
+    with pytest.warns(UserWarning, match="was edited"):
+        write_card(run)
+    assert read(run) == edited
+    assert main(["export", str(run), str(tmp_path / "shared")]) == 0
+    assert "My licence." in read(tmp_path / "shared")
+    (run / "README.md").unlink()
+    write_card(run)
+    write_card(run)
+    assert "My licence." not in read(run)
+
+
 def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "house", "sky"]
     evaluate(arguments(run, tmp_path / "results", *words, "--baseline", "false"))
     assert "**2 of the classes that count as unseen here were trained on**" in read(run)
+    assert "**3 of the classes that count as seen here were not trained on.**" in read(run)
     assert ModelCard.load(run / "README.md").data.eval_results is None
 
 

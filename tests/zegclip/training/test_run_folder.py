@@ -77,6 +77,21 @@ def test_the_choice_of_the_best_model_is_named(record, tmp_path):
         claim_output_dir(tmp_path / "run", other)
 
 
+@pytest.mark.parametrize("field", ["seen_offset", "window_stride"])
+def test_how_the_best_step_is_found_may_not_change(tmp_path, field):
+    fields = {
+        "load_best_model_at_end": True, "metric_for_best_model": "hiou", "eval_strategy": "steps", "eval_steps": 2,
+        "save_steps": 2, "save_strategy": "steps", "max_steps": 4,
+    }  # fmt: skip
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    first = describe_run(*arguments(tmp_path, **fields))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(first))
+    changed = fields | {field: 0.3} if field == "seen_offset" else fields
+    data = {} if field == "seen_offset" else {field: 7}
+    with pytest.raises(UsageError, match=field):
+        claim_output_dir(tmp_path / "run", describe_run(*arguments(tmp_path, data=data, **changed)))
+
+
 def test_paths_may_be_spelled_differently(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "run" / "inductive").mkdir(parents=True)
@@ -109,7 +124,7 @@ def places(tmp_path, clip_folder, model):
     return root
 
 
-def record_of(root, **changes):
+def record_of(root, evaluated=False, **changes):
     model_args, data_args, training_args = arguments(
         root / "run",
         model={"model": str(root / "clip"), "init_adapter": str(root / "adapter")},
@@ -117,7 +132,9 @@ def record_of(root, **changes):
         max_steps=4,
     )
     data, split = load_data(data_args, training=True)
-    contents = describe_contents(model_args, data_args, data["train"], split)
+    contents = describe_contents(
+        model_args, data_args, data["train"], split, data["validation"] if evaluated else None
+    )
     return describe_run(model_args, data_args, training_args) | {"contents": contents}
 
 
@@ -172,6 +189,13 @@ def test_other_contents_of_the_same_places_are_refused(places, name, change, men
 def test_pictures_that_are_only_evaluated_may_change(places):
     flip(places / "data" / "validation" / "masks" / "1.png")
     claim_output_dir(places / "run", record_of(places, num_eval_pictures=1))
+
+
+def test_pictures_that_choose_the_best_step_may_not_change(places):
+    claim_output_dir(places / "run", record_of(places, evaluated=True))
+    redraw(places / "data" / "validation" / "masks" / "1.png")
+    with pytest.raises(UsageError, match="whose evaluation pictures had another content"):
+        claim_output_dir(places / "run", record_of(places, evaluated=True))
 
 
 def test_a_content_that_was_taken_out_of_the_record_is_filled_in(places):

@@ -250,6 +250,12 @@ def test_fields_that_would_break_a_promise_or_do_nothing_are_refused_by_name(tmp
         ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
+def test_the_best_step_needs_a_checkpoint(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "hiou", "eval_strategy": "steps"}
+    with pytest.raises(UsageError, match="save_steps"):
+        ZegClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_steps=10, save_steps=20, **best)
+
+
 def test_what_a_log_needs_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("zegclip.training.training_arguments.is_tensorboard_available", lambda: False)
     with pytest.raises(UsageError, match=r"zegclip\[tensorboard\]"):
