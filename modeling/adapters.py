@@ -14,10 +14,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from .base_fingerprint import OtherBaseWarning, take_fingerprint
+from .base_fingerprint import OtherBaseWarning, are_same, take_fingerprint
 from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
 from .prompt_tuner import check_methods, head_fields, switch_head_config
@@ -124,11 +124,13 @@ class AdapterModel(PreTrainedModel):
         """
         As `PreTrainedModel.save_pretrained`; with adapters, the active one alone and the configuration.
 
-        An adapter whose base is not stored elsewhere (both came from one folder, or were converted) is saved with it.
+        An adapter whose base is not stored elsewhere (both came from one folder, or were converted) is saved with it,
+        and so is one whose base has been changed in memory, with a warning.
         With `push_to_hub=True`, what `push_to_hub` sends is then uploaded, beside the model the processor, code and
         card; its arguments are given here, too, and `repo_id` is by default the folder's name.
 
         Raises:
+            ModelError: If the model has no adapter, but the folder has one, which would be loaded with it.
             ValueError: For a `state_dict` or `variant` with `push_to_hub=True`, which sends the model's own weights.
         """
         if kwargs.pop("push_to_hub", False):
@@ -144,6 +146,14 @@ class AdapterModel(PreTrainedModel):
                 self.push_to_hub(push.pop("repo_id", None) or name, **push)
             return
         active = self._active_name()
+        if active is None and os.path.isfile(os.path.join(save_directory, ADAPTER_CONFIG_NAME)):
+            raise ModelError(
+                f"{save_directory} has an adapter, which would be loaded with this model, that has none: choose "
+                f"another folder, or remove {ADAPTER_CONFIG_NAME} and the adapter's weights there."
+            )
+        if active is not None and not are_same(self.peft_config[active].base_fingerprint, take_fingerprint(self)):
+            warnings.warn("The CLIP has changed since it was loaded, so the adapter is saved with it.", stacklevel=2)
+            self._forget_base()
         if active is not None and not self.peft_config[active].base_model_name_or_path:
             self.save_with_base(save_directory, **kwargs)
             return
@@ -176,7 +186,7 @@ class AdapterModel(PreTrainedModel):
                 if ".deep_prompt_" not in name and ".modules_to_save." not in name
             }
         )
-        base.to(self.dtype).save_pretrained(save_directory, **kwargs)
+        PreTrainedModel.save_pretrained(base.to(self.dtype), save_directory, **kwargs)
         super().save_pretrained(save_directory)
         described = copy.copy(self.peft_config[active])
         described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
@@ -250,8 +260,8 @@ class AdapterModel(PreTrainedModel):
         self._check_name(name)
         is_first = not getattr(self, "peft_config", None)
         with self._warning_of_base_head(), self._all_or_nothing(name):
-            super().add_adapter(adapter_config, name)
-            adapter_config.base_fingerprint = take_fingerprint(self)
+            super().add_adapter(copy.copy(adapter_config), name)
+            self.peft_config[name].base_fingerprint = take_fingerprint(self)
         if not is_first:  # A configuration of a trained adapter has the weight that was chosen for that one.
             self.config.training_free_weight = 0.0
 
@@ -306,6 +316,8 @@ class AdapterModel(PreTrainedModel):
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
             self._unwrap()
+            # These were the last adapter's, and must not become those of a new one.
+            self.config.training_free_weight, self.config.seen_class_names = 0.0, None
             return
         successor = active if active is not None and active in self.peft_config else min(self.peft_config)
         self._activate(successor)

@@ -1,5 +1,6 @@
 """Prompt tuning as a PEFT method: learned tokens in every layer of frozen encoders, and spectral prompts."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,9 @@ class DeepPromptModel(BaseTuner):
         Raises:
             ModelError: If the adapter's decode head or one of its prompts does not fit the model.
         """
-        config = self.peft_config[adapter_name]
+        # A copy: one object that is given for several adapters must not hold the class names of the last one.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config.active_in = None
         check_methods(model, self.peft_config)
         _check_fit(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -163,7 +166,6 @@ def _check_fit(model: nn.Module, peft_config: DeepPromptConfig) -> None:
             )
     # A field that the adapter's version did not have is at its default.
     peft_config.model_config = type(config)().describe_head() | stored if stored else described
-    peft_config.active_in = None  # that of another model, where one configuration serves several
 
 
 def switch_head_config(model: nn.Module, peft_configs: dict[str, Any], active: str | list[str]) -> None:

@@ -94,7 +94,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     @classmethod
     def _find_processor(cls, model: Any) -> Any:
         """Load the processor of a model, which may be a folder with no more than a tokenizer."""
-        place = model.name_or_path
+        adapter = (getattr(model, "peft_config", None) or {}).get(getattr(model, "_active_name", lambda: None)())
+        # Of an adapter its own folder, whose processor is that of its training.
+        place = getattr(adapter, "origin", None) or model.name_or_path
         if not place:
             raise InputError(
                 "This pipeline needs a processor=, as the model comes from no folder and not from the Hub."

@@ -31,6 +31,7 @@ from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
     PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -419,7 +420,8 @@ def load_processor(
                     cached_file(base, TOKENIZER_CONFIG_FILE)  # says that the Hub cannot be reached
                 raise ModelError(f"{base}: the model has no processor, and no tokenizer to create one with.")
             tokenizer = AutoTokenizer.from_pretrained(base)
-        processor = ZegClipProcessor(ZegClipImageProcessor(), tokenizer)
+        images = _stored_image_processor(name) or _stored_image_processor(base) or ZegClipImageProcessor()
+        processor = ZegClipProcessor(images, tokenizer)
         if is_plain_clip(name) and not for_training:
             config = ZegClipConfig.from_pretrained(name)
             processor.image_processor = load_image_processor(name, config.clip_config)
@@ -451,6 +453,15 @@ def _stored_processor(place: str) -> ZegClipProcessor | None:
         return None
     with _loading(place, "processor"):
         return ZegClipProcessor.from_pretrained(place)
+
+
+def _stored_image_processor(place: str) -> ZegClipImageProcessor | None:
+    """Load the image processor of a folder or Hub id if it was saved alone."""
+    stored = cached_file(place, IMAGE_PROCESSOR_NAME, **_QUIETLY)
+    if stored is None or "ZegClip" not in str(read_json_object(stored)):
+        return None
+    with _loading(place, "image processor"):
+        return ZegClipImageProcessor.from_pretrained(place)
 
 
 def _has_tokenizer(place: str) -> bool:

@@ -383,6 +383,55 @@ def test_changes_of_the_configuration_stay_with_the_adapter(together, alone, tmp
     assert description(load(tmp_path / "renamed")) == alone["few"][1] | changed
 
 
+def test_one_configuration_may_serve_several_adapters(base_folder, processor, tmp_path):
+    config = prompts("few", processor)
+    first, second = load(base_folder), load(base_folder)
+    for model, name in ((first, "indoor"), (first, "outdoor"), (second, "default")):
+        model.add_adapter(config, name)
+        model.config.apply_head({"id2label": {0: f"{name} {len(model.peft_config)}"}})
+    first.set_adapter("indoor")
+    for model, expected in ((first, "indoor 1"), (second, "default 1")):
+        assert model.config.id2label == {0: expected}
+        model.save_pretrained(tmp_path / expected)
+        assert load(tmp_path / expected).config.id2label == {0: expected}
+    wrapped = [get_peft_model(load(base_folder), config) for _ in range(2)]
+    wrapped[0].base_model.model.config.id2label = {0: "a"}
+    wrapped[1].base_model.model.config.id2label = {0: "b"}
+    wrapped[0].save_pretrained(tmp_path / "a")
+    assert load(tmp_path / "a").config.id2label == {0: "a"}
+
+
+def test_a_new_adapter_has_nothing_of_a_deleted_one(folders, processor):
+    model = load(folders["few"])
+    model.config.training_free_weight = 0.1
+    assert model.config.seen_class_names
+    model.delete_adapter("default")
+    model.add_adapter(prompts("few", processor), "mine")
+    assert model.config.training_free_weight == 0
+    assert not model.config.seen_class_names
+
+
+def test_a_model_without_adapter_is_not_saved_over_one(folders, tmp_path):
+    shutil.copytree(folders["few"], tmp_path / "folder")
+    model = load(tmp_path / "folder")
+    model.save_pretrained(tmp_path / "folder")
+    model.save_with_base(tmp_path / "folder")
+    model.save_with_base(tmp_path / "folder")
+    model.delete_adapter("default")
+    with pytest.raises(ModelError, match="has an adapter"):
+        model.save_pretrained(tmp_path / "folder")
+
+
+def test_a_base_that_was_changed_is_saved_with_the_adapter(folders, inputs, tmp_path):
+    model = load(folders["few"])
+    with torch.no_grad():
+        for parameter in model.clip.parameters():
+            parameter.mul_(1.1)
+    with pytest.warns(UserWarning, match="has changed"):
+        model.save_pretrained(tmp_path / "changed")
+    torch.testing.assert_close(answer(load(tmp_path / "changed"), inputs), answer(model, inputs))
+
+
 def test_what_is_asked_for_at_loading_stays_with_the_adapter(folders, alone):
     model = load(folders["few"], focal_weight=7.0)
     model.load_adapter(folders["many"], "many")

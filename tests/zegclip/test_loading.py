@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessorPil, PreTrainedConfig
+from transformers import CLIPImageProcessorPil, PreTrainedConfig, pipeline
 
 from zegclip import (
     DeepPromptConfig,
@@ -281,6 +281,32 @@ def test_an_adapter_alone_takes_base_and_processor_from_beside_the_base(model, p
     inputs = processor(images=Image.new("RGB", (50, 40)), text=["cat", "b"], return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_a_pipeline_prepares_pictures_as_for_the_adapter(model, processor, tmp_path):
+    """Also if it is given the model, and the base is a plain CLIP elsewhere, which is used otherwise."""
+    model.clip.save_pretrained(tmp_path / "clip")
+    processor.tokenizer.save_pretrained(tmp_path / "clip")
+    clip = load_base(tmp_path / "clip", {})
+    clip.add_adapter(DeepPromptConfig(num_tokens=2))
+    clip.save_pretrained(tmp_path / "adapter")
+    processor.image_processor.size = {"shortest_edge": 72}
+    for own in (False, True):
+        if own:
+            processor.save_pretrained(tmp_path / "adapter")
+        expected = load_processor(tmp_path / "adapter").image_processor
+        assert (expected.size["shortest_edge"] == 72) == own
+        for given in (str(tmp_path / "adapter"), load_model(tmp_path / "adapter")):
+            used = pipeline("zero-shot-image-segmentation", model=given).image_processor
+            assert used.to_dict() == expected.to_dict()
+
+
+def test_an_image_processor_that_was_saved_alone(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.size = {"shortest_edge": 72}
+    processor.image_processor.save_pretrained(tmp_path)
+    assert load_processor(tmp_path).image_processor.size == {"shortest_edge": 72}
 
 
 def test_a_base_without_all_of_its_clip(model, tmp_path):
