@@ -273,6 +273,17 @@ def split_classes(
     )
 
 
+def are_numbered(lines: Sequence[str]) -> bool:
+    """Return whether a number stands before each name, such as `7: wall`, or as in `0 wall`, `1 floor`."""
+    found = [re.match(r"\s*(\d+)\s*([:;,\t]|[.)]|(?<=\s)(?=\S))", line) for line in lines if line.strip()]
+    matches = [match for match in found if match is not None]
+    if not matches or len(matches) < len(found):
+        return False
+    counted = [int(match[1]) - int(matches[0][1]) for match in matches] == list(range(len(matches)))
+    # A name may begin with a number, too.
+    return all(match[2] and match[2] in ":;,\t" for match in matches) or (counted and len(matches) > 1)
+
+
 def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], list[int]]:
     """
     Read the class names of a data set from a file.
@@ -296,7 +307,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
     else:
         lines = text.rstrip().split("\n")
         # Colour tables, numbered lists and JSON would become names without an error.
-        if lines[0].lstrip().startswith(("#", "{", "[")) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines):
+        if lines[0].lstrip().startswith(("#", "{", "[")) or are_numbered(lines):
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
@@ -352,4 +363,4 @@ def _first_repeated(items: Sequence) -> object | None:
     return None
 
 
-__all__ = ["UNLABELLED", "ClassSplit", "Setting", "read_class_names", "read_text", "split_classes"]
+__all__ = ["UNLABELLED", "ClassSplit", "Setting", "are_numbered", "read_class_names", "read_text", "split_classes"]

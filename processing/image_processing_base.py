@@ -133,8 +133,16 @@ class ZegClipImageProcessorBase(BaseImageProcessor):
         if isinstance(image, Image.Image):
             image = load_rgb(image) if do_convert_rgb else load_upright(image)
             do_convert_rgb = False
-        elif do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
-            image = _colours_to_8_bit(image)
+        else:
+            sides = {image.shape[0], image.shape[-1]} if do_convert_rgb else set()
+            if 4 in sides and not sides & {1, 3}:
+                warnings.warn(
+                    "An array of four channels is taken for RGBA and composited over white: give three channels if "
+                    "the fourth one is something else, such as near infrared.",
+                    stacklevel=2,
+                )
+            if do_rescale and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-4):
+                image = _colours_to_8_bit(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def resize(

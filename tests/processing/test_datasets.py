@@ -630,6 +630,7 @@ def test_class_names_of_a_file(tmp_path, name, text, expected):
         ("id2label.json", '{"0": []}', "'0': "),
         ("id2label.json", '{"0": ["wall", 3]}', "'0': "),
         ("classes.txt", "1: wall\n2: floor\n", "'1: wall'"),
+        ("classes.txt", "1 wall\n2 floor\n", "'1 wall'"),
         ("classes.txt", "# label:color_rgb:parts:actions\nwall:0,0,0::\n", "'# label"),
         ("classes.txt", '{"0": "wall",\n "2": "floor"}\n', r"\.json"),
         ("classes.txt", ' ["wall", "floor"]', r"\.json"),

@@ -327,6 +327,14 @@ def test_post_processing_with_and_without_scores_agrees(target_sizes, dtype):
         assert 0 <= result.segmentation_scores.min() <= result.segmentation_scores.max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(4, 20, 30), (20, 30, 4), (4, 30, 3), (3, 20, 4)])
+def test_four_channels_are_taken_for_rgba_with_a_warning(small, shape):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small(np.full(shape, 100, dtype=np.uint8), return_tensors="pt")
+    assert any("RGBA" in str(one.message) for one in caught) == (3 not in shape)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("with_scores", [True, False])
 def test_post_processing_refuses_logits_that_are_not_finite(with_scores, value):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zegclip.commands.options import add_data_options, load_data_of
+from zegclip.errors import UsageError
 
 _MOST_PRINTED = 20  # Broken files.
 
@@ -35,7 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_new_folder(arguments.target)
     folder = Path(arguments.dataset)
-    data, split = load_predictions(folder) if has_predictions(folder) else load_data_of(arguments)
+    predicted = has_predictions(folder)
+    if predicted and any((folder / name).exists() for name in ("images", "masks", "metadata.jsonl", "train")):
+        raise UsageError(
+            f"{folder} is a data set and has results of zegclip segment as well: move one of them to another folder."
+        )
+    data, split = load_predictions(folder) if predicted else load_data_of(arguments)
     done = export_data(data, split, arguments.target, arguments.to)
     for sentence in done.broken[:_MOST_PRINTED]:
         print(f"broken: {sentence}", file=sys.stderr)

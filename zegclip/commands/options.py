@@ -113,10 +113,12 @@ def read_labels(path: Path) -> list[list[str]]:
         UsageError: If it is not UTF-8 text, has no name or one that comes twice, or a comment.
         OSError: If it cannot be read.
     """
+    from zegclip.processing.class_split import are_numbered
     from zegclip.processing.names import nested_classes, split_synonyms
 
     def read(lines: list[str]) -> list[list[str]]:
-        if lines[0].startswith(("{", "[")):  # JSON would become names without an error
+        # JSON and numbered lists would become names without an error.
+        if lines[0].startswith(("{", "[")) or are_numbered(lines):
             raise UsageError(f"{path}: each line is a class name, but the first is {lines[0]!r}.")
         return nested_classes(list(map(split_synonyms, lines)))
 

@@ -1,14 +1,18 @@
 """The results of `zegclip segment` as a data set."""
 
 import json
+import os
+import warnings
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from zegclip.drawing.colours import NO_LABEL, NO_LABEL_16_BIT
 from zegclip.errors import UsageError
+from zegclip.identity import file_state
 from zegclip.processing.class_split import ClassSplit, split_classes
 from zegclip.processing.datasets import FEATURES
+from zegclip.processing.image_reading import on_one_line
 
 _MASK = "_mask.png"
 
@@ -33,6 +37,7 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
     """
     rows: dict[str, list[str]] = {"image": [], "mask": []}
     labels: list[str] = []
+    changed: list[str] = []
     for mask in sorted(folder.glob(f"*{_MASK}")):
         record = _record_of(mask)
         try:
@@ -46,8 +51,16 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
                 "same labels first."
             )
         labels = found
+        if content.get("image_file") and os.path.isfile(picture) and content["image_file"] != file_state(picture):
+            changed.append(picture)
         rows["image"].append(picture)
         rows["mask"].append(str(mask))
+    if changed:
+        warnings.warn(
+            f"{len(changed)} pictures, such as {on_one_line(changed[0])}, were changed, moved or copied since they "
+            "were segmented: if they do not show the same, run zegclip segment on them again.",
+            stacklevel=2,
+        )
     no_label = NO_LABEL_16_BIT if len(labels) > NO_LABEL else NO_LABEL
     split = split_classes(labels, ignored_values=[no_label])
     return DatasetDict(train=Dataset.from_dict(rows, features=FEATURES)), split

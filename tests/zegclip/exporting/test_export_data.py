@@ -211,6 +211,23 @@ def test_predictions_are_exported_with_their_pictures(model_folder, tmp_path, ki
         assert (maps["train", size] == np.where(predicted == 255, -1, predicted)).all()
 
 
+def test_predictions_inside_of_a_data_set_are_not_taken_for_it(folder, tmp_path, capsys):
+    PILImage.new("L", (2, 2)).save(folder / "a_mask.png")
+    (folder / "a.json").write_text(json.dumps({"image": "x.png", "labels": [{"label": "cat"}]}))
+    assert main(["export-data", str(folder), str(tmp_path / "out"), "--to", "coco"]) == 1
+    assert "results of zegclip segment as well" in capsys.readouterr().err
+
+
+def test_pictures_that_have_changed_since_they_were_segmented_are_named(model_folder, tmp_path):
+    picture = tmp_path / "a.png"
+    PILImage.new("RGB", (9, 9), "red").save(picture)
+    words = ["segment", picture, "--labels", "cat, dog", "--model", model_folder, "--output", tmp_path / "masks"]
+    assert main([*map(str, words), "--device", "cpu"]) == 0
+    PILImage.new("RGB", (9, 9), "blue").save(picture)
+    with pytest.warns(UserWarning, match="were changed"):
+        assert main(["export-data", str(tmp_path / "masks"), str(tmp_path / "out"), "--to", "coco"]) == 0
+
+
 def test_predictions_of_several_lists_of_labels_are_refused(tmp_path, capsys):
     for name, label in {"a": "cat", "b": "dog"}.items():
         PILImage.new("L", (2, 2)).save(tmp_path / f"{name}_mask.png")
