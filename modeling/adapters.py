@@ -75,6 +75,13 @@ class AdapterModel(PreTrainedModel):
                 raise ModelError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} has none.")
             kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if fields := adapter.find_contradictions():
+            warnings.warn(
+                f"{adapter.path}: config.json and the model_config of adapter_config.json differ in "
+                f"{', '.join(fields)}. from_pretrained takes the latter, Auto classes and the pipeline the former: "
+                "make them equal.",
+                stacklevel=2,
+            )
         for name in ("revision", "subfolder"):
             # They are the adapter's; a base elsewhere has revisions and folders of its own.
             if adapter.base != adapter.path and name in kwargs:

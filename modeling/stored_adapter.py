@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
@@ -38,6 +39,14 @@ class StoredAdapter:
     def describe_on(self, base_config: dict[str, Any]) -> dict[str, Any]:
         """Return a base's configuration with the adapter's part, without what was chosen for another adapter."""
         return base_config | {"label2id": None, "training_free_weight": 0.0} | self.model_config
+
+    def find_contradictions(self) -> list[str]:
+        """Return the fields in which a `config.json` beside the adapter says something else."""
+        path = os.path.join(self.path, CONFIG_NAME)
+        described = read_json_object(path) if os.path.isfile(path) else {}
+        if "decode_head_type" not in described:  # that of a plain CLIP
+            return []
+        return [name for name, value in self.model_config.items() if described.get(name, value) != value]
 
     @classmethod
     def find(

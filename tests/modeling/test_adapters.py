@@ -401,6 +401,14 @@ def test_one_configuration_may_serve_several_adapters(base_folder, processor, tm
     assert load(tmp_path / "a").config.id2label == {0: "a"}
 
 
+def test_a_configuration_that_contradicts_the_adapter_is_named(folders, tmp_path):
+    load(folders["few"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"focal_weight": 7.0}))
+    with pytest.warns(UserWarning, match="differ in focal_weight"):
+        load(tmp_path)
+
+
 def test_a_new_adapter_has_nothing_of_a_deleted_one(folders, processor):
     model = load(folders["few"])
     model.config.training_free_weight = 0.1
