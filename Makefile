@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make lint           style and types"
 	@echo "make format         rewrite the code in the project's style"
-	@echo "make results        pretrain a CLIP, compare the methods on it (its pretraining takes 36 minutes): docs/results.md"
+	@echo "make results        pretrain a CLIP, compare the methods on it, in 70 minutes on 2 cores: docs/results.md"
 	@echo "make default-model  train the embedded default model anew, on the same CLIP"
 	@echo "make clean          remove the environment and everything built"
 
