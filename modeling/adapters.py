@@ -39,6 +39,9 @@ class AdapterModel(PreTrainedModel):
     unchanged. docs/adapters.md lists what PEFT and transformers do otherwise, with a test for each.
     """
 
+    _own_fields: tuple[float, list[str] | None] = (0.0, None)
+    """`training_free_weight` and `seen_class_names` without adapters."""
+
     @classmethod
     def from_pretrained(
         cls,
@@ -75,7 +78,7 @@ class AdapterModel(PreTrainedModel):
                 raise ModelError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} has none.")
             kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        if fields := adapter.find_contradictions():
+        if "subfolder" not in kwargs and (fields := adapter.find_contradictions()):
             warnings.warn(
                 f"{adapter.path}: config.json and the model_config of adapter_config.json differ in "
                 f"{', '.join(fields)}. from_pretrained takes the latter, Auto classes and the pipeline the former: "
@@ -125,6 +128,11 @@ class AdapterModel(PreTrainedModel):
             peft_config.clip_model_name_or_path = None
         if base is not None:
             peft_config.base_fingerprint = take_fingerprint(model)
+        # A configuration in the adapter's folder is the adapter's.
+        if adapter.base != adapter.path and not plain_clip:
+            model._own_fields = (base_config.training_free_weight, base_config.seen_class_names)
+        else:
+            model._own_fields = (0.0, None)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -158,12 +166,16 @@ class AdapterModel(PreTrainedModel):
                 f"{save_directory} has an adapter, which would be loaded with this model, that has none: choose "
                 f"another folder, or remove {ADAPTER_CONFIG_NAME} and the adapter's weights there."
             )
-        if active is not None and not are_same(self.peft_config[active].base_fingerprint, take_fingerprint(self)):
-            warnings.warn("The CLIP has changed since it was loaded, so the adapter is saved with it.", stacklevel=2)
-            self._forget_base()
-        if active is not None and not self.peft_config[active].base_model_name_or_path:
-            self.save_with_base(save_directory, **kwargs)
-            return
+        if active is not None:
+            stored = self.peft_config[active]
+            changed = not are_same(getattr(stored, "injected_into", None), take_fingerprint(self))
+            if changed:
+                warnings.warn(
+                    "The CLIP has changed since the adapter was added to it, so it is saved as well.", stacklevel=2
+                )
+            if changed or not stored.base_model_name_or_path:
+                self.save_with_base(save_directory, **kwargs)
+                return
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
@@ -197,6 +209,8 @@ class AdapterModel(PreTrainedModel):
         super().save_pretrained(save_directory)
         described = copy.copy(self.peft_config[active])
         described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
+        if hasattr(described, "injected_into"):
+            described.base_fingerprint = take_fingerprint(self)
         described.save_pretrained(save_directory)
 
     def _forget_base(self) -> None:
@@ -230,6 +244,7 @@ class AdapterModel(PreTrainedModel):
         """
         name = adapter_name or "default"
         self._check_name(name)
+        self._note_own_fields()
         if peft_model_id is not None and is_missing_folder(peft_model_id):
             raise ModelError(f"{peft_model_id}: there is no such adapter folder.")
         path = None if peft_model_id is None else str(peft_model_id)
@@ -266,6 +281,7 @@ class AdapterModel(PreTrainedModel):
         name = adapter_name or "default"
         self._check_name(name)
         is_first = not getattr(self, "peft_config", None)
+        self._note_own_fields()
         with self._warning_of_base_head(), self._all_or_nothing(name):
             super().add_adapter(copy.copy(adapter_config), name)
             self.peft_config[name].base_fingerprint = take_fingerprint(self)
@@ -323,8 +339,8 @@ class AdapterModel(PreTrainedModel):
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
             self._unwrap()
-            # These were the last adapter's, and must not become those of a new one.
-            self.config.training_free_weight, self.config.seen_class_names = 0.0, None
+            # The last adapter's must not become those of a new one.
+            self.config.training_free_weight, self.config.seen_class_names = self._own_fields
             return
         successor = active if active is not None and active in self.peft_config else min(self.peft_config)
         self._activate(successor)
@@ -332,6 +348,10 @@ class AdapterModel(PreTrainedModel):
             warnings.warn(f"Adapter {active!r} was active and is deleted; {successor!r} is active now.", stacklevel=2)
         if disabled:
             super().disable_adapters()
+
+    def _note_own_fields(self) -> None:
+        if not getattr(self, "peft_config", None):
+            self._own_fields = (self.config.training_free_weight, self.config.seen_class_names)
 
     def _active_name(self) -> str | None:
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]

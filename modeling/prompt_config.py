@@ -101,6 +101,8 @@ class DeepPromptConfig(PeftConfig):
         self.peft_type = DeepPromptPeftType.DEEP_PROMPT
         self.active_in: ZegClipConfig | None = None
         """Configuration of the model in which this adapter is active; not a field, so it is not saved."""
+        self.injected_into: str | None = None
+        """Fingerprint of the base when the adapter was added to it; not a field, so it is not saved."""
         # Of a stored adapter; a new one takes that of whatever base it is added to.
         self.made_for = self.base_fingerprint
         if self.made_for is not None and not is_fingerprint(self.made_for):

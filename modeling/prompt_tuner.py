@@ -59,7 +59,7 @@ class DeepPromptModel(BaseTuner):
             own = (".deep_prompt_" in name or ".modules_to_save." in name) and adapter_name in name.split(".")
             if own and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
-        fingerprint = take_fingerprint(model)
+        config.injected_into = fingerprint = take_fingerprint(model)
         if config.made_for is None and not config.inference_mode:
             config.base_fingerprint = fingerprint
         if not are_same(config.made_for, fingerprint):

@@ -274,14 +274,15 @@ def split_classes(
 
 
 def are_numbered(lines: Sequence[str]) -> bool:
-    """Return whether a number stands before each name, such as `7: wall`, or as in `0 wall`, `1 floor`."""
-    found = [re.match(r"\s*(\d+)\s*([:;,\t]|[.)]|(?<=\s)(?=\S))", line) for line in lines if line.strip()]
+    """Return whether a number stands before each name, such as `7: wall`, or as in `0 wall`, `1 floor`, `2 door`."""
+    found = [re.match(r"\s*(\d+)\s*([:;\t]|[.,)]?(?=\s|(?<=\s)\S))", line) for line in lines if line.strip()]
     matches = [match for match in found if match is not None]
     if not matches or len(matches) < len(found):
         return False
-    counted = [int(match[1]) - int(matches[0][1]) for match in matches] == list(range(len(matches)))
     # A name may begin with a number, too.
-    return all(match[2] and match[2] in ":;,\t" for match in matches) or (counted and len(matches) > 1)
+    numbers = [int(match[1]) for match in matches]
+    counted = len(numbers) > 2 and numbers[0] < 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return counted or all(match[2] and match[2] in ":;\t" for match in matches)
 
 
 def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], list[int]]:
@@ -307,7 +308,8 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
     else:
         lines = text.rstrip().split("\n")
         # Colour tables, numbered lists and JSON would become names without an error.
-        if lines[0].lstrip().startswith(("#", "{", "[")) or are_numbered(lines):
+        numbered = are_numbered(lines) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines)
+        if lines[0].lstrip().startswith(("#", "{", "[")) or numbered:
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'

@@ -257,10 +257,9 @@ def _match_files(images: str, masks: str) -> list[Pair]:
 def _list_by_stem(folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
     folders = list(_walk(folder))
-    for place, names in folders:
-        for name in find_unread(names):
-            path = os.path.join(place, name)
-            raise _input_error(f"{path}: pictures of this format are not read. Convert it, for example to JPEG.")
+    for name in find_unread(name for _, names in folders for name in names):
+        path = next(os.path.join(place, name) for place, names in folders if name in names)
+        raise _input_error(f"{path}: pictures of this format are not read. Convert it, for example to JPEG.")
     for path in (os.path.join(place, name) for place, names in folders for name in names if is_picture(name)):
         stem = os.path.splitext(os.path.relpath(path, folder))[0]
         if stem in found:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines.base import Pipeline
+from transformers.utils import PROCESSOR_NAME
 
 from .image_processing_base import array_size
 from .image_reading import EXIF_WARNING, exif_frame, load_rgb
@@ -57,7 +58,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     """Whether to show a progress bar for encoding names, after some seconds, on a terminal."""
     _from_clip: ClassVar[Callable[[Any, Any], tuple[Any, Any]] | None] = None
     """Turns a plain CLIP and its processor into ours; registration sets it, code that came with a model has none."""
-    _load_stored_processor: ClassVar[Callable[[str], Any] | None] = None
+    _load_stored_processor: ClassVar[Callable[..., Any] | None] = None
     """Loads the processor of a folder; set likewise."""
 
     def __init__(
@@ -94,15 +95,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     @classmethod
     def _find_processor(cls, model: Any) -> Any:
         """Load the processor of a model, which may be a folder with no more than a tokenizer."""
+        place = model.name_or_path
         adapter = (getattr(model, "peft_config", None) or {}).get(getattr(model, "_active_name", lambda: None)())
-        # Of an adapter its own folder, whose processor is that of its training.
-        place = getattr(adapter, "origin", None) or model.name_or_path
+        own = getattr(adapter, "origin", None)  # the adapter's folder
+        if cls._load_stored_processor is not None and own and os.path.isfile(os.path.join(own, PROCESSOR_NAME)):
+            return cls._load_stored_processor(own)
         if not place:
             raise InputError(
                 "This pipeline needs a processor=, as the model comes from no folder and not from the Hub."
             )
         if cls._load_stored_processor is not None and os.path.isdir(place):
-            return cls._load_stored_processor(place)
+            # What was trained on a plain CLIP does not see pictures as that does without training.
+            return cls._load_stored_processor(place, for_training=hasattr(adapter, "injected_into"))
         return ZegClipProcessor.from_pretrained(place, revision=getattr(model.config, "_commit_hash", None))
 
     def __call__(self, images: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:

@@ -411,8 +411,10 @@ def load_processor(
         ModelError: If there is neither a processor nor a tokenizer, or one of them is damaged.
     """
     name = check_model_path(model)
-    base = base_of(name)
-    processor = _stored_processor(name) or _stored_processor(base)
+    processor = _stored_processor(name)
+    base = name if processor is not None else base_of(name)  # which need not be there
+    if processor is None:
+        processor = _stored_processor(base)
     if processor is None:
         with _loading(base, "tokenizer of a model without a processor"):
             if not _has_tokenizer(base):  # Without files, transformers would create a CLIP tokenizer of two tokens.

@@ -35,11 +35,11 @@ def from_clip(model: Any, processor: Any) -> tuple[Any, Any]:
     return turn(model, processor)
 
 
-def load_processor(folder: str) -> Any:
+def load_processor(folder: str, for_training: bool = False) -> Any:
     """See [`zegclip.loading.load_processor`]."""
     from zegclip.loading import load_processor as load
 
-    return load(folder)
+    return load(folder, for_training=for_training)
 
 
 ZegClipForSemanticSegmentation._publish = push_to_hub

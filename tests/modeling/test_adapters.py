@@ -419,6 +419,17 @@ def test_a_new_adapter_has_nothing_of_a_deleted_one(folders, processor):
     assert not model.config.seen_class_names
 
 
+def test_without_adapters_the_base_has_its_own_fields_again(model, folders, tmp_path):
+    model.config.training_free_weight, model.config.seen_class_names = 0.3, ["house"]
+    model.save_pretrained(tmp_path)
+    base = load(tmp_path)
+    base.load_adapter(folders["few"])
+    assert base.config.seen_class_names != ["house"]
+    base.delete_adapter("default")
+    assert base.config.training_free_weight == 0.3
+    assert base.config.seen_class_names == ["house"]
+
+
 def test_a_model_without_adapter_is_not_saved_over_one(folders, tmp_path):
     shutil.copytree(folders["few"], tmp_path / "folder")
     model = load(tmp_path / "folder")
@@ -438,6 +449,17 @@ def test_a_base_that_was_changed_is_saved_with_the_adapter(folders, inputs, tmp_
     with pytest.warns(UserWarning, match="has changed"):
         model.save_pretrained(tmp_path / "changed")
     torch.testing.assert_close(answer(load(tmp_path / "changed"), inputs), answer(model, inputs))
+    assert model.name_or_path  # Saving changes nothing in memory.
+
+
+def test_an_adapter_on_another_base_is_saved_alone(model, folders, tmp_path):
+    with torch.no_grad():
+        for parameter in model.clip.parameters():
+            parameter.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    loaded = load(folders["few"], base_model_name_or_path=tmp_path / "other")
+    loaded.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
 
 
 def test_what_is_asked_for_at_loading_stays_with_the_adapter(folders, alone):

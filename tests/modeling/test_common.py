@@ -440,6 +440,8 @@ def test_lora_alone_and_prompts_on_what_it_was_merged_into(base_folder, tmp_path
     tuned.save_pretrained(tmp_path / "lora")
     for other in (PeftModel.from_pretrained(load(base_folder), tmp_path / "lora").eval(), load(tmp_path / "lora")):
         torch.testing.assert_close(logits(other, ASKED), expected, atol=1e-6, rtol=0)
+    load(tmp_path / "lora").save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(logits(load(tmp_path / "again"), ASKED), expected, atol=1e-6, rtol=0)
     tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
     merged = load(tmp_path / "merged")
     torch.testing.assert_close(logits(merged, ASKED), expected, atol=1e-5, rtol=0)

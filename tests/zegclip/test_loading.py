@@ -299,6 +299,11 @@ def test_a_pipeline_prepares_pictures_as_for_the_adapter(model, processor, tmp_p
         for given in (str(tmp_path / "adapter"), load_model(tmp_path / "adapter")):
             used = pipeline("zero-shot-image-segmentation", model=given).image_processor
             assert used.to_dict() == expected.to_dict()
+    # Its base is elsewhere now.
+    base = (tmp_path / "clip").rename(tmp_path / "moved")
+    moved = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "adapter", base_model_name_or_path=base)
+    used = pipeline("zero-shot-image-segmentation", model=moved).image_processor
+    assert used.to_dict() == expected.to_dict()
 
 
 def test_an_image_processor_that_was_saved_alone(model, processor, tmp_path):

@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_new_folder(arguments.target)
     folder = Path(arguments.dataset)
     predicted = has_predictions(folder)
-    if predicted and any((folder / name).exists() for name in ("images", "masks", "metadata.jsonl", "train")):
+    places = (folder, *folder.glob("*/"))
+    with_masks = any((place / "images").is_dir() and (place / "masks").is_dir() for place in places)
+    if predicted and (with_masks or (folder / "metadata.jsonl").is_file()):
         raise UsageError(
             f"{folder} is a data set and has results of zegclip segment as well: move one of them to another folder."
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,9 +118,10 @@ def read_labels(path: Path) -> list[list[str]]:
     from zegclip.processing.names import nested_classes, split_synonyms
 
     def read(lines: list[str]) -> list[list[str]]:
-        # JSON and numbered lists would become names without an error.
-        if lines[0].startswith(("{", "[")) or are_numbered(lines):
+        if lines[0].startswith(("{", "[")):  # JSON would become names without an error
             raise UsageError(f"{path}: each line is a class name, but the first is {lines[0]!r}.")
+        if are_numbered(lines):
+            warnings.warn(f"{path}: the numbers are taken for part of the names, such as {lines[0]!r}.", stacklevel=2)
         return nested_classes(list(map(split_synonyms, lines)))
 
     return _read_lines(path, "class name", read)

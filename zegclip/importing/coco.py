@@ -64,15 +64,11 @@ def read_coco(listing: Listing) -> Source:
                 result.skipped.append(Skipped(picture.path, reason))
             else:
                 found[picture] = (file, image)
-    # A file whose pictures lie in folders of several splits is none of them, whatever it is called.
-    folders_of: dict[Place, set[str]] = defaultdict(set)
-    for picture, (file, _) in found.items():
-        folders_of[file].update([picture.split] if picture.split else [])
-    splits = {
-        picture: split
-        for picture, (file, _) in found.items()
-        if (split := _split(file)) is not None and len(folders_of[file]) < 2
-    }
+    named = {file: split for file, _ in found.values() if (split := _split(file)) is not None}
+    # One file over the folders of several splits is none of them, whatever it is called.
+    if len(set(named.values())) == 1 and len({picture.split for picture in found if picture.split}) > 1:
+        named = {}
+    splits = {picture: named[file] for picture, (file, _) in found.items() if file in named}
     divided = divide(listing, list(found), splits)
     result.notes += divided.notes
     result.skipped += divided.skipped

@@ -53,10 +53,11 @@ def read_yolo(listing: Listing) -> Source:
             labels[picture].append(place)
     if not labels:
         raise UsageError(f"{listing.root}: no picture in it has a label file of YOLO.")
-    told, lists = _splits_of_yaml(listing, tables[0], pictures)
+    notes: list[str] = []
+    told, lists = _splits_of_yaml(listing, tables[0], pictures, notes)
     kept = [picture for picture in pictures if picture in told] if lists else pictures
     result = divide(listing, kept, told)
-    source = Source("yolo", classes, [], result.notes, result.skipped)
+    source = Source("yolo", classes, [], notes + result.notes, result.skipped)
     if left := len(pictures) - len(kept):
         paths = ", ".join(place.path for place in lists)
         source.notes.append(f"{left} pictures are in none of the lists {paths} and were left out.")
@@ -146,13 +147,10 @@ def _key(place: Place) -> str:
     return "/".join("images" if part == "labels" else part for part in path.parts)
 
 
-def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) -> tuple[dict[Place, str], list[Place]]:
-    """
-    Return the split of each picture as the YAML file says, by folders or lists of pictures, and the lists.
-
-    Raises:
-        UsageError: If a picture is in two lists.
-    """
+def _splits_of_yaml(
+    listing: Listing, file: Place, pictures: Sequence[Place], notes: list[str]
+) -> tuple[dict[Place, str], list[Place]]:
+    """Return the split of each picture as the YAML file says, by folders or lists of pictures, and the lists."""
     content = _read_yaml(listing.path(file.path))
     folders: dict[tuple[str, ...], str] = {}
     lists: dict[Place, str] = {}
@@ -175,22 +173,27 @@ def _splits_of_yaml(listing: Listing, file: Place, pictures: Sequence[Place]) ->
     of_stem: dict[str, list[tuple[Place, list[str]]]] = defaultdict(list)
     for picture in pictures:
         of_stem[fold(picture.stem)].append((picture, _parts(picture.path)[:-1]))
-    in_list: dict[Place, Place] = {}
+    in_list: dict[Place, str] = {}
+    twice: set[Place] = set()
     for place, split in lists.items():
-        lines = read_text(str(listing.path(place.path))).split("\n")
-        for parts in (_parts(line) for line in lines if line.strip()):
+        for line in read_text(str(listing.path(place.path))).split("\n"):
+            parts = _parts(line)
+            if line.strip().startswith("./"):  # relative to the list
+                parts = _parts(place.path)[:-1] + parts
             same = of_stem[fold(PurePosixPath(parts[-1]).stem)] if parts else []
             agreeing = [_common_end(parts[:-1], inside) for _, inside in same]
             most = max(agreeing, default=0)
             # The same name may be in several folders; where none of them is the line's, it may be that of none.
             for (picture, _), count in zip(same, agreeing, strict=True):
-                if count == most and (most or len(same) == 1):
-                    if in_list.setdefault(picture, place) is not place:
-                        raise UsageError(
-                            f"{listing.path(place.path)} lists {one_line(picture.path)}, as does "
-                            f"{in_list[picture].path}, for another split: remove it from one of them."
-                        )
-                    found[picture] = split
+                if count == most and (most or len(same) == 1) and in_list.setdefault(picture, split) != split:
+                    twice.add(picture)
+    if twice:
+        first = min(picture.path for picture in twice)
+        notes.append(
+            f"{len(twice)} pictures, such as {one_line(first)}, are in the lists of several splits and belong to the "
+            "first of these (train, val, test)."
+        )
+    found |= in_list
     return found, list(lists)
 
 

@@ -36,7 +36,7 @@ CARD_FILE = "README.md"
 PLACEHOLDER_PATH = "path/to/this/folder"
 """What the examples of a card call a model that is not on the Hub."""
 
-_MARK = "\n<!-- Written by zegclip ({}): edit the text above as you like. -->\n"
+_MARK = "<!-- Written by zegclip ({}): edit the text above as you like. -->"
 """Ends a card of an output folder; with the hash of the rest, by which an edited card is known."""
 
 _SETTINGS = {
@@ -105,22 +105,28 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
         content = str(card)
     if run is None:
-        content += _MARK.format(_hash(content))
+        content = f"{content.rstrip()}\n\n{_MARK.format(_hash(content))}\n"
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
+    if run is None and (measured := read_json(folder / MEASURED_FILE)):
+        write_json(folder / MEASURED_FILE, {**measured, "marked": True})
     return folder / CARD_FILE
 
 
 def _is_edited(folder: Path) -> bool:
     """Return whether a folder's card is another than the last one that was written there, by the hash at its end."""
     path = folder / CARD_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8")
     found = re.search(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]+)"), text)
-    return found is not None and found[1] != _hash(text[: found.start()] + text[found.end() :])
+    if found is None:
+        return "marked" in read_json(folder / MEASURED_FILE)
+    return found[1] != _hash(text[: found.start()] + text[found.end() :])
 
 
 def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(text.strip().encode(), digest_size=8).hexdigest()
 
 
 def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:

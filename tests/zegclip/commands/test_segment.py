@@ -197,9 +197,6 @@ def test_bad_arguments(model_folder, noise, picture, tmp_path, monkeypatch, fail
         (b"\xff\xfe\x00", "UTF-8"),
         ("cat".encode("utf-16-le"), "UTF-8"),
         (b"# animals\ncat\n", "# animals"),
-        (b"7: cat\n9: dog\n", "7: cat"),
-        (b"0 cat\n1 dog\n", "0 cat"),
-        (b"747 airplane\ncat\n", None),
         (None, "labels.txt"),
     ],
 )

@@ -163,8 +163,21 @@ def test_lists_of_yolo_tell_pictures_of_one_name_apart(tmp_path, run, prefix):
     with (source / f"{prefix}val.txt").open("a") as file:
         file.write("/elsewhere/video1/0001.jpg\n")
     status, output = run()
-    assert status == 1
-    assert "remove it from one" in output
+    assert status == 0
+    assert "1 pictures, such as images/video1/0001.jpg, are in the lists of several splits" in output
+    assert read_masks(tmp_path / "target").keys() == {"train/video1/0001", "validation/video2/0001"}
+
+
+def test_lists_of_yolo_may_be_relative_to_their_folder(tmp_path, run):
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        DRAWN[0].save_picture(source / split / "images" / "1.jpg")
+        (source / split / "labels").mkdir()
+        (source / split / "labels" / "1.txt").write_text("1 0 0 1 0 1 1 0 1\n")
+        (source / split / f"{split}.txt").write_text("./images/1.jpg\n")
+    (source / "data.yaml").write_text("train: train/train.txt\nval: val/val.txt\nnames: [cat, dog]\n")
+    assert run()[0] == 0
+    assert read_masks(tmp_path / "target").keys() == {"train/1", "validation/1"}
 
 
 def test_of_yolo_s_folders_the_innermost_counts(tmp_path, run):
@@ -195,6 +208,14 @@ def test_a_file_of_coco_over_several_splits_is_none_of_them(tmp_path, run):
         one.save_picture(source / "images" / one.split / f"{one.name}.jpg")
     assert run()[0] == 0
     assert read_masks(tmp_path / "target").keys() == {f"{LONG[one.split]}/{one.name}" for one in DRAWN}
+    # Two files that name different splits say so, as LVIS's do.
+    shutil.rmtree(tmp_path / "target")
+    (source / "my_test.json").unlink()
+    for split, drawn in (("train", DRAWN[:1]), ("val", DRAWN[1:])):
+        write_coco(source / f"some_{split}.json", drawn, lambda box, size: [polygon(box)])
+    assert run()[0] == 0
+    masks = read_masks(tmp_path / "target").keys()
+    assert masks == {f"train/{DRAWN[0].name}", *(f"validation/{one.name}" for one in DRAWN[1:])}
 
 
 def test_outlines_of_labelme_are_refused_by_name(tmp_path, run):

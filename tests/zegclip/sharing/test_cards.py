@@ -169,9 +169,17 @@ def test_eval_writes_its_figures_into_the_card(run, place, tmp_path, capsys):
 
 
 def test_a_card_that_was_edited_is_kept_and_shared(run, tmp_path):
-    with (run / "README.md").open("a") as file:
-        file.write("\nMy licence.\n")
-    edited = read(run)
+    mark = re.search("<!-- Written by zegclip.*-->", read(run))
+    for without in ("", mark[0]):
+        write_card(run)
+        (run / "README.md").write_text(read(run).replace(without, "").rstrip() + "\nMy licence.")
+        edited = read(run)
+        with pytest.warns(UserWarning, match="was edited"):
+            write_card(run)
+        assert read(run) == edited
+        (run / "README.md").unlink()
+        write_card(run)
+    (run / "README.md").write_text(edited)
     with pytest.warns(UserWarning, match="was edited"):
         write_card(run)
     assert read(run) == edited
