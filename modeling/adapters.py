@@ -167,19 +167,24 @@ class AdapterModel(PreTrainedModel):
                 f"another folder, or remove {ADAPTER_CONFIG_NAME} and the adapter's weights there."
             )
         if active is not None:
-            stored = self.peft_config[active]
-            changed = not are_same(getattr(stored, "injected_into", None), take_fingerprint(self))
+            changed = self._has_changed_base()
             if changed:
                 warnings.warn(
                     "The CLIP has changed since the adapter was added to it, so it is saved as well.", stacklevel=2
                 )
-            if changed or not stored.base_model_name_or_path:
+            if changed or not self.peft_config[active].base_model_name_or_path:
                 self.save_with_base(save_directory, **kwargs)
                 return
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
             self.config.save_pretrained(save_directory)
+
+    def _has_changed_base(self) -> bool:
+        """Return whether the CLIP has changed in memory since the active adapter was added to it."""
+        active = self._active_name()
+        before = None if active is None else getattr(self.peft_config[active], "injected_into", None)
+        return not are_same(before, take_fingerprint(self))
 
     def save_with_base(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """

@@ -39,6 +39,10 @@ _TOKENS_OF_A_PASS = 32
 """Padded tokens that take a CPU as long as another pass of the text tower, whose weights must be read again."""
 
 
+_FEWEST_ROWS = 16
+"""Rows of text that are encoded together: with few, products take other kernels, whose last bits differ."""
+
+
 class ZegClipPreTrainedModel(AdapterModel):
     """Initialisation and loading shared by the models of this family."""
 
@@ -278,9 +282,13 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         ends = end.tolist()
         groups: list[list[int]] = []
         for row in sorted(range(len(ends)), key=ends.__getitem__):
-            if not groups or len(groups[-1]) * (ends[row] - ends[groups[-1][-1]]) > _TOKENS_OF_A_PASS:
+            longer = len(groups[-1]) * (ends[row] - ends[groups[-1][-1]]) if groups else 0
+            if not groups or (len(groups[-1]) >= _FEWEST_ROWS and longer > _TOKENS_OF_A_PASS):
                 groups.append([])
             groups[-1].append(row)
+        if len(groups) > 1 and len(groups[-1]) < _FEWEST_ROWS:
+            last = groups.pop()
+            groups[-1] += last
         parts = []
         for rows in groups:
             states = self.clip.text_model(input_ids=input_ids[rows, : ends[rows[-1]] + 1], **kwargs).last_hidden_state

@@ -185,19 +185,20 @@ def test_padding_and_neighbours_do_not_matter(model, processor, text, kind, impl
 
 @torch.no_grad()
 def test_on_a_cpu_many_short_names_are_not_padded_to_a_long_one(model, processor):
-    names = [f"{letter} {other}" for letter in "abcdefgh" for other in "abcdefgh"]
-    text = processor(text=[*names, "a b c d e f g h", "a b c d e f g h a"], return_tensors="pt")
+    short = [f"{letter} {other}" for letter in "abcdefgh" for other in "abcdefgh"]
+    long = [f"a b c d e f g {letter}" for letter in "abcdefghijklmnopqrst"]
+    text = processor(text=[*short, *long, "a b c d e f g h a b"], return_tensors="pt")
     tokens = []
     model.clip.text_model.register_forward_pre_hook(
         lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     embeds = model.get_class_embeds(**text)
-    assert len(tokens) == 2  # The two long ones take one pass.
-    assert sum(tokens) == text["attention_mask"].sum() + 1
+    assert len(tokens) == 2  # The last one alone would be a pass of its own.
+    assert sum(tokens) < 0.8 * text["attention_mask"].numel()
     tokens.clear()
-    few = processor(text=["a b", "a b c d e f g h"], return_tensors="pt")
-    torch.testing.assert_close(model.get_class_embeds(**few), embeds[[1, 64]], atol=1e-6, rtol=0)
-    assert len(tokens) == 1
+    few = processor(text=[short[1], *long], return_tensors="pt")
+    torch.testing.assert_close(model.get_class_embeds(**few), embeds[[1, *range(64, 84)]], atol=1e-6, rtol=0)
+    assert len(tokens) == 1  # A pass for one name would take longer than its padding.
 
 
 @pytest.mark.parametrize("template", ["a photo of a {}", "the {}", "b {}"])

@@ -74,7 +74,8 @@ def export(
         tags: Further tags of the card.
 
     Raises:
-        UsageError: If the folder exists, or an adapter would be written alone whose base others do not have.
+        UsageError: If the folder exists, or an adapter would be written alone whose base others do not have, as it was
+            changed.
         ModelError: If there is no processor.
     """
     folder = Path(folder)
@@ -82,7 +83,9 @@ def export(
     processor = processor or _load_processor(model)
     if whole is None:
         base = _find_base(model)
-        whole = base is None or os.path.isdir(base)
+        whole = base is None or os.path.isdir(base) or model._has_changed_base()
+    if not whole and model._has_changed_base():
+        raise UsageError("The CLIP has changed since it was loaded, so an adapter alone does not fit: share it whole.")
     base_fields = None if whole else _describe_base(model, folder, repo_id)
     with new_folder(folder) as part:
         if base_fields is not None:

@@ -187,6 +187,17 @@ def test_an_adapter_alone_needs_a_base_that_others_have(models, processor, tmp_p
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_a_base_that_was_changed_is_shared_with_its_adapter(artefacts, processor, tmp_path):
+    loaded = ZegClipForSemanticSegmentation.from_pretrained(artefacts["adapter alone"]).eval()
+    with torch.no_grad():
+        for parameter in loaded.clip.parameters():
+            parameter.mul_(1.1)
+    with pytest.raises(UsageError, match="has changed"):
+        export(loaded, tmp_path / "alone", processor=processor, whole=False)
+    export(loaded, tmp_path / "out", processor=processor)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_an_adapter_alone_finds_its_base_whatever_lies_around(artefacts, processor, models, tmp_path, monkeypatch):
     """Its way to the base starts at its own folder, not where the program runs."""
     (tmp_path / "elsewhere" / "inside").mkdir(parents=True)
