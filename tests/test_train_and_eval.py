@@ -112,7 +112,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_every_method_is_trained_resumed_and_evaluated(clip_folder, tmp_path, capsys, case):
+def test_every_method_is_trained_resumed_and_evaluated(clip_folder, tmp_path, capsys, monkeypatch, case):
+    # The last bits of a name's embedding depend on the list in which it was encoded first.
+    monkeypatch.setenv("ZEGCLIP_CACHE", "0")
     setting, fields, losses, prompted = RUNS[case]
     fields = EACH_STEP | fields | {"setting": setting, "eval_strategy": "steps", "eval_steps": 2}
     run = tmp_path / "run"
