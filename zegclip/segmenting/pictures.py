@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from zegclip.errors import UsageError
 from zegclip.identity import file_state
-from zegclip.processing.image_reading import PICTURE_SUFFIXES, find_unread, is_url, on_one_line
+from zegclip.processing.image_reading import find_unread, is_picture, is_url, on_one_line
 from zegclip.segmenting.processes import Processes
 
 _LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
@@ -91,9 +91,8 @@ def _pictures_in(folder: Path) -> Iterator[tuple[str, str]]:
         pictures = [
             (entry.name, entry.is_symlink())
             for entry in entries
-            if entry.name.lower().endswith(PICTURE_SUFFIXES)
+            if is_picture(entry.name)
             and not _is_result(folder, entry.name)
-            and not entry.name.startswith(".")
             # A broken link is reported later, as a picture that cannot be read.
             and (entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not os.path.isdir(entry)))
         ]
