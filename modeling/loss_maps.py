@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+
+from .model_error import ModelError
 
 PIXELS_AT_ONCE = 2**22
+Chunk = tuple[slice, slice]  # of pictures and of maps
 GROUPS_OF_CONVOLUTION = 8  # On CPUs, a convolution of 1 takes 5 times as long as one of 8.
 
 
@@ -90,13 +93,13 @@ def sum_each_map(
     Sum loss terms over the pixels of each map.
 
     Args:
-        terms: Functions that return sums `(..., pictures, classes)`.
+        terms: Functions that return sums `(sums, pictures, classes)`, each of one map.
         logits: `(batch, classes, rows, columns)` mask logits.
         labels: `(batch, height, width)` int64 class ids.
         ignore_index: Label of pixels without a class.
 
     Returns:
-        `(..., batch, classes)` for each term.
+        `(sums, batch, classes)` for each term.
     """
     if not terms:
         return ()
@@ -146,7 +149,7 @@ def _sum_chunks(
         occur: False if none of the classes occurs in its picture.
 
     Returns:
-        `(..., batch, maps)` for each term; nothing without maps.
+        `(sums, batch, maps)` for each term; nothing without maps.
     """
     num_maps, pixels = logits.shape[1], labels.shape[-2:].numel()
     if num_maps == 0:
@@ -155,16 +158,15 @@ def _sum_chunks(
         return _of_maps(terms, logits, labels, class_ids, ignore_index, occur)
     pictures_at_once = max(PIXELS_AT_ONCE // (num_maps * pixels), 1)
     maps_at_once = min(max(PIXELS_AT_ONCE // pixels, 1), num_maps)
-    batch = []
-    pictures = [tensor.split(pictures_at_once) for tensor in (logits, labels, class_ids)]
-    for maps, targets, ids in zip(*pictures, strict=True):
-        chunks = []
-        for some, classes in zip(maps.split(maps_at_once, dim=1), ids.split(maps_at_once, dim=1), strict=True):
-            # What has the labels' resolution is computed again in the backward pass, not stored.
-            arguments = (terms, some, targets, classes, ignore_index, occur)
-            chunks.append(checkpoint(_of_maps, *arguments, use_reentrant=False, preserve_rng_state=False))
-        batch.append([torch.cat(sums, dim=-1) for sums in zip(*chunks, strict=True)])
-    return tuple(torch.cat(sums, dim=-2) for sums in zip(*batch, strict=True))
+    pictures, maps = (
+        [slice(start, start + step) for start in range(0, total, step)]
+        for total, step in ((len(logits), pictures_at_once), (num_maps, maps_at_once))
+    )
+
+    def sum_chunk(some: torch.Tensor, chunk: Chunk) -> tuple[torch.Tensor, ...]:
+        return _of_maps(terms, some, labels[chunk[0]], class_ids[chunk], ignore_index, occur)
+
+    return _SumsWithGradients.apply(logits, sum_chunk, list(product(pictures, maps)))
 
 
 def _of_maps(
@@ -183,6 +185,59 @@ def _of_maps(
         wrong = (1 - 2 * inside) * logits
     maps = Maps(logits, inside, valid, wrong, errors=stable_sigmoid(wrong))
     return tuple(term(maps) for term in terms)
+
+
+class _SumsWithGradients(torch.autograd.Function):
+    """
+    Sums of each map, chunk by chunk, whose gradients are computed with them.
+
+    So what has the labels' resolution is neither kept for the backward pass nor computed again in it.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        logits: torch.Tensor,
+        sum_chunk: Callable[[torch.Tensor, Chunk], tuple[torch.Tensor, ...]],
+        chunks: Sequence[Chunk],
+    ) -> tuple[torch.Tensor, ...]:
+        sums: list[torch.Tensor] = []
+        gradients: list[torch.Tensor | None] = []
+
+        def add(chunk: Chunk) -> None:
+            with torch.set_grad_enabled(context.needs_input_grad[0]):
+                maps = logits[chunk].detach().requires_grad_(torch.is_grad_enabled())
+                values = sum_chunk(maps, chunk)
+                # A map's sums depend on no other map, so the gradient of their total has that of each.
+                totals = [value.sum((1, 2)).unbind() for value in values]
+            if not sums:  # For all chunks: small tensors of each would lie between the large ones in memory.
+                sums.extend(value.new_empty(len(value), *logits.shape[:2]) for value in values)
+                gradients.extend(
+                    logits.new_empty(len(value), *logits.shape) if value.requires_grad else None for value in values
+                )
+            left = sum(len(value) for value in values if value.requires_grad)
+            for value, of_value, all_sums, all_gradients in zip(values, totals, sums, gradients, strict=True):
+                all_sums[(slice(None), *chunk)] = value.detach()
+                if all_gradients is not None:
+                    for total, of_total in zip(of_value, all_gradients, strict=True):
+                        left -= 1
+                        [of_total[chunk]] = torch.autograd.grad(total, maps, retain_graph=left > 0)
+
+        for chunk in chunks:
+            add(chunk)
+        context.save_for_backward(*gradients)
+        return tuple(sums)
+
+    @staticmethod
+    def backward(context: Any, *of_sums: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        if torch.is_grad_enabled():
+            raise ModelError("The losses of large maps have no second derivatives, which create_graph=True asks for.")
+        parts = [
+            (of_sum[..., None, None] * gradients).sum(0)
+            for of_sum, gradients in zip(of_sums, context.saved_tensors, strict=True)
+            if gradients is not None
+        ]
+        return (sum(parts[1:], start=parts[0]) if parts else None), None, None
 
 
 class _Sigmoid(torch.autograd.Function):

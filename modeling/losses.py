@@ -151,8 +151,8 @@ def _sum_focal(maps: Maps, alpha: float, gamma: float, ignored_as_negatives: boo
     errors = maps.errors if gamma >= 1 else maps.errors.clamp(min=math.exp(-80))
     values = errors**gamma * F.softplus(maps.wrong)
     if maps.inside is None:
-        return (1 - alpha) * maps.sum(values, ignored_as_negatives)
-    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * maps.inside), ignored_as_negatives)
+        return (1 - alpha) * maps.sum(values, ignored_as_negatives)[None]
+    return maps.sum(values * (1 - alpha + (2 * alpha - 1) * maps.inside), ignored_as_negatives)[None]
 
 
 def _average_focal(sums: torch.Tensor, labels: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
@@ -185,9 +185,10 @@ def dice_loss(
 
 
 def _sum_errors_and_hits(maps: Maps, ignored_as_negatives: bool) -> torch.Tensor:
-    errors = maps.sum(maps.errors, ignored_as_negatives)
-    hits = torch.zeros_like(errors) if maps.inside is None else (maps.inside * (1 - maps.errors)).sum((-2, -1))
-    return torch.stack([errors, hits])
+    if maps.inside is None:  # Classes that do not occur have no part in the loss.
+        return maps.logits.new_zeros(2, *maps.logits.shape[:2])
+    hits = (maps.inside * (1 - maps.errors)).sum((-2, -1))
+    return torch.stack([maps.sum(maps.errors, ignored_as_negatives), hits])
 
 
 def _average_dice(sums: torch.Tensor, present: torch.Tensor, num_masks: torch.Tensor) -> torch.Tensor:
@@ -292,7 +293,7 @@ def _sum_dissimilarity(maps: Maps, of_probabilities: bool, ignored_as_negatives:
             covariance = blur(values * maps.inside) - mean_x * mean_y
             similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
             similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return maps.sum((1 - similarity).clamp(min=0), ignored_as_negatives)
+    return maps.sum((1 - similarity).clamp(min=0), ignored_as_negatives)[None]
 
 
 def _average_ssim(
