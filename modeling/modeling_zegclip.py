@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .adapters import AdapterModel
 from .clip_vision import ZegClipVisionEmbeddings
@@ -179,6 +180,11 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         self.config.label2id = {name: index for index, name in enumerate(rows_of_name)}
         rows = itertools.chain(*rows_of_name.values())
         self.config.prompt_input_ids = dict(zip(self.config.class_prompts(), rows, strict=True))
+
+    @torch.compiler.assume_constant_result
+    def _install_capturing_hooks(self) -> None:
+        # Transformers does it under a lock, which cannot be traced into a graph: so it is called while one is traced.
+        maybe_install_capturing_hooks(self.clip.vision_model)
 
     def _class_inputs(self, device: torch.device) -> dict[str, Any]:
         """Return the configuration's class names as inputs of [`get_class_embeds`]; `ModelError` if it has none."""
@@ -413,6 +419,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         asked_for_states = bool(kwargs["output_hidden_states"])
         out_indices = self.decode_head.out_indices
         if out_indices:
+            self._install_capturing_hooks()
             # All, if some are asked for; the first are the embeddings.
             kwargs["output_hidden_states"] = asked_for_states or [index + 1 for index in out_indices]
         image_embeds, patch_embeds, vision_outputs = self._project_image(pixel_values, **kwargs)

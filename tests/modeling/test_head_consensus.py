@@ -367,10 +367,26 @@ def test_compiles_with_any_number_of_names(model):
     compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         for count in (2, 5):
-            expected = whole(pictures(), class_embeds=names(count))
             actual = compiled(pictures(), class_embeds=names(count))
+            expected = whole(pictures(), class_embeds=names(count))
             torch.testing.assert_close(actual.logits, expected.logits, atol=1e-5, rtol=0)
             assert actual.hidden_states is None
+
+
+def test_a_first_training_step_compiles(model):
+    """Nothing was called before; names pass through the text tower with its prompts."""
+    whole = whole_model(model, depth=2, num_decoder_layers=1, out_indices=[0], decoder_dropout=0.0)
+    end = whole.config.clip_config.text_config.eos_token_id
+    ids = [0, 5, 6, end]
+    whole.add_adapter(DeepPromptConfig(num_tokens=3, dropout=0.0, text_prompts="whole", text_prompt_ids=ids))
+    move(whole)
+    inputs = {"pixel_values": pictures(), "input_ids": torch.tensor([[0, 5, 6, 7, end], [0, 5, 6, 9, end]])}
+    inputs["labels"] = torch.arange(2 * 24 * 24).view(2, 24, 24) % 2
+    torch._dynamo.reset()
+    actual = torch.compile(whole.train(), backend="aot_eager", fullgraph=True)(**inputs).loss
+    torch.testing.assert_close(actual, whole(**inputs).loss, atol=1e-5, rtol=0)
+    actual.backward()
+    assert all(parameter.grad is not None for parameter in whole.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize(
