@@ -58,7 +58,8 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     - 16-bit grey is converted to 8 bits over the full range: `round(value / 257)`, with a warning if no value is above
       4095, as from a camera of 12 bits.
     - Modes `I` and `F` are read as described in [`to_8_bit`]; in mode `I`, values above 255 are 16-bit.
-    - Of a file's frames, the first is read, with a warning if it is an animation; of a PIL image the present one.
+    - Of a file's frames, the first is read, with a warning if it is an animation or a TIFF file with several pages of
+      one size; of a PIL image the present one.
 
     Args:
         picture: A path, an `http(s)` URL, a file as bytes or as a base64 string, or a PIL image.
@@ -76,6 +77,8 @@ def load_rgb(picture: Source, timeout: float | None = None, name: str | None = N
     """
     name = _name(picture, name)
     opened = _open(picture, name, timeout)
+    if not isinstance(picture, Image.Image) and _is_stack(opened):
+        warnings.warn("A picture has several pages of one size: the first one is read.", stacklevel=2)
     image = _decode_upright(opened, name)
     if not isinstance(picture, Image.Image) and _is_animation(opened):
         warnings.warn("A picture is an animation: its first frame is read.", stacklevel=2)
@@ -258,11 +261,28 @@ def _warn_of_fewer_bits(values: np.ndarray) -> None:
 
 
 def _is_animation(image: Image.Image) -> bool:
-    """Whether a decoded picture's file has several frames; those of TIFF and MPO may be smaller versions."""
+    """Whether a decoded picture's file has several frames; those of MPO are previews, for TIFF see [`_is_stack`]."""
     try:
         return image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
     except Exception:  # Of many types, for a damaged second frame: the first one is intact.
         return False
+
+
+def _is_stack(image: Image.Image) -> bool:
+    """Whether a TIFF file that is not decoded yet has a second page of the first one's size, not a smaller version."""
+    if image.format != "TIFF":
+        return False
+    size = image.size
+    try:
+        for page in range(1, getattr(image, "n_frames", 1)):
+            image.seek(page)
+            if image.size == size:
+                return True
+    except Exception:  # As above.
+        return False
+    finally:
+        image.seek(0)
+    return False
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

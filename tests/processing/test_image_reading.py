@@ -68,6 +68,17 @@ def test_16_bits_that_are_almost_black_are_said(tmp_path, largest, said):
     assert warnings_of(tmp_path / "white.tiff")[0] == []
 
 
+@pytest.mark.parametrize(("side", "warned"), [(6, True), (3, False)])
+def test_of_a_stack_the_first_page_is_read(tmp_path, side, warned):
+    """Later pages may be smaller versions of the first, as of a photograph or a scan."""
+    path = tmp_path / "stack.tif"
+    red, blue = (Image.new("RGB", (size, size), name) for size, name in ((6, "red"), (side, "blue")))
+    red.save(path, save_all=True, append_images=[blue])
+    messages, picture = warnings_of(path)
+    assert (picture.size, picture.getpixel((2, 2))) == ((6, 6), (255, 0, 0))
+    assert ["pages" in message for message in messages] == [True] * warned
+
+
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
 def test_of_an_animation_the_first_frame_is_read(tmp_path, suffix):
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
