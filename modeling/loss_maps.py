@@ -104,7 +104,7 @@ def sum_each_map(
     if not terms:
         return ()
     num_classes = logits.shape[1]
-    at_once = torch.compiler.is_compiling() or num_classes * labels.numel() <= PIXELS_AT_ONCE
+    at_once = is_traced() or num_classes * labels.numel() <= PIXELS_AT_ONCE
     if is_traced() or logits.device.type != "cpu":
         class_ids = torch.arange(num_classes, device=labels.device).expand(len(labels), -1)
         return _sum_chunks(terms, logits, labels, class_ids, ignore_index, at_once=at_once)
@@ -113,7 +113,8 @@ def sum_each_map(
     present, _ = count_present_masks(labels, num_classes, ignore_index)
     order = present.long().argsort(dim=1, descending=True, stable=True)
     occurring = max(present.sum(1).tolist(), default=num_classes)
-    first = -(-occurring // GROUPS_OF_CONVOLUTION) * GROUPS_OF_CONVOLUTION
+    # At least some maps, as a term may be a constant for the others: then it has gradients, if only of 0.
+    first = max(-(-occurring // GROUPS_OF_CONVOLUTION), 1) * GROUPS_OF_CONVOLUTION
     if num_classes - first < GROUPS_OF_CONVOLUTION:
         first = num_classes
     ordered = logits.gather(1, order[..., None, None].expand_as(logits))
@@ -166,6 +167,8 @@ def _sum_chunks(
     def sum_chunk(some: torch.Tensor, chunk: Chunk) -> tuple[torch.Tensor, ...]:
         return _of_maps(terms, some, labels[chunk[0]], class_ids[chunk], ignore_index, occur)
 
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
     return _SumsWithGradients.apply(logits, sum_chunk, list(product(pictures, maps)))
 
 
@@ -191,7 +194,8 @@ class _SumsWithGradients(torch.autograd.Function):
     """
     Sums of each map, chunk by chunk, whose gradients are computed with them.
 
-    So what has the labels' resolution is neither kept for the backward pass nor computed again in it.
+    So no map of the labels' resolution is kept for the backward pass or computed again in it, but the gradient of each
+    sum, which has the size of the logits.
     """
 
     @staticmethod
@@ -205,12 +209,11 @@ class _SumsWithGradients(torch.autograd.Function):
         gradients: list[torch.Tensor | None] = []
 
         def add(chunk: Chunk) -> None:
-            with torch.set_grad_enabled(context.needs_input_grad[0]):
-                maps = logits[chunk].detach().requires_grad_(torch.is_grad_enabled())
-                values = sum_chunk(maps, chunk)
-                # A map's sums depend on no other map, so the gradient of their total has that of each.
-                totals = [value.sum((1, 2)).unbind() for value in values]
-            if not sums:  # For all chunks: small tensors of each would lie between the large ones in memory.
+            maps = logits[chunk].detach().requires_grad_(torch.is_grad_enabled())
+            values = sum_chunk(maps, chunk)
+            # A map's sums depend on no other map, so the gradient of their total has that of each.
+            totals = [value.sum((1, 2)).unbind() for value in values]
+            if not sums:  # Allocated once: if each chunk left some small tensors, they would fragment the memory.
                 sums.extend(value.new_empty(len(value), *logits.shape[:2]) for value in values)
                 gradients.extend(
                     logits.new_empty(len(value), *logits.shape) if value.requires_grad else None for value in values
@@ -223,8 +226,10 @@ class _SumsWithGradients(torch.autograd.Function):
                         left -= 1
                         [of_total[chunk]] = torch.autograd.grad(total, maps, retain_graph=left > 0)
 
-        for chunk in chunks:
-            add(chunk)
+        # Autocast would also apply to these gradients, of which a backward pass has none.
+        with torch.set_grad_enabled(context.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
+            for chunk in chunks:
+                add(chunk)
         context.save_for_backward(*gradients)
         return tuple(sums)
 

@@ -174,7 +174,7 @@ def dice_loss(
     Args:
         logits: `(batch, classes, rows, columns)` float32 mask logits, resized to the labels.
         labels: `(batch, height, width)` int64 class ids.
-        present: `(batch, classes)` bool, see [`count_present_masks`].
+        present: `(batch, classes)` bool, which classes occur in `labels`, see [`count_present_masks`].
         num_masks: Scalar normaliser.
         ignore_index: Label of pixels without a class.
         ignored_as_negatives: Official behaviour: ignored pixels enlarge the denominator.

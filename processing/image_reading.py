@@ -1,6 +1,7 @@
 """Reading pictures and label maps: the one place that handles file formats, colour modes and damaged files."""
 
 import base64
+import itertools
 import os
 import warnings
 from collections.abc import Iterable
@@ -269,19 +270,19 @@ def _is_animation(image: Image.Image) -> bool:
 
 
 def _is_stack(image: Image.Image) -> bool:
-    """Whether a TIFF file that is not decoded yet has a second page of the first one's size, not a smaller version."""
-    if image.format != "TIFF":
+    """Whether an opened TIFF file has a second page of the first one's size, not just smaller versions of it."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
-    size = image.size
+    source = image.fp if isinstance(image.fp, BytesIO) else None
     try:
-        for page in range(1, getattr(image, "n_frames", 1)):
-            image.seek(page)
-            if image.size == size:
-                return True
-    except Exception:  # As above.
+        # Another object, as a damaged second page would change what is known of the first.
+        with Image.open(BytesIO(source.getvalue()) if source else image.filename) as pages:
+            for page in itertools.count(1):
+                pages.seek(page)
+                if pages.size == image.size:
+                    return True
+    except Exception:  # Of many types: the last page was read, or one is damaged.
         return False
-    finally:
-        image.seek(0)
     return False
 
 

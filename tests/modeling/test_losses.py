@@ -116,17 +116,21 @@ def test_a_loss_equals_its_formula(name, ignored_as_negatives):
         assert torch.equal(other[0], actual)
 
 
+@pytest.mark.parametrize("pixels", [1, 2**22])
+@pytest.mark.parametrize("classes", [4, 20])
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
-def test_everything_is_ignored(name, ignored_as_negatives):
+def test_everything_is_ignored(monkeypatch, name, ignored_as_negatives, classes, pixels):
+    monkeypatch.setattr(loss_maps, "PIXELS_AT_ONCE", pixels)
     logits, labels = example()
+    logits = logits.repeat(1, classes // 4, 1, 1)
     labels[:] = 255
     loss, gradient = value_and_gradient(name, logits, labels, ignored_as_negatives=ignored_as_negatives)
     counts = ignored_as_negatives and name not in ("dice", "cross_entropy")
     assert gradient.isfinite().all()
     assert gradient.any() == counts
     assert (loss > 0) == counts or "ssim" in name
-    assert 0 <= loss <= (8 if name == "focal" else 2)
+    assert 0 <= loss <= (2 * classes if name == "focal" else 2)
 
 
 def test_present_masks():
@@ -227,15 +231,31 @@ def test_classes_that_do_not_occur_cost_less_and_count_as_all(monkeypatch, name,
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_a_traced_loss_takes_other_labels():
+def test_a_traced_loss_takes_other_labels(monkeypatch):
     logits = torch.randn(1, 20, 6, 6)
     few, many = torch.zeros(1, 12, 12, dtype=torch.long), torch.arange(144).view(1, 12, 12) % 20
 
     def loss(logits, labels):
         return focal_loss(logits, labels, torch.tensor(1))
 
-    traced = torch.jit.trace(loss, (logits, few))
-    torch.testing.assert_close(traced(logits, many), loss(logits, many))
+    for pixels in (2**22, 1):
+        monkeypatch.setattr(loss_maps, "PIXELS_AT_ONCE", pixels)
+        traced = torch.jit.trace(loss, (logits, few))
+        torch.testing.assert_close(traced(logits, many), loss(logits, many))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_does_not_reach_the_gradients(monkeypatch, name):
+    for module in (losses, loss_maps):
+        monkeypatch.setattr(module, "PIXELS_AT_ONCE", 1)
+    logits, labels = torch.randn(2, 7, 5, 8) - 8, torch.randint(7, (2, 20, 24))
+    expected = value_and_gradient(name, logits, labels)
+    logits.requires_grad_()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            loss = LOSSES[name](logits, labels, *count_present_masks(labels, 7, 255))
+        actual = loss.detach(), *torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("ignored_as_negatives", [True, False])

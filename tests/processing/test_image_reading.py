@@ -77,6 +77,7 @@ def test_of_a_stack_the_first_page_is_read(tmp_path, side, warned):
     messages, picture = warnings_of(path)
     assert (picture.size, picture.getpixel((2, 2))) == ((6, 6), (255, 0, 0))
     assert ["pages" in message for message in messages] == [True] * warned
+    assert warnings_of(path.read_bytes())[0] == messages
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
