@@ -419,9 +419,10 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         asked_for_states = bool(kwargs["output_hidden_states"])
         out_indices = self.decode_head.out_indices
         if out_indices:
-            self._install_capturing_hooks()
             # All, if some are asked for; the first are the embeddings.
             kwargs["output_hidden_states"] = asked_for_states or [index + 1 for index in out_indices]
+        if kwargs["output_hidden_states"] or kwargs["output_attentions"]:
+            self._install_capturing_hooks()
         image_embeds, patch_embeds, vision_outputs = self._project_image(pixel_values, **kwargs)
         grid = patch_embeds.shape[1:3]
         hidden_states = [
