@@ -64,8 +64,8 @@ _RUN_FIELDS = (
 
 def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = None, tags: Sequence[str] = ()) -> Path:
     """
-    Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part; but a card of
-    a training's output folder that was edited is kept, with a warning.
+    Write `README.md` of a folder that holds a model. What is there is replaced, and never there in part; but what
+    somebody else wrote into a training's output folder, or into its card, is kept, with a warning.
 
     The card of an output folder of `train.py` has what the run left there; that of any other model its configuration.
 
@@ -89,23 +89,24 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
     if repo_id is not None and not is_valid_id(repo_id):
         raise UsageError(f"repo_id must be owner/name, not {repo_id!r}.")
     facts = read_facts(Path(run or folder))
-    if run is None and _is_edited(folder):
+    if run is None and _is_of_others(folder):
         warnings.warn(
-            f"{folder / CARD_FILE} was edited, so it is kept; the figures are in {folder / MEASURED_FILE}. Remove it "
-            "for a new card.",
+            f"{folder / CARD_FILE} was edited or written by others, so it is kept; the figures are in "
+            f"{folder / MEASURED_FILE}. Remove it for a new card.",
             stacklevel=2,
         )
         return folder / CARD_FILE
     content = _render(facts, repo_id)
     if run is not None:
         content = _copied_card(Path(run), folder, repo_id) or content
-        write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder)})
     if tags:
         card = ModelCard(content)
         card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
         content = str(card)
     if run is None:
         content = f"{content.rstrip()}\n\n{_MARK.format(_hash(content))}\n"
+    else:
+        write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder), "card": _hash(content)})
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     if run is None and (measured := read_json(folder / MEASURED_FILE)):
@@ -114,15 +115,30 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
 
 
 def _is_edited(folder: Path) -> bool:
-    """Return whether a folder's card is another than the last one that was written there, by the hash at its end."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        return False
-    text = path.read_text(encoding="utf-8")
-    found = re.search(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]+)"), text)
+    """Return whether a card was written into a folder by [`write_card`], and is another now."""
+    known = _find_mark(folder) is not None or "marked" in read_json(folder / MEASURED_FILE)
+    return known and _is_of_others(folder)
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Return whether a folder's card is not the last one of [`write_card`], by the hash at its end."""
+    found = _find_mark(folder)
     if found is None:
-        return "marked" in read_json(folder / MEASURED_FILE)
+        return (folder / CARD_FILE).is_file()
+    text = found.string
     return found[1] != _hash(text[: found.start()] + text[found.end() :])
+
+
+def _find_mark(folder: Path) -> re.Match[str] | None:
+    path = folder / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return re.search(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]+)"), text)
+
+
+def is_shared_card(folder: Path) -> bool:
+    """Return whether the card of a folder that was written to be shared is still the one that was written."""
+    card = (folder / CARD_FILE).read_text(encoding="utf-8")
+    return read_json(folder / MEASURED_FILE).get("card") == _hash(card)
 
 
 def _hash(text: str) -> str:
@@ -142,8 +158,9 @@ def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
     else:
         return None
     # As in the template.
-    pipeline = r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"'
-    return re.sub(pipeline, rf'\1"{repo_id or PLACEHOLDER_PATH}"', card)
+    place = repo_id or PLACEHOLDER_PATH
+    card = re.sub(r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"', rf'\1"{place}"', card)
+    return re.sub(r"(`zegclip segment [^`\n]* --model )[^ `]+`", rf"\1{place}`", card)
 
 
 def _identify(folder: Path) -> tuple[str, str | None]:

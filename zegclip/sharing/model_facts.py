@@ -93,7 +93,8 @@ def record_training(folder: Path, device: torch.device, num_processes: int) -> N
     versions = {module.__name__: module.__version__ for module in (zegclip, torch, transformers, peft)}
     versions = {"python": platform.python_version()} | versions
     training = {"date": _today(), "hardware": hardware, "versions": versions}
-    write_json(folder / MEASURED_FILE, {"training": training, "evaluations": {}})
+    kept = {name: value for name, value in read_json(folder / MEASURED_FILE).items() if name == "marked"}
+    write_json(folder / MEASURED_FILE, {**kept, "training": training, "evaluations": {}})
 
 
 def record_evaluation(

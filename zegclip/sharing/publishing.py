@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from zegclip.loading import load_processor
 from zegclip.modeling import modeling_zegclip
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.processing import pipeline
-from zegclip.sharing.cards import write_card
-from zegclip.sharing.model_facts import card_files
+from zegclip.sharing.cards import CARD_FILE, is_shared_card, write_card
+from zegclip.sharing.model_facts import MEASURED_FILE, card_files, digest_of_weights
 
 # `auto_map`: the class in the copied files that each Auto class stands for.
 MODEL_CLASSES = {
@@ -68,7 +69,8 @@ def export(
         processor: By default the one that lies where the model was loaded from.
         whole: With an adapter: `True` writes its base beside it, `False` the adapter alone, which is some megabytes.
             By default alone if its base is on the Hub.
-        run: Folder that the model was loaded from, whose training results appear on the card.
+        run: Folder whose training results, or whose card if it was edited, appear on the card; by default the one that
+            the adapter or model was loaded from, if its weights are the same.
         repo_id: Where it will lie on the Hub, `owner/name`.
         max_shard_size: Of a file of the base's weights, which are split into several if they are larger.
         tags: Further tags of the card.
@@ -107,7 +109,7 @@ def export(
         _update_json(part / PROCESSOR_NAME, auto_map=PROCESSOR_CLASSES, image_processor=image_processor)
         for path in code_files():  # flat in the folder, where transformers looks for them
             shutil.copyfile(path, part / path.name)
-        source = part if run is None else Path(run)
+        source = Path(run) if run is not None else _find_run(model, part)
         for name in card_files(source):
             (part / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, part / name)
@@ -177,6 +179,13 @@ def push(
             api.create_branch(full_id, branch=revision, exist_ok=True)
         with temporary_folder(scratch) as temporary:
             folder = export(model, temporary / "model", repo_id=full_id, **content)
+            if _has_card_of_others(api, full_id, revision, temporary / "before"):
+                warnings.warn(
+                    f"{CARD_FILE} of {full_id} was edited or written by others, so it is kept: remove it on the Hub "
+                    "for a new card.",
+                    stacklevel=2,
+                )
+                (folder / CARD_FILE).unlink()
             with as_usage_errors():  # such as wrong metadata in a card that its owner has edited
                 commit = api.upload_folder(
                     repo_id=full_id,
@@ -194,6 +203,14 @@ def push(
     return str(commit.pr_url or commit)
 
 
+def _has_card_of_others(api: HfApi, repo_id: str, revision: str | None, scratch: Path) -> bool:
+    """Return whether the card on the Hub is another than the last one that was pushed."""
+    for name in (CARD_FILE, MEASURED_FILE):
+        if api.file_exists(repo_id, name, revision=revision):
+            api.hf_hub_download(repo_id, name, revision=revision, local_dir=scratch)
+    return (scratch / CARD_FILE).is_file() and not is_shared_card(scratch)
+
+
 def code_files() -> list[Path]:
     """Return the modules that a model needs to load and run: its own, what that imports, and so on."""
     found = {Path(str(modeling_zegclip.__file__))}
@@ -209,12 +226,25 @@ def code_files() -> list[Path]:
 
 def _load_processor(model: ZegClipForSemanticSegmentation) -> Any:
     """Load the processor from where the active adapter or the model came from, with the model's templates."""
-    source = model.name_or_path
+    trained = model.config.score_function == "sigmoid"
+    return load_processor(_find_origin(model), list(model.config.prompt_templates), for_training=trained)
+
+
+def _find_origin(model: ZegClipForSemanticSegmentation) -> str:
+    """Return the folder or Hub id from which the active adapter or the model came."""
+    origin = None
     if hasattr(model, "peft_config"):
         (name,) = model.active_adapters()
-        source = getattr(model.peft_config[name], "origin", None) or source
-    trained = model.config.score_function == "sigmoid"
-    return load_processor(source, list(model.config.prompt_templates), for_training=trained)
+        origin = getattr(model.peft_config[name], "origin", None)
+    return origin or model.name_or_path
+
+
+def _find_run(model: ZegClipForSemanticSegmentation, saved: Path) -> Path:
+    """Return the folder from which a model came, if it has the weights that have been saved; else where they are."""
+    origin = _find_origin(model)
+    if not origin or not os.path.isdir(origin) or model._has_changed_base():
+        return saved
+    return Path(origin) if digest_of_weights(Path(origin)) == digest_of_weights(saved) else saved
 
 
 def _find_base(model: ZegClipForSemanticSegmentation) -> str | None:

@@ -191,6 +191,14 @@ def test_a_card_that_was_edited_is_kept_and_shared(run, tmp_path):
     assert "My licence." not in read(run)
 
 
+def test_a_card_that_was_there_before_is_kept(run):
+    (run / "README.md").write_text("My own words.")
+    (run / "card.json").unlink()
+    with pytest.warns(UserWarning, match="written by others"):
+        write_card(run)
+    assert read(run) == "My own words."
+
+
 def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
     words = ["--dataset", str(place / "data" / "my-pictures"), "--unseen_classes", "house", "sky"]
     evaluate(arguments(run, tmp_path / "results", *words, "--baseline", "false"))
@@ -200,7 +208,6 @@ def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):
 
 
 def test_a_whole_model_has_a_card_of_its_configuration(model_folder):
-    (model_folder / "README.md").write_text("before")
     change(model_folder / "config.json", seen_class_names=["cat", "dog"])
     card = ModelCard.load(write_card(model_folder, repo_id="owner/a-model"))
     assert "peft" not in card.data.tags

@@ -320,6 +320,19 @@ def test_a_repository_holds_the_last_push_alone(hub, artefacts, tmp_path):
     assert "POST /api/models/someone/one/branch/other" in hub.requests
 
 
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub, artefacts, tmp_path):
+    words = ["push", artefacts["full model"], "someone/one"]
+    environment = {"HF_HOME": tmp_path / "home", **hub.environment()}
+    outputs = []
+    for text in (None, None, b"My own words."):
+        if text:
+            hub.repositories["someone/one"][-1]["README.md"] = text
+        outputs.append(run_commands(words, **environment))
+        assert outputs[-1].returncode == 0, outputs[-1].stderr[-2000:]
+    assert ["README.md of someone/one was edited" in done.stderr for done in outputs] == [False, False, True]
+    assert hub.repositories["someone/one"][-1]["README.md"] == b"My own words."
+
+
 @pytest.mark.slow
 def test_push_in_one_process_and_load_in_another(hub, models, artefacts, clip_folder, processor, tmp_path):
     environment = {**hub.environment(), "TRANSFORMERS_OFFLINE": "0"}
@@ -412,16 +425,18 @@ def test_half_finished_trainings_are_not_pushed(tmp_path):
         ZegClipTrainingArguments(output_dir=str(tmp_path), hub_strategy="every_save", **fields)
 
 
-def test_a_shared_folder_keeps_its_card_when_it_is_shared_again(models, tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_shared_folder_keeps_its_card_when_it_is_shared_again(models, tmp_path, named):
     export(models["full model"], tmp_path / "first", repo_id="owner/cats")
     card = tmp_path / "first" / "README.md"
     card.write_text(card.read_text() + "\nTaken on a farm.\n")
     (tmp_path / "first" / "curves.png").write_bytes(b"curves")
     again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "first")
-    export(again, tmp_path / "second", run=tmp_path / "first", repo_id="owner/farm")
+    export(again, tmp_path / "second", run=tmp_path / "first" if named else None, repo_id="owner/farm")
     text = (tmp_path / "second" / "README.md").read_text()
-    assert text == card.read_text().replace('model="owner/cats"', 'model="owner/farm"')
+    assert text == card.read_text().replace("owner/cats", "owner/farm")
     assert 'model="owner/farm"' in text
+    assert "--model owner/farm`" in text
     assert (tmp_path / "second" / "curves.png").read_bytes() == b"curves"
 
 
@@ -433,9 +448,10 @@ def test_the_card_of_other_weights_is_not_taken_over(models, tmp_path):
     with torch.no_grad():
         again.decode_head.query_proj.bias += 1
     export(again, tmp_path / "in memory", run=tmp_path / "first")
+    export(again, tmp_path / "in memory by default")
     again.save_pretrained(tmp_path / "first")
     export(again, tmp_path / "saved over", run=tmp_path / "first")
-    for name in ("in memory", "saved over"):
+    for name in ("in memory", "in memory by default", "saved over"):
         assert "hIoU 84.3" not in (tmp_path / name / "README.md").read_text()
 
 
