@@ -7,6 +7,7 @@ import base64
 from io import BytesIO
 from typing import Any
 
+from PIL import Image
 from transformers import pipeline
 
 import zegclip
@@ -33,8 +34,11 @@ class EndpointHandler:
             `label`, `score` and `mask`, a PNG in base64, for each label.
         """
         picture = data["inputs"]
-        if isinstance(picture, str):  # The pipeline would also open paths and URLs, on the server's behalf.
+        # The pipeline would also open paths and URLs, and those in dictionaries and lists, on the server's behalf.
+        if isinstance(picture, str):
             picture = base64.b64decode(picture.partition("base64,")[2] or picture, validate=True)
+        elif not isinstance(picture, Image.Image):
+            raise ValueError(f"inputs is a picture, or a file in base64, not {type(picture).__name__}.")
         parameters = data.get("parameters", {})
         if unknown := parameters.keys() - PARAMETERS:
             raise ValueError(f"parameters are {', '.join(sorted(PARAMETERS))}, not {min(unknown)}.")

@@ -33,9 +33,11 @@ def encode_names(folder: Path, settings: dict, names: list[str]) -> np.ndarray:
     templates = settings["prompt_templates"]
     ids = [tokenizer.encode(template.replace("{}", name)).ids for name in names for template in templates]
     count = len(templates)
-    known: dict[str, str] = {}
+    known: dict[str, int] = {}
     for index, name in enumerate(names):
-        if (other := known.setdefault(str(ids[index * count : (index + 1) * count]), name)) != name:
+        first = known.setdefault(str(ids[index * count : (index + 1) * count]), index)
+        if first != index:
+            other = names[first]
             raise SystemExit(f"The names {other!r} and {name!r} are the same to the tokenizer: leave out one of them.")
     longest = max(map(len, ids))
     if longest > settings["context_length"]:

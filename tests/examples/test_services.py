@@ -125,9 +125,10 @@ def test_the_handler_answers_what_the_pipeline_answers(class_map, prefix):
 def test_the_handler_opens_no_path_and_no_url(tmp_path):
     handler = load("handler").EndpointHandler()
     (tmp_path / "picture.png").write_bytes(picture())
-    for inputs in (str(tmp_path / "picture.png"), "http://localhost/picture.png"):
-        with pytest.raises(binascii.Error):
-            handler({"inputs": inputs, "parameters": {"candidate_labels": LABELS}})
+    for place in (str(tmp_path / "picture.png"), "http://localhost/picture.png"):
+        for inputs in (place, [place], {"image": place}):
+            with pytest.raises(binascii.Error if inputs is place else ValueError):
+                handler({"inputs": inputs, "parameters": {"candidate_labels": LABELS}})
 
 
 def test_the_handler_refuses_parameters_whose_answers_have_no_masks():

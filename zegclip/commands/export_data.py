@@ -43,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{folder} is a data set and has results of zegclip segment as well: move one of them to another folder."
         )
+    for option in ("data-dir", "classes-file", "image-column", "mask-column"):
+        if predicted and getattr(arguments, option.replace("-", "_")) is not None:
+            raise UsageError(f"{folder} has results of zegclip segment, for which --{option} has no meaning.")
     data, split = load_predictions(folder) if predicted else load_data_of(arguments)
     done = export_data(data, split, arguments.target, arguments.to)
     for sentence in done.broken[:_MOST_PRINTED]:

@@ -36,13 +36,15 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
         UsageError: If a record is not one of `zegclip segment`, or pictures were segmented into different labels.
     """
     rows: dict[str, list[str]] = {"image": [], "mask": []}
-    labels: list[str] = []
+    labels: list[list[str]] = []
     changed: list[str] = []
     for mask in sorted(folder.glob(f"*{_MASK}")):
         record = _record_of(mask)
         try:
             content = json.loads(record.read_text(encoding="utf-8"))
-            picture, found = str(content["image"]), [str(row["label"]) for row in content["labels"]]
+            synonyms = content.get("settings", {}).get("synonyms", {})
+            found = [[label, *synonyms.get(label, [])] for label in (str(row["label"]) for row in content["labels"])]
+            picture = str(content["image"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{record}: this is not the JSON file of a picture from zegclip segment.") from error
         if labels and found != labels:

@@ -218,6 +218,19 @@ def test_predictions_inside_of_a_data_set_are_not_taken_for_it(folder, tmp_path,
     assert "results of zegclip segment as well" in capsys.readouterr().err
 
 
+def test_the_other_names_of_a_predicted_class_are_kept(model_folder, tmp_path, capsys):
+    PILImage.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+    words = ["segment", tmp_path / "a.png", "--labels", "cat/kitten, dog", "--model", model_folder]
+    assert main([*map(str, words), "--output", str(tmp_path / "masks"), "--device", "cpu"]) == 0
+    words = ["export-data", str(tmp_path / "masks"), str(tmp_path / "out"), "--to", "coco"]
+    assert main([*words, "--classes-file", "names.txt"]) == 1
+    assert "--classes-file" in capsys.readouterr().err
+    assert main(words) == 0
+    [file] = (tmp_path / "out").rglob("*.json")
+    names = {row["name"]: row.get("synonyms") for row in json.loads(file.read_text())["categories"]}
+    assert names == {"cat": ["cat", "kitten"], "dog": None}
+
+
 def test_pictures_that_have_changed_since_they_were_segmented_are_named(model_folder, tmp_path):
     picture = tmp_path / "a.png"
     PILImage.new("RGB", (9, 9), "red").save(picture)

@@ -1,6 +1,7 @@
 """ONNX files against the model they were made from, on sizes and numbers that they were not traced with."""
 
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -150,6 +151,15 @@ def test_files_of_another_model_are_refused(built):
         check_onnx(tiny, processor, folder)
 
 
+@pytest.mark.parametrize("values", [(math.nan, 1e-6), (1e-6, math.nan)])
+def test_a_difference_that_is_no_number_is_not_lost(model, processor, tmp_path, monkeypatch, values):
+    """Neither in the first comparison nor in the second."""
+    found = iter(values)
+    monkeypatch.setattr("zegclip.sharing.onnx.compare", lambda *_: {"logits": next(found)})
+    with pytest.raises(ValueError, match="logits"):
+        check_onnx(model, processor, tmp_path)
+
+
 @pytest.mark.parametrize("method", ["zegclip", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS[1:])])
 def test_torch_export_takes_any_size(method, model, processor):
     tiny = build(method, model, processor)
@@ -266,8 +276,9 @@ def test_the_script_refuses_names_of_the_same_tokens(tmp_path):
     (tmp_path / "tokenizer.json").write_text(load_processor(DEFAULT_MODEL).tokenizer.backend_tokenizer.to_str())
     settings = {"prompt_templates": ["a {}", "the {}"], "context_length": 77, "pad_token_id": 0}
     encode_names = runpy.run_path(str(SCRIPT))["encode_names"]
-    with pytest.raises(SystemExit, match="'Cat' and 'cat'"):
-        encode_names(tmp_path, settings, ["Cat", "tree", "cat"])
+    for first in ("Cat", "cat"):
+        with pytest.raises(SystemExit, match=f"'{first}' and 'cat'"):
+            encode_names(tmp_path, settings, [first, "tree", "cat"])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F"])
