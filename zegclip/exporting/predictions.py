@@ -45,7 +45,7 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
             synonyms = content.get("settings", {}).get("synonyms", {})
             found = [[label, *synonyms.get(label, [])] for label in (str(row["label"]) for row in content["labels"])]
             picture = str(content["image"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{record}: this is not the JSON file of a picture from zegclip segment.") from error
         if labels and found != labels:
             raise UsageError(

@@ -19,6 +19,7 @@ import zegclip
 from zegclip.errors import UsageError
 from zegclip.files import read_json, replacing, write_json
 from zegclip.modeling.heads import DECODE_HEADS
+from zegclip.modeling.model_error import ModelError
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.metrics import FIGURE_TITLES
 from zegclip.sharing.model_facts import (
@@ -106,11 +107,14 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
     if run is None:
         content = f"{content.rstrip()}\n\n{_MARK.format(_hash(content))}\n"
     else:
-        write_json(folder / MEASURED_FILE, {"shared": digest_of_weights(folder), "card": _hash(content)})
+        record = {"shared": digest_of_weights(folder), "card": _hash(content)}
+        was_shared = "card" in read_json(Path(run) / MEASURED_FILE)
+        edited = not is_shared_card(Path(run)) if was_shared else _is_edited(Path(run))
+        write_json(folder / MEASURED_FILE, record | ({"edited": True} if edited else {}))
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     if run is None and (measured := read_json(folder / MEASURED_FILE)):
-        write_json(folder / MEASURED_FILE, {**measured, "marked": True})
+        write_json(folder / MEASURED_FILE, {**measured, "marked": digest_of_weights(folder)})
     return folder / CARD_FILE
 
 
@@ -137,8 +141,11 @@ def _find_mark(folder: Path) -> re.Match[str] | None:
 
 def is_shared_card(folder: Path) -> bool:
     """Return whether the card of a folder that was written to be shared is still the one that was written."""
-    card = (folder / CARD_FILE).read_text(encoding="utf-8")
-    return read_json(folder / MEASURED_FILE).get("card") == _hash(card)
+    path = folder / CARD_FILE
+    try:
+        return path.is_file() and read_json(folder / MEASURED_FILE).get("card") == _hash(path.read_text("utf-8"))
+    except (ModelError, UnicodeDecodeError):  # of another program
+        return False
 
 
 def _hash(text: str) -> str:
@@ -155,12 +162,17 @@ def _copied_card(run: Path, folder: Path, repo_id: str | None) -> str | None:
         _is_edited(run) or read_json(run / MEASURED_FILE).get("shared") == digest_of_weights(folder)
     ):
         card = (run / CARD_FILE).read_text(encoding="utf-8")
+        if read_json(run / MEASURED_FILE).get("marked", digest_of_weights(run)) != digest_of_weights(run):
+            warnings.warn(
+                f"{run / CARD_FILE} was edited before the last training: its figures may be those of other weights.",
+                stacklevel=3,
+            )
     else:
         return None
     # As in the template.
     place = repo_id or PLACEHOLDER_PATH
-    card = re.sub(r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"', rf'\1"{place}"', card)
-    return re.sub(r"(`zegclip segment [^`\n]* --model )[^ `]+`", rf"\1{place}`", card)
+    card = re.sub(r'(pipeline\("zero-shot-image-segmentation", model=)"[^"]*"', rf'\g<1>"{place}"', card)
+    return re.sub(r"(`zegclip segment [^`\n]* --model )[^ `]+`", rf"\g<1>{place}`", card)
 
 
 def _identify(folder: Path) -> tuple[str, str | None]:

@@ -19,13 +19,14 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
 from zegclip.errors import MachineError, UsageError, as_usage_errors
-from zegclip.files import check_new_folder, new_folder, remove_leftovers, temporary_folder
+from zegclip.files import check_new_folder, new_folder, read_json, remove_leftovers, temporary_folder
 from zegclip.loading import load_processor
 from zegclip.modeling import modeling_zegclip
+from zegclip.modeling.base_fingerprint import are_same
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation
 from zegclip.processing import pipeline
 from zegclip.sharing.cards import CARD_FILE, is_shared_card, write_card
-from zegclip.sharing.model_facts import MEASURED_FILE, card_files, digest_of_weights
+from zegclip.sharing.model_facts import MEASURED_FILE, card_files, digest_of_weights, read_facts
 
 # `auto_map`: the class in the copied files that each Auto class stands for.
 MODEL_CLASSES = {
@@ -45,7 +46,8 @@ PIPELINES = {
     }
 }
 # Files of a repository's earlier commits that would be taken for a part of the new one.
-REPLACED = ["*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG_NAME, "*.py", "curves.png", "samples/*"]
+CARD_PICTURES = ["curves.png", "samples/*"]
+REPLACED = ["*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG_NAME, "*.py", *CARD_PICTURES]
 _CODE_FOLDERS = tuple(Path(str(module.__file__)).parent for module in (modeling_zegclip, pipeline))
 
 
@@ -70,7 +72,7 @@ def export(
         whole: With an adapter: `True` writes its base beside it, `False` the adapter alone, which is some megabytes.
             By default alone if its base is on the Hub.
         run: Folder whose training results, or whose card if it was edited, appear on the card; by default the one that
-            the adapter or model was loaded from, if its weights are the same.
+            the adapter or model was loaded from, if it is still the same.
         repo_id: Where it will lie on the Hub, `owner/name`.
         max_shard_size: Of a file of the base's weights, which are split into several if they are larger.
         tags: Further tags of the card.
@@ -179,13 +181,16 @@ def push(
             api.create_branch(full_id, branch=revision, exist_ok=True)
         with temporary_folder(scratch) as temporary:
             folder = export(model, temporary / "model", repo_id=full_id, **content)
-            if _has_card_of_others(api, full_id, revision, temporary / "before"):
+            replaced = list(REPLACED)
+            own = "edited" in read_json(folder / MEASURED_FILE)
+            if not own and _has_card_of_others(api, full_id, revision, temporary / "before"):
                 warnings.warn(
                     f"{CARD_FILE} of {full_id} was edited or written by others, so it is kept: remove it on the Hub "
                     "for a new card.",
                     stacklevel=2,
                 )
                 (folder / CARD_FILE).unlink()
+                replaced = [pattern for pattern in REPLACED if pattern not in CARD_PICTURES]
             with as_usage_errors():  # such as wrong metadata in a card that its owner has edited
                 commit = api.upload_folder(
                     repo_id=full_id,
@@ -194,7 +199,7 @@ def push(
                     commit_message=commit_message or "Upload model",
                     commit_description=commit_description,
                     create_pr=create_pr,
-                    delete_patterns=REPLACED,
+                    delete_patterns=replaced,
                 )
     except HfHubHTTPError as error:
         raise MachineError(f"{repo_id}: the Hub refuses it: {str(error).strip().splitlines()[0]}") from error
@@ -240,11 +245,15 @@ def _find_origin(model: ZegClipForSemanticSegmentation) -> str:
 
 
 def _find_run(model: ZegClipForSemanticSegmentation, saved: Path) -> Path:
-    """Return the folder from which a model came, if it has the weights that have been saved; else where they are."""
-    origin = _find_origin(model)
-    if not origin or not os.path.isdir(origin) or model._has_changed_base():
+    """Return the folder from which a model came, if it is the model that has been saved; else where that is."""
+    origin = Path(_find_origin(model))
+    if not origin.name or not origin.is_dir() or model._has_changed_base():
         return saved
-    return Path(origin) if digest_of_weights(Path(origin)) == digest_of_weights(saved) else saved
+    before, now = read_facts(origin), read_facts(saved)
+    same = all(before.config.get(name) == now.config.get(name) for name in model.config.describe_head())
+    if before.prompts and now.prompts:  # An adapter may have been loaded onto another CLIP.
+        same = same and are_same(before.prompts["base_fingerprint"], now.prompts["base_fingerprint"])
+    return origin if same and digest_of_weights(origin) == digest_of_weights(saved) else saved
 
 
 def _find_base(model: ZegClipForSemanticSegmentation) -> str | None:

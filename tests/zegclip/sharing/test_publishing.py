@@ -21,6 +21,7 @@ from transformers import pipeline
 from zegclip import DEFAULT_MODEL, DeepPromptConfig, ZegClipConfig, ZegClipForSemanticSegmentation
 from zegclip.commands.main import main
 from zegclip.errors import UsageError
+from zegclip.modeling.base_fingerprint import OtherBaseWarning
 from zegclip.sharing.publishing import code_files, export, push
 from zegclip.training.training_arguments import ZegClipTrainingArguments
 
@@ -326,11 +327,16 @@ def test_a_card_that_was_edited_on_the_hub_is_kept(hub, artefacts, tmp_path):
     outputs = []
     for text in (None, None, b"My own words."):
         if text:
-            hub.repositories["someone/one"][-1]["README.md"] = text
+            hub.repositories["someone/one"][-1] |= {"README.md": text, "curves.png": b"curves"}
         outputs.append(run_commands(words, **environment))
         assert outputs[-1].returncode == 0, outputs[-1].stderr[-2000:]
     assert ["README.md of someone/one was edited" in done.stderr for done in outputs] == [False, False, True]
-    assert hub.repositories["someone/one"][-1]["README.md"] == b"My own words."
+    files = hub.repositories["someone/one"][-1]
+    assert (files["README.md"], files["curves.png"]) == (b"My own words.", b"curves")
+    with (artefacts["full model"] / "README.md").open("a") as card:
+        card.write("Later words.")
+    assert run_commands(words, **environment).returncode == 0
+    assert hub.repositories["someone/one"][-1]["README.md"].endswith(b"Later words.")
 
 
 @pytest.mark.slow
@@ -432,11 +438,11 @@ def test_a_shared_folder_keeps_its_card_when_it_is_shared_again(models, tmp_path
     card.write_text(card.read_text() + "\nTaken on a farm.\n")
     (tmp_path / "first" / "curves.png").write_bytes(b"curves")
     again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "first")
-    export(again, tmp_path / "second", run=tmp_path / "first" if named else None, repo_id="owner/farm")
+    export(again, tmp_path / "second", run=tmp_path / "first" if named else None, repo_id="01-ai/farm")
     text = (tmp_path / "second" / "README.md").read_text()
-    assert text == card.read_text().replace("owner/cats", "owner/farm")
-    assert 'model="owner/farm"' in text
-    assert "--model owner/farm`" in text
+    assert text == card.read_text().replace("owner/cats", "01-ai/farm")
+    assert 'model="01-ai/farm"' in text
+    assert "--model 01-ai/farm`" in text
     assert (tmp_path / "second" / "curves.png").read_bytes() == b"curves"
 
 
@@ -453,6 +459,27 @@ def test_the_card_of_other_weights_is_not_taken_over(models, tmp_path):
     export(again, tmp_path / "saved over", run=tmp_path / "first")
     for name in ("in memory", "in memory by default", "saved over"):
         assert "hIoU 84.3" not in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("change", ["class names", "base"])
+def test_the_card_of_another_description_is_not_taken_over(models, clip_folder, processor, tmp_path, change):
+    export(models["adapter alone"], tmp_path / "first")
+    card = tmp_path / "first" / "README.md"
+    card.write_text(card.read_text() + "\nhIoU 84.3\n")
+    if change == "class names":
+        again = ZegClipForSemanticSegmentation.from_pretrained(tmp_path / "first")
+        again.config.seen_class_names = ["zebra"]
+    else:
+        again = ZegClipForSemanticSegmentation.from_pretrained(clip_folder, config=models["adapter alone"].config)
+        with torch.no_grad():
+            for parameter in again.clip.parameters():
+                parameter.add_(0.1)
+        with pytest.warns(OtherBaseWarning):
+            again.load_adapter(tmp_path / "first")
+    export(again, tmp_path / "second", processor=processor)
+    text = (tmp_path / "second" / "README.md").read_text()
+    assert "hIoU 84.3" not in text
+    assert ("zebra" in text) == (change == "class names")
 
 
 @pytest.mark.parametrize("place", ["embedded", "copied", "shared"])
