@@ -194,8 +194,8 @@ class _SumsWithGradients(torch.autograd.Function):
     """
     Sums of each map, chunk by chunk, whose gradients are computed with them.
 
-    So no map of the labels' resolution is kept for the backward pass or computed again in it, but the gradient of each
-    sum, which has the size of the logits.
+    No map of the labels' resolution is kept for the backward pass or computed again in it. What is kept is the
+    gradient of each sum, which has the size of the logits.
     """
 
     @staticmethod
@@ -226,7 +226,7 @@ class _SumsWithGradients(torch.autograd.Function):
                         left -= 1
                         [of_total[chunk]] = torch.autograd.grad(total, maps, retain_graph=left > 0)
 
-        # Autocast would also apply to these gradients, of which a backward pass has none.
+        # Autocast must not reach the gradients: a backward pass runs outside of it.
         with torch.set_grad_enabled(context.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
             for chunk in chunks:
                 add(chunk)

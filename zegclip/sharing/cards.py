@@ -97,9 +97,8 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
             stacklevel=2,
         )
         return folder / CARD_FILE
-    content = _render(facts, repo_id)
-    if run is not None:
-        content = _copied_card(Path(run), folder, repo_id) or content
+    copied = None if run is None else _copied_card(Path(run), folder, repo_id)
+    content = copied or _render(facts, repo_id)
     if tags:
         card = ModelCard(content)
         card.data["tags"] = list(dict.fromkeys((*(card.data.get("tags") or ()), *tags)))
@@ -110,7 +109,7 @@ def write_card(folder: Path, *, run: Path | None = None, repo_id: str | None = N
         record = {"shared": digest_of_weights(folder), "card": _hash(content)}
         was_shared = "card" in read_json(Path(run) / MEASURED_FILE)
         edited = not is_shared_card(Path(run)) if was_shared else _is_edited(Path(run))
-        write_json(folder / MEASURED_FILE, record | ({"edited": True} if edited else {}))
+        write_json(folder / MEASURED_FILE, record | ({"edited": True} if copied and edited else {}))
     with replacing(folder / CARD_FILE) as part:
         part.write_text(content, encoding="utf-8")
     if run is None and (measured := read_json(folder / MEASURED_FILE)):
@@ -135,7 +134,7 @@ def _is_of_others(folder: Path) -> bool:
 
 def _find_mark(folder: Path) -> re.Match[str] | None:
     path = folder / CARD_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return re.search(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]+)"), text)
 
 

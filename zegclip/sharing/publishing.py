@@ -247,13 +247,13 @@ def _find_origin(model: ZegClipForSemanticSegmentation) -> str:
 def _find_run(model: ZegClipForSemanticSegmentation, saved: Path) -> Path:
     """Return the folder from which a model came, if it is the model that has been saved; else where that is."""
     origin = Path(_find_origin(model))
-    if not origin.name or not origin.is_dir() or model._has_changed_base():
+    if not origin.name or not origin.is_dir():
         return saved
     if digest_of_weights(origin) != digest_of_weights(saved):  # as are those of a plain CLIP
         return saved
     before, now = read_facts(origin), read_facts(saved)
     same = all(before.config.get(name) == now.config.get(name) for name in model.config.describe_head())
-    if before.prompts and now.prompts:  # An adapter may have been loaded onto another CLIP.
+    if before.prompts and now.prompts:  # The CLIP may be another one, or have changed.
         same = same and are_same(before.prompts["base_fingerprint"], now.prompts["base_fingerprint"])
     return origin if same else saved
 

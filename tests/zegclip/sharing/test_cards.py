@@ -192,11 +192,11 @@ def test_a_card_that_was_edited_is_kept_and_shared(run, tmp_path):
 
 
 def test_a_card_that_was_there_before_is_kept(run):
-    (run / "README.md").write_text("My own words.")
+    (run / "README.md").write_bytes("Über uns.".encode("latin-1"))
     (run / "card.json").unlink()
     with pytest.warns(UserWarning, match="written by others"):
         write_card(run)
-    assert read(run) == "My own words."
+    assert (run / "README.md").read_bytes() == "Über uns.".encode("latin-1")
 
 
 def test_what_was_trained_on_is_no_zero_shot_result(run, place, tmp_path):

@@ -459,6 +459,7 @@ def test_the_card_of_other_weights_is_not_taken_over(models, tmp_path):
     export(again, tmp_path / "saved over", run=tmp_path / "first")
     for name in ("in memory", "in memory by default", "saved over"):
         assert "hIoU 84.3" not in (tmp_path / name / "README.md").read_text()
+        assert "edited" not in json.loads((tmp_path / name / "card.json").read_text())
 
 
 @pytest.mark.parametrize("change", ["class names", "base"])
