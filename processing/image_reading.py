@@ -16,11 +16,14 @@ from .input_error import InputError
 from .stored_ids import LOSSY_FORMATS, find_stored_numbers, restore_numbers
 
 PICTURE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """Suffixes of the files in a folder that count as pictures; a file given by its own name may have any."""
 
-UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".raf", ".rw2")
+UNREAD_SUFFIXES = (
+    ".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".jxl", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw",
+)  # fmt: skip
 """Suffixes of pictures, as from phones and cameras, that Pillow does not read."""
 
 

@@ -144,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from zegclip import DEFAULT_MODEL
     from zegclip.files import remove_leftovers, writing_to
+    from zegclip.identity import file_state
     from zegclip.loading import load_base
     from zegclip.picture_world.classes import CLASS_NAMES
     from zegclip.plain_clip import training_free_fields
@@ -182,7 +183,8 @@ def run(arguments: argparse.Namespace) -> int:
         with writing_to(output) as folder:
             scene.image.save(folder / f"{name}.png")
             draw_strip(scene.image, truth, maps, labels, seen).save(folder / f"{name}_strip.png")
-        described = {"image": str(output / f"{name}.png"), "model": "embedded default model"}
+        path = output / f"{name}.png"
+        described = {"image": str(path), "image_file": file_state(path), "model": "embedded default model"}
         write_results(output, name, scene.image, result, described)
         overlaps = [[overlap(ids, truth, index, index) for ids in maps.values()] for index in range(len(labels))]
         print(f"\n{output / name}.png")

@@ -129,7 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments.labels_file) if arguments.labels is None else nested_classes(arguments.labels)
     if "coco" in arguments.format:
         check_installed()
-    unsplit = [names[0] for names in labels if len(names) == 1 and not {",", ";", "|"}.isdisjoint(names[0])]
+    unsplit = [
+        names[0]
+        for names in labels
+        if len(names) == 1 and not {",", ";", "|", "\uff0c", "\u3001"}.isdisjoint(names[0])
+    ]
     output = arguments.output
     _check_output(output, arguments.pictures)
     model = check_model_path(zegclip.DEFAULT_MODEL if arguments.model is None else arguments.model)
@@ -166,7 +170,10 @@ def run(arguments: argparse.Namespace) -> int:
         if processes.is_main and compares and not any(class_of_name) and "background" not in job:
             with_what = "without training" if softmax else "blended with scores without training"
             print(f"note: {with_what}, a single label competes with 26 usual backgrounds, such as sky and wall.")
-        _warn_of_unknown_words(segmenter, names_of_all, embedded=arguments.model is None, silent=not processes.is_main)
+        backgrounds = job["background"] if isinstance(job.get("background"), list) else []
+        _warn_of_unknown_words(
+            segmenter, [*names_of_all, *backgrounds], embedded=arguments.model is None, silent=not processes.is_main
+        )
         outcome = segmenting.segment_pictures(segmenter, todo, labels, output, **job)
     outcome.done_before = len(names) - len(todo)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
 from tqdm import tqdm
 
 from zegclip.errors import UsageError
@@ -17,6 +18,10 @@ from zegclip.identity import file_state
 from zegclip.processing.image_reading import find_unread, is_picture, is_url, on_one_line
 from zegclip.segmenting.processes import Processes
 
+RESULT_SUFFIXES = {"overlay": "_overlay.png", "png": "_mask.png", "geojson": ".geojson", "scores": "_scores.npy"}
+"""What follows the stem in the names of a picture's results, by format; its JSON file lies beside them."""
+MARK = {"Software": "zegclip"}
+"""Text in the PNG files of results, which tells them from others' where the JSON file is missing, as after a kill."""
 _LONGEST_STEM = 200  # Bytes; with the suffixes, names stay below the 255 that file systems allow.
 
 
@@ -28,8 +33,9 @@ def find_pictures(sources: Iterable[str | Path], recursive: bool = False, withou
 
     Args:
         sources: Files, URLs and folders.
-        recursive: Whether to look into subfolders too, except for hidden ones and links to folders.
-        without: A folder not to look into.
+        recursive: Whether to look into subfolders too, except for hidden ones; into each of them once, also if links
+            lead to it.
+        without: A folder not to look into, with a warning if it has pictures.
 
     Raises:
         UsageError: If a folder has no picture.
@@ -45,6 +51,8 @@ def find_pictures(sources: Iterable[str | Path], recursive: bool = False, withou
             folders = list(_walk(Path(source), without)) if recursive else [Path(source)]
             inside = [pair for folder in folders for pair in _pictures_in(folder)]
             _warn_of_unread(folders)
+            if recursive and without is not None and without.is_dir() and _is_inside(without, Path(source)):
+                _warn_of_pictures(without)
             if not inside:
                 hint = "" if recursive else " itself; --recursive looks into its subfolders too"
                 raise UsageError(f"{source}: there is no picture in this folder{hint}.")
@@ -63,6 +71,19 @@ def _warn_of_unread(folders: Iterable[Path]) -> None:
         )
 
 
+def _is_inside(folder: Path, other: Path) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(other))
+
+
+def _warn_of_pictures(output: Path) -> None:
+    if pictures := [path for _, path in _pictures_in(output)]:
+        warnings.warn(
+            f"{on_one_line(pictures[0])} lies in the folder for results, so it is left out ({len(pictures)} in all): "
+            "choose another folder for results to have it segmented.",
+            stacklevel=3,
+        )
+
+
 def _check_url(url: str) -> None:
     try:
         urlsplit(url)
@@ -71,17 +92,18 @@ def _check_url(url: str) -> None:
 
 
 def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
-    """Yield a folder and its subfolders, by name, except for hidden ones, links and one folder."""
+    """Yield a folder and its subfolders, by name, each once, except for hidden ones and one folder."""
+    seen = set() if without is None else {os.path.realpath(without)}
 
     def fail(error: OSError) -> None:
         raise error
 
-    for place, subfolders, _ in os.walk(folder, onerror=fail):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if without is None or os.path.realpath(place) != os.path.realpath(without):
+    for place, subfolders, _ in os.walk(folder, onerror=fail, followlinks=True):
+        real_place = os.path.realpath(place)
+        subfolders[:] = [] if real_place in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real_place not in seen:
+            seen.add(real_place)
             yield Path(place)
-        else:
-            subfolders.clear()
 
 
 def _pictures_in(folder: Path) -> Iterator[tuple[str, str]]:
@@ -158,7 +180,7 @@ def name_results(
 def _is_result(folder: Path, name: str) -> bool:
     return any(
         name.endswith(suffix) and "image_file" in read_record(folder, name.removesuffix(suffix))
-        for suffix in ("_overlay.png", "_mask.png")
+        for suffix in RESULT_SUFFIXES.values()
     )
 
 
@@ -186,17 +208,25 @@ def _find_owners(output: Path, stems: set[str], show_progress: bool) -> dict[str
 
     Returns:
         By the stem of the results, the picture's path, `image`, and the state of its file, `image_file`; the path is
-        empty for a JSON file of something else. A damaged file is left out.
+        empty for files of others. A damaged JSON file is left out.
     """
+    suffixes = (".json", *RESULT_SUFFIXES.values())
+    found: dict[str, list[str]] = {}
     try:
         with os.scandir(output) as entries:
-            names = sorted(entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json"))
+            for entry in entries:
+                if suffix := next(filter(entry.name.endswith, suffixes), None):
+                    found.setdefault(entry.name.removesuffix(suffix), []).append(suffix)
     except FileNotFoundError:
         return {}
-    names = [name for name in names if not stems.isdisjoint((name.lower(), _without_number(name)))]
+    names = sorted(name for name in found if not stems.isdisjoint((name.lower(), _without_number(name))))
     owners: dict[str, dict[str, Any]] = {}
     disable = None if show_progress else True
     for name in tqdm(names, desc="Reading earlier results", unit="picture", delay=3, leave=False, disable=disable):
+        if ".json" not in found[name]:
+            if not any(_has_mark(f"{output / name}{suffix}") for suffix in found[name]):
+                owners[name] = {"image": "", "image_file": None}
+            continue
         try:
             record = json.loads(Path(output, f"{name}.json").read_bytes())
         except (OSError, ValueError):
@@ -204,6 +234,14 @@ def _find_owners(output: Path, stems: set[str], show_progress: bool) -> dict[str
         record = record if isinstance(record, dict) else {}
         owners[name] = {"image": str(record.get("image", "")), "image_file": record.get("image_file")}
     return owners
+
+
+def _has_mark(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return MARK.items() <= image.info.items()
+    except (OSError, ValueError, SyntaxError):  # It is no picture.
+        return False
 
 
 def take_share(pictures: Sequence[str], processes: Processes, output: Path) -> dict[str, str]:

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 import zegclip
 from zegclip.drawing.colours import index_mask, make_colours
 from zegclip.drawing.overlay import draw
+from zegclip.errors import UsageError
 from zegclip.files import writing_to
 from zegclip.identity import file_state, name_revision, state_of_model
+from zegclip.processing.image_reading import is_url, on_one_line
 from zegclip.processing.names import nested_classes
 from zegclip.run_lengths import encode
 from zegclip.segmenting.outlines import outline
-from zegclip.segmenting.pictures import absolute, read_record
+from zegclip.segmenting.pictures import MARK, RESULT_SUFFIXES, absolute, read_record
 
 USUAL = ("overlay", "png")
-_SUFFIXES = {"overlay": "_overlay.png", "png": "_mask.png", "geojson": ".geojson", "scores": "_scores.npy"}
 _DELAY = 3  # Seconds until a progress bar appears.
 
 
@@ -85,7 +86,7 @@ def find_unfinished(
             described = describe(path, file_state(path), model_name, model_state, classes, settings)
             return (
                 is_of(record, described, shown_labels)
-                and ("coco" not in formats or all("segmentation" in row for row in record["labels"]))
+                and set(formats) <= set(record.get("formats", ()))
                 and all(os.path.getsize(file) > 0 for file in _files(output, name, formats))
             )
         except OSError:  # There are none.
@@ -135,9 +136,10 @@ def write_results(
     formats: Collection[str] = USUAL,
 ) -> None:
     """
-    Write a picture's files, replacing what is there; files of other formats stay if they show the same.
+    Write a picture's files, replacing its earlier ones; those of other formats stay if they show the same.
 
-    - `name.json`: what the results depend on, and for each label its share of the pixels and mean score.
+    - `name.json`: what the results depend on, their formats, and for each label its share of the pixels and mean
+      score.
     - `overlay`: `name_overlay.png`, see [`draw`].
     - `png`: `name_mask.png`, see [`index_mask`].
     - `coco`: in `name.json`, the mask of each label as COCO's run lengths, its area and its box.
@@ -151,15 +153,21 @@ def write_results(
         result: Of the pipeline, a class map of the picture's size.
         described: See [`describe`].
         formats: What to write.
+
+    Raises:
+        UsageError: If a file of these names is another picture's, or not one of ours.
     """
     ids, labels = result["segmentation"], result["labels"]
     summary = summarise(ids, result["scores"], labels)
+    mark = PngImagePlugin.PngInfo()
+    for key, text in MARK.items():
+        mark.add_text(key, text)
     with writing_to(output) as folder:
         if "overlay" in formats:
             # Less compression: a third of the time for a tenth more bytes.
-            draw(picture, ids, labels).save(f"{folder / name}_overlay.png", compress_level=1)
+            draw(picture, ids, labels).save(f"{folder / name}_overlay.png", compress_level=1, pnginfo=mark)
         if "png" in formats:
-            index_mask(ids, make_colours(len(labels))).save(f"{folder / name}_mask.png")
+            index_mask(ids, make_colours(len(labels))).save(f"{folder / name}_mask.png", pnginfo=mark)
         if "scores" in formats:
             _write_array(result["segmentation_scores"].astype(np.float16), Path(f"{folder / name}_scores.npy"))
         if "geojson" in formats:
@@ -174,20 +182,36 @@ def write_results(
             ]
             _write_json({"type": "FeatureCollection", "features": features}, folder / f"{name}.geojson", indent=None)
         earlier = read_record(output, name)
+        written = set(earlier.get("formats", RESULT_SUFFIXES)) if "image_file" in earlier else set(formats)
+        _check_owner(output, name, earlier, str(described.get("image")), set(formats) - written)
         # What a URL shows may have changed.
         is_same = bool(described.get("image_file")) and is_of(earlier, described, labels)
         if "coco" in formats:
             rows = [row | encode(ids == index) for index, row in enumerate(summary)]
         else:
             rows = [one | row for one, row in zip(earlier["labels"], summary)] if is_same else summary
-        _write_json({**described, "labels": rows}, folder / f"{name}.json")
-        if "image_file" in earlier and not is_same:  # Without such a record, the files are not ours.
-            for file in _files(output, name, _SUFFIXES.keys() - set(formats)):
+        kept = written | set(formats) if is_same else formats
+        _write_json({**described, "formats": sorted(kept), "labels": rows}, folder / f"{name}.json")
+        if not is_same:
+            for file in _files(output, name, written - set(formats)):
                 file.unlink(missing_ok=True)
 
 
+def _check_owner(output: Path, name: str, earlier: Mapping[str, Any], picture: str, new: Collection[str]) -> None:
+    """Raise a [`UsageError`] if the results are another picture's, or a file of a format in `new` is there already."""
+    owner = str(earlier.get("image", picture))
+    if owner != picture and (is_url(owner) or os.path.exists(owner)):
+        raise UsageError(
+            f"{on_one_line(picture)}: another command has just written results of {on_one_line(owner)} with the same "
+            "names. Run this command again."
+        )
+    for file in _files(output, name, new):
+        if file.exists():
+            raise UsageError(f"{file} was not written by zegclip: move it, or choose another folder for results.")
+
+
 def _files(output: Path, name: str, formats: Collection[str]) -> list[Path]:
-    return [Path(f"{output / name}{suffix}") for format, suffix in _SUFFIXES.items() if format in formats]
+    return [Path(f"{output / name}{suffix}") for format, suffix in RESULT_SUFFIXES.items() if format in formats]
 
 
 def _write_array(array: np.ndarray, path: Path) -> None:

@@ -209,6 +209,8 @@ def segment_pictures(
     def wait_for(path: str, writing: Future[None]) -> None:
         try:
             writing.result()
+        except UsageError as error:
+            fail(str(error))
         except (RuntimeError, MemoryError) as error:
             fail_without_room(path, error)
 

@@ -94,7 +94,16 @@ def test_a_label_that_is_not_there_is_remarked_on(tmp_path, succeeds):
     assert "a single label competes" not in unblended
 
 
-@pytest.mark.parametrize(("labels", "said"), [("boat; pear", True), ("boat, pear", False), ("boat/pear", False)])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("boat; pear", True),
+        ("boat\uff0cpear", True),
+        ("boat, pear", False),
+        ("boat/pear", False),
+        ("boat\npear", False),
+    ],
+)
 def test_a_label_that_looks_like_several_is_remarked_on(model_folder, picture, tmp_path, succeeds, labels, said):
     words = ["segment", picture, "--model", model_folder, "--output", tmp_path / "results"]
     assert ("is one label" in succeeds(*words, "--labels", labels)) == said
@@ -224,6 +233,8 @@ def test_default_model_and_words_that_it_cannot_know(model, model_folder, pictur
     assert errors.startswith("zegclip: warning: ")
     assert errors.count("\n") == 1
     assert "'red zebra', 'moon'" in errors
+    assert main(["segment", "picture.png", "--labels", "cat", "--background-words", "tree, lagoon"]) == 0
+    assert "'lagoon'" in capsys.readouterr().err
 
 
 def test_a_plain_clip_segments_without_training(model, processor, noise, tmp_path, succeeds, capsys):

@@ -131,7 +131,8 @@ def test_subfolders_are_looked_into_if_asked_for(tmp_path, picture):
         (tmp_path / "pictures" / place).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(picture, tmp_path / "pictures" / place)
     output = tmp_path / "pictures" / "results"
-    found = find_pictures([tmp_path / "pictures"], recursive=True, without=output)
+    with pytest.warns(UserWarning, match="four_overlay.png lies in the folder for results"):
+        found = find_pictures([tmp_path / "pictures"], recursive=True, without=output)
     assert [path.removeprefix(f"{tmp_path}/pictures/") for path in found] == ["one.png", "a/one.png", "a/b/two.png"]
     assert list(dict(name_results(found)).values()) == ["one", "one_2", "two"]
     assert find_pictures([tmp_path / "pictures"]) == [str(picture)]
@@ -199,14 +200,44 @@ def test_a_url_with_a_null_byte_gets_a_name():
     assert name == "a_b"
 
 
-def test_files_of_others_stay(segment, tmp_path):
+@pytest.mark.parametrize("name", ["one_mask.png", "one_overlay.png", "one.geojson", "one_scores.npy"])
+def test_files_of_others_stay(segment, tmp_path, name):
     """Files with the names of results, but without a record of ours."""
     (tmp_path / "results").mkdir()
-    for name in ("one.geojson", "one_scores.npy", "one_overlay.png"):
-        (tmp_path / "results" / name).write_text("mine")
-    segment("png")
-    for name in ("one.geojson", "one_scores.npy", "one_overlay.png"):
+    (tmp_path / "results" / name).write_text("mine")
+    for _ in range(2):
+        segment("png", "geojson", threshold=0.1)
         assert (tmp_path / "results" / name).read_text() == "mine"
+        assert (tmp_path / "results" / "one_2_mask.png").exists()
+        (tmp_path / "results" / "one_2.json").unlink()  # as after a kill
+
+
+def test_files_of_others_beside_results_stay(segment, model_folder):
+    output, paths = segment("png")
+    for name in ("one.geojson", "one_scores.npy"):
+        (output / name).write_text("mine")
+    segment("png", labels=LABELS[:2])
+    assert find_unfinished(paths, LABELS[:2], output, "name", formats=["png", "geojson"]) == paths
+    segmenter = load_segmenter(model_folder, "cpu")
+    outcome = segment_pictures(segmenter, paths, LABELS[:2], output, "name", formats=["png", "geojson"])
+    assert outcome.segmented == 0
+    assert "one.geojson was not written by zegclip" in outcome.failures[0]
+    for name in ("one.geojson", "one_scores.npy"):
+        assert (output / name).read_text() == "mine"
+
+
+def test_a_picture_whose_results_were_overtaken_by_another_command_is_a_failure(segment, tmp_path, model_folder):
+    """Both commands have chosen the same names before either has written."""
+    other = tmp_path / "others" / "one.png"
+    other.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(other)
+    output, _ = segment("png")
+    before = (output / "one_mask.png").read_bytes()
+    segmenter = load_segmenter(model_folder, "cpu")
+    outcome = segment_pictures(segmenter, {str(other): "one"}, LABELS, output, "name", formats=["png"])
+    assert outcome.segmented == 0
+    assert "Run this command again" in outcome.failures[0]
+    assert (output / "one_mask.png").read_bytes() == before
 
 
 def test_a_single_pixel_is_a_polygon(tmp_path):

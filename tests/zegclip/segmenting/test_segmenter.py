@@ -66,7 +66,7 @@ def test_results_are_those_of_the_pipeline(model_folder, pictures, tmp_path):
             "model_files": "",
             "settings": {},
         }
-        assert record == {**fields, "labels": record["labels"]}
+        assert record == {**fields, "formats": ["overlay", "png"], "labels": record["labels"]}
         for index, (row, result) in enumerate(zip(record["labels"], expected, strict=True)):
             mask = np.asarray(result["mask"]) == 255
             np.testing.assert_array_equal(ids == index, mask)
@@ -176,6 +176,11 @@ def test_links_lead_to_the_same_picture(tmp_path, monkeypatch):
     assert find_pictures(["."]) == ["a.png"]
     assert find_pictures(["b.png", "../linked", tmp_path / "pictures"]) == ["b.png"]
     assert find_pictures(["../linked/", "."]) == ["../linked/a.png"]
+    # Folders that links lead to are looked into once, also if they lead back.
+    (tmp_path / "pictures" / "back").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.png").write_bytes(b"not looked at")
+    assert find_pictures(["."], recursive=True) == ["a.png", "back/elsewhere/c.png"]
     # Links that lead nowhere are not passed over.
     (tmp_path / "pictures" / "dangling.png").symlink_to("nothing.png")
     (tmp_path / "pictures" / "loop.png").symlink_to("loop.png")
