@@ -82,7 +82,7 @@ def load_pictures(
         pairs = find_benchmark_files(dataset, os.path.expanduser(data_dir), splits)
         _check_files(pairs, f". The layout must be that of {BENCHMARKS[dataset].origin}")
         masks = (mask for of_split in pairs.values() for _, mask in of_split)
-        return _to_dataset(pairs), benchmark_split(dataset, seen, unseen, ignored, masks)
+        return to_dataset(pairs), benchmark_split(dataset, seen, unseen, ignored, masks)
     if data_dir is not None:
         raise InputError(f"data_dir is only an argument of {', '.join(BENCHMARKS)}, not of {dataset!r}.")
     place = os.path.expanduser(dataset)
@@ -110,7 +110,7 @@ def load_folder(
     pairs = _find_pairs(folder) if os.path.isdir(folder) else {}
     if pairs and not (image_column is None and mask_column is None):
         raise _input_error(f"{folder} contains files, which have no columns: omit image_column and mask_column.")
-    data = _to_dataset(pairs) if pairs else _load_tables(folder, image_column, mask_column)
+    data = to_dataset(pairs) if pairs else _load_tables(folder, image_column, mask_column)
     if "val" in data and "validation" not in data:
         data["validation"] = data.pop("val")
     return data
@@ -310,7 +310,8 @@ def _check_files(splits: Mapping[str, Sequence[Pair]], reason: str) -> None:
         raise _input_error(f"There is no file {absent[0]}{more}{reason}.")
 
 
-def _to_dataset(splits: Mapping[str, Sequence[Pair]]) -> DatasetDict:
+def to_dataset(splits: Mapping[str, Sequence[Pair]]) -> DatasetDict:
+    """Return pairs of a picture's and its mask's path as a data set; `InputError` for one that is not UTF-8."""
     data = {}
     for name, pairs in splits.items():
         columns = {"image": [image for image, _ in pairs], "mask": [mask for _, mask in pairs]}
@@ -427,4 +428,13 @@ def _input_error(text: str) -> InputError:
     return InputError(on_one_line(text))
 
 
-__all__ = ["FEATURES", "check_sizes", "find_files", "load_folder", "load_pictures", "name_pictures", "read_sample"]
+__all__ = [
+    "FEATURES",
+    "check_sizes",
+    "find_files",
+    "load_folder",
+    "load_pictures",
+    "name_pictures",
+    "read_sample",
+    "to_dataset",
+]

@@ -5,13 +5,13 @@ import os
 import warnings
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from zegclip.drawing.colours import NO_LABEL, NO_LABEL_16_BIT
 from zegclip.errors import UsageError
 from zegclip.identity import file_state
 from zegclip.processing.class_split import ClassSplit, split_classes
-from zegclip.processing.datasets import FEATURES
+from zegclip.processing.datasets import to_dataset
 from zegclip.processing.image_reading import on_one_line
 
 _MASK = "_mask.png"
@@ -32,12 +32,16 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
     Returns:
         All pictures as the split `train`, and the labels as classes; pixels without a label are ignored.
 
+    Warns:
+        UserWarning: About pictures that were changed or have no mask there, and about several models or settings.
+
     Raises:
         UsageError: If a record is not one of `zegclip segment`, or pictures were segmented into different labels.
     """
-    rows: dict[str, list[str]] = {"image": [], "mask": []}
+    pairs: list[tuple[str, str]] = []
     labels: list[list[str]] = []
     changed: list[str] = []
+    made: set[str] = set()
     for mask in sorted(folder.glob(f"*{_MASK}")):
         record = _record_of(mask)
         try:
@@ -49,14 +53,31 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
             raise UsageError(f"{record}: this is not the JSON file of a picture from zegclip segment.") from error
         if labels and found != labels:
             raise UsageError(
-                f"{record} has other labels than {_record_of(Path(rows['mask'][0]))}: segment all pictures into the "
+                f"{record} has other labels than {_record_of(Path(pairs[0][1]))}: segment all pictures into the "
                 "same labels first."
             )
         labels = found
         if content.get("image_file") and os.path.isfile(picture) and content["image_file"] != file_state(picture):
             changed.append(picture)
-        rows["image"].append(picture)
-        rows["mask"].append(str(mask))
+        pairs.append((picture, str(mask)))
+        made.add(json.dumps([content.get(name) for name in ("model", "model_files", "settings")], sort_keys=True))
+    without_mask = [
+        record
+        for record in sorted(folder.glob("*.json"))
+        if not record.with_name(f"{record.stem}{_MASK}").exists() and b'"image_file"' in record.read_bytes()
+    ]
+    if without_mask:
+        warnings.warn(
+            f"{len(without_mask)} pictures have no mask and are left out, such as that of "
+            f"{on_one_line(str(without_mask[0]))}: segment them again with --format png.",
+            stacklevel=2,
+        )
+    if len(made) > 1:
+        warnings.warn(
+            f"The masks are of {len(made)} different models or settings: zegclip segment with one of them does all "
+            "pictures alike.",
+            stacklevel=2,
+        )
     if changed:
         warnings.warn(
             f"{len(changed)} pictures, such as {on_one_line(changed[0])}, were changed, moved or copied since they "
@@ -65,7 +86,7 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
         )
     no_label = NO_LABEL_16_BIT if len(labels) > NO_LABEL else NO_LABEL
     split = split_classes(labels, ignored_values=[no_label])
-    return DatasetDict(train=Dataset.from_dict(rows, features=FEATURES)), split
+    return to_dataset({"train": pairs}), split
 
 
 def _record_of(mask: Path) -> Path:

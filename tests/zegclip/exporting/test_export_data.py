@@ -1,6 +1,7 @@
 """`zegclip export-data`: reading back what it writes, with other libraries, gives the same class maps."""
 
 import json
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -239,6 +240,34 @@ def test_pictures_that_have_changed_since_they_were_segmented_are_named(model_fo
     PILImage.new("RGB", (9, 9), "blue").save(picture)
     with pytest.warns(UserWarning, match="were changed"):
         assert main(["export-data", str(tmp_path / "masks"), str(tmp_path / "out"), "--to", "coco"]) == 0
+
+
+def test_predictions_of_several_settings_or_without_masks_are_named(model_folder, tmp_path):
+    for name in "abc":
+        PILImage.new("RGB", (9, 9), "red").save(tmp_path / f"{name}.png")
+
+    def segment(name, *more):
+        words = ["segment", tmp_path / f"{name}.png", "--labels", "cat, dog", "--model", model_folder]
+        assert main([*map(str, words), "--output", str(tmp_path / "masks"), "--device", "cpu", *more]) == 0
+
+    segment("a")
+    segment("b", "--format", "geojson")
+    words = ["export-data", str(tmp_path / "masks")]
+    with pytest.warns(UserWarning, match=r"1 pictures have no mask.*b\.json"):
+        assert main([*words, str(tmp_path / "out"), "--to", "coco"]) == 0
+    segment("b")
+    segment("c", "--threshold", "0.3")
+    with pytest.warns(UserWarning, match="2 different models or settings"):
+        assert main([*words, str(tmp_path / "both"), "--to", "coco"]) == 0
+
+
+def test_predictions_of_a_picture_whose_name_is_no_text(model_folder, tmp_path, capsys):
+    picture = tmp_path / os.fsdecode(b"\xff.png")
+    PILImage.new("RGB", (9, 9), "red").save(picture, format="png")
+    words = ["segment", picture, "--labels", "cat, dog", "--model", model_folder, "--output", tmp_path / "masks"]
+    assert main([*map(str, words), "--device", "cpu"]) == 0
+    assert main(["export-data", str(tmp_path / "masks"), str(tmp_path / "out"), "--to", "coco"]) == 1
+    assert "not UTF-8" in capsys.readouterr().err
 
 
 def test_predictions_of_several_lists_of_labels_are_refused(tmp_path, capsys):
