@@ -36,10 +36,11 @@ class EndpointHandler:
         picture = data["inputs"]
         # The pipeline would also open paths and URLs, and those in dictionaries and lists, on the server's behalf.
         if isinstance(picture, str):
-            picture = base64.b64decode(picture.partition("base64,")[2] or picture, validate=True)
+            text = "".join(picture.split())  # Some encoders break lines.
+            picture = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
         elif not isinstance(picture, Image.Image):
             raise ValueError(f"inputs is a picture, or a file in base64, not {type(picture).__name__}.")
-        parameters = data.get("parameters", {})
+        parameters = data.get("parameters") or {}
         if unknown := parameters.keys() - PARAMETERS:
             raise ValueError(f"parameters are {', '.join(sorted(PARAMETERS))}, not {min(unknown)}.")
         results = self.segmenter(picture, **parameters)

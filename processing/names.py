@@ -25,7 +25,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
     Check class names.
 
     Args:
-        labels: Class names, in any ordered collection or as one comma-separated string.
+        labels: Class names, in any ordered collection, or in one string, separated by commas or line breaks.
 
     Returns:
         The names without surrounding white space, in the given order.
@@ -131,7 +131,7 @@ def add_background(
 
 def _list_of(labels: Any) -> list[Any]:
     if isinstance(labels, str):
-        return labels.split(",") if labels.strip() else []
+        return re.split(r"\s*,\s*|\s*[\r\n]\s*", labels.strip()) if labels.strip() else []
     # Arrays, columns of data sets and others with an order, which a set does not have.
     if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):
         raise InputError(f"Class names must be a list of strings, not {labels!r}.")

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import IOBase
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -208,12 +209,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             preprocess["training_free_weight"] = kwargs["training_free_weight"]
         forward = _select(kwargs, "names", "windows", "hypothesis_template", "window_size", "window_stride")
         forward |= _select(kwargs, "refine", "training_free_weight", "return_segmentation_scores")
-        postprocess = _select(kwargs, "threshold", "output_type")
+        postprocess = {
+            name: value for name, value in _select(kwargs, "threshold", "output_type").items() if value is not None
+        }
         if postprocess.get("output_type", "masks") not in ("masks", "class_map"):
             raise InputError(f"output_type must be 'masks' or 'class_map', not {postprocess['output_type']!r}.")
         for name, value in {**forward, **postprocess}.items():
-            if name in ("threshold", "training_free_weight") and value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name} must be between 0 and 1, got {value}.")
+            is_share = name in ("threshold", "training_free_weight") and value is not None
+            if is_share and not (isinstance(value, Real) and 0 <= float(value) <= 1):
+                raise InputError(f"{name} must be a number between 0 and 1, not {value!r}.")
         if kwargs:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {next(iter(kwargs))!r}.")
         if "window_size" in forward and "window_stride" not in forward:

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="made by `zegclip onnx MODEL FOLDER`")
     parser.add_argument("picture", type=Path)
     parser.add_argument("--labels", required=True, help="classes with commas between them, at most 255")
-    parser.add_argument("--output", type=Path, default=Path("mask.png"), help="index mask (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("mask.png"), help="index mask, PNG (default: %(default)s)")
     parser.add_argument("--overlay", type=Path, help="the picture with its classes in colour")
     arguments = parser.parse_args()
     classes = [[name.strip() for name in part.split("/")] for part in arguments.labels.split(",")]
@@ -165,6 +165,8 @@ def main() -> None:
     class_of_name = np.array([index for index, synonyms in enumerate(classes) for _ in synonyms])
     if not all(names) or len(classes) > 255:
         parser.error("--labels needs 1 to 255 classes, whose names are not blank")
+    if arguments.output.suffix.lower() != ".png":
+        parser.error(f"--output must end with .png, not {arguments.output.suffix or 'without a suffix'}")
     if not (arguments.folder / "zegclip.json").is_file():
         parser.error(f"{arguments.folder} has no zegclip.json; make the folder with `zegclip onnx`")
 
@@ -192,8 +194,10 @@ def main() -> None:
     colours = (colours * 255).astype(np.uint8)
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(colours.tobytes())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     image.save(arguments.output)
     if arguments.overlay:
+        arguments.overlay.parent.mkdir(parents=True, exist_ok=True)
         Image.blend(picture, Image.fromarray(colours[mask]), 0.5).save(arguments.overlay)
     for index, (name, *_) in enumerate(classes):
         print(f"{name}: {100 * (mask == index).mean():.1f} %")

@@ -112,7 +112,7 @@ def test_a_full_queue_refuses_at_once(ask, service, monkeypatch):
 def test_the_handler_answers_what_the_pipeline_answers(class_map, prefix):
     handler = load("handler").EndpointHandler()
     content = picture()
-    inputs = prefix + base64.b64encode(content).decode()
+    inputs = prefix + base64.encodebytes(content).decode()  # in lines
     answer = handler({"inputs": inputs, "parameters": {"candidate_labels": LABELS}})
     assert [row["label"] for row in answer] == LABELS
     for index, row in enumerate(answer):

@@ -195,6 +195,7 @@ def test_long_names_are_not_encoded_beside_short_ones(pipe, model, processor, mo
 
 def test_labels_as_a_string_and_as_a_default(segment, model, processor):
     assert same(segment(candidate_labels="cat, tree,b"), segment())
+    assert same(segment(candidate_labels="\ncat,\ntree\r\nb\n"), segment())
     assert same(make_pipeline(model, processor, candidate_labels=LABELS)(noise()), segment())
 
 
@@ -205,7 +206,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
             ({"candidate_labels": labels}, "[Cc]lass")
             for labels in ([], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", "", None)
         ),
-        *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"))),
+        *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"), "0.2")),
         ({"window_size": 16, "window_stride": 17}, "window_stride"),
         ({"batch_size": 0}, "batch_size"),
         ({"output_type": "mask"}, "output_type"),
@@ -227,6 +228,7 @@ def test_unknown_arguments_are_refused(segment):
 
 def test_threshold_takes_pixels_away(segment):
     assert all(result["mask"].getbbox() is None for result in segment(threshold=1.0))
+    assert same(segment(threshold=None, output_type=None), segment())
     for free, limited in zip(segment(threshold=0.0), segment(threshold=0.5)):
         assert not (np.asarray(limited["mask"]) & ~np.asarray(free["mask"])).any()
 

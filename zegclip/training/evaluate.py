@@ -8,6 +8,7 @@ evaluation.
 """
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -296,7 +297,12 @@ def count_classes(
 
 def _report(results: dict[str, dict[str, float]], folder: Path, num_pictures: int, data_args: DataArguments) -> None:
     """Write `results.json` and print the figures."""
-    write_json(folder / "results.json", results)
+    # JSON has no NaN: null where a class does not occur.
+    figures = {
+        title: {name: None if math.isnan(value) else value for name, value in row.items()}
+        for title, row in results.items()
+    }
+    write_json(folder / "results.json", figures)
     print(f"\n{num_pictures} pictures, split {data_args.eval_split!r}, per cent:")
     print(pd.DataFrame(results).T.to_string(float_format=lambda value: f"{value:.1f}", na_rep="-"))
     print(f"\nPer-class tables, and these figures as JSON, are in {folder}.")
