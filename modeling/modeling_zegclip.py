@@ -4,6 +4,7 @@ import difflib
 import inspect
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -404,6 +405,15 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None for the rest
         self._check_arguments(kwargs)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
+            raise ModelError(
+                "pixel_values are pictures from the processor, (batch, 3, height, width) and normalised, not "
+                f"{tuple(pixel_values.shape)} {pixel_values.dtype}."
+            )
+        if self.decode_head.score_function != self.config.score_function:
+            raise ModelError(
+                "decode_head_type was changed after the model was built: give it to from_pretrained instead."
+            )
         if input_ids is None and not (attention_mask is None and num_templates is None):
             raise ModelError("attention_mask and num_templates are of input_ids, which are missing.")
         if class_embeds is None:
@@ -411,6 +421,12 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
             class_embeds = self.get_class_embeds(
                 **(self._class_inputs(pixel_values.device) if input_ids is None else names)
             )
+            if self.config.blend_weight and not self.training and not torch.compiler.is_compiling():
+                warnings.warn(
+                    "This model has a training_free_weight: zero-shot-image-segmentation adds what the CLIP says "
+                    "without training to its scores. What forward returns, also in image-segmentation, is without it.",
+                    stacklevel=2,
+                )
         elif input_ids is not None:
             raise ModelError("Give the class names either as input_ids or as class_embeds.")
         for name in ("output_hidden_states", "output_attentions"):

@@ -410,6 +410,27 @@ def test_an_argument_that_nobody_knows_is_refused(model, argument):
         model(pictures(), class_embeds=names(), **{argument: torch.zeros(2, 32, 32)})
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32, 3)])
+def test_pixel_values_are_normalised_pictures(model, shape):
+    with pytest.raises(ModelError, match="pixel_values"):
+        model(pixel_values=torch.zeros(shape), class_embeds=names())
+    with pytest.raises(ModelError, match="uint8"):
+        model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.uint8), class_embeds=names())
+
+
+def test_a_blend_that_forward_leaves_out_is_said(model, processor):
+    model.config.training_free_weight = 0.1
+    inputs = {"pixel_values": pictures(1), **processor(text=["cat", "b"], return_tensors="pt")}
+    with pytest.warns(UserWarning, match="training_free_weight"):
+        model(**inputs)
+
+
+def test_another_type_of_decode_head_is_not_a_setting_of_a_model_in_memory(model):
+    model.config.decode_head_type = "similarity"
+    with pytest.raises(ModelError, match="decode_head_type"):
+        model(pixel_values=pictures(1), class_embeds=names())
+
+
 def test_the_ignore_index_must_not_be_a_class(model):
     inputs = {"pixel_values": pictures(), "class_embeds": names(300), "labels": torch.full((2, 32, 32), 255)}
     with pytest.raises(ModelError, match="semantic_loss_ignore_index"):
