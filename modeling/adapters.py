@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from .base_fingerprint import OtherBaseWarning, are_same, take_fingerprint
+from .base_fingerprint import OtherBaseWarning, are_same, take_checksums, take_fingerprint
 from .model_error import ModelError
 from .prompt_layers import DeepPromptLayer, PromptLayer
 from .prompt_tuner import check_methods, head_fields, switch_head_config
@@ -39,8 +39,12 @@ class AdapterModel(PreTrainedModel):
     unchanged. docs/adapters.md lists what PEFT and transformers do otherwise, with a test for each.
     """
 
-    _own_fields: tuple[float, list[str] | None] = (0.0, None)
-    """`training_free_weight` and `seen_class_names` without adapters."""
+    _own_fields: dict[str, Any] | None = None
+    """The part of the configuration that adapters change, as it is without any of them."""
+    _loaded_base: tuple[str | None, dict[str, Any]] = (None, {})
+    """Fingerprint and checksums of the base, as it was loaded."""
+    _absent_from_clip: Sequence[str] = ()
+    """Names of the CLIP's weights that the files of the base did not have."""
 
     @classmethod
     def from_pretrained(
@@ -67,7 +71,8 @@ class AdapterModel(PreTrainedModel):
                 names, such as a fine-tuned one.
 
         Raises:
-            ModelError: If the adapter's base cannot be found, or a `base_model_name_or_path` is given without adapter.
+            ModelError: If the adapter's base cannot be found or lacks weights of the CLIP, or a
+                `base_model_name_or_path` is given without adapter.
         """
         base = kwargs.pop("base_model_name_or_path", None)
         adapter_kwargs = kwargs.pop("adapter_kwargs", None) or {}
@@ -77,7 +82,9 @@ class AdapterModel(PreTrainedModel):
             if base is not None:
                 raise ModelError(f"base_model_name_or_path={str(base)!r} needs an adapter, and {path} has none.")
             kwargs |= {"config": config, "output_loading_info": output_loading_info, "adapter_kwargs": adapter_kwargs}
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            (loaded[0] if output_loading_info else loaded)._note_base()
+            return loaded
         if "subfolder" not in kwargs and (fields := adapter.find_contradictions()):
             warnings.warn(
                 f"{adapter.path}: config.json and the model_config of adapter_config.json differ in "
@@ -85,6 +92,9 @@ class AdapterModel(PreTrainedModel):
                 "make them equal.",
                 stacklevel=2,
             )
+        if not adapter.model_config:  # of another method, such as LoRA: config.json has it, or it is the base's
+            download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
+            adapter.model_config = cls.config_class.from_pretrained(adapter.path, **download).describe_head()
         for name in ("revision", "subfolder"):
             # They are the adapter's; a base elsewhere has revisions and folders of its own.
             if adapter.base != adapter.path and name in kwargs:
@@ -119,6 +129,11 @@ class AdapterModel(PreTrainedModel):
                 warnings.simplefilter("ignore", OtherBaseWarning)
             loaded = super().from_pretrained(adapter.base, *model_args, **kwargs)
         model = loaded[0] if output_loading_info else loaded
+        if absent := model._absent_from_clip:  # The load report, if any, is that of the adapter.
+            raise ModelError(
+                f"{adapter.base}: this has no fitting weights for {absent[0]} of the CLIP, and {len(absent) - 1} more."
+            )
+        model._note_base()
         model.config.apply_head(config.describe_head())  # with the fields that were given here
         model.config.label2id = config.label2id
         (peft_config,) = model.peft_config.values()
@@ -129,11 +144,20 @@ class AdapterModel(PreTrainedModel):
         if base is not None:
             peft_config.base_fingerprint = take_fingerprint(model)
         # A configuration in the adapter's folder is the adapter's.
-        if adapter.base != adapter.path and not plain_clip:
-            model._own_fields = (base_config.training_free_weight, base_config.seen_class_names)
-        else:
-            model._own_fields = (0.0, None)
+        model._own_fields = {"training_free_weight": 0.0, "seen_class_names": None}
+        if adapter.base != adapter.path:  # What the base's decode head is was chosen by the adapter.
+            kept = head_fields(config.decode_head_type)
+            described = base_config.describe_head().items()
+            model._own_fields = {name: value for name, value in described if name not in kept}
         return loaded
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: LoadStateDictInfo) -> LoadStateDictInfo:
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        model._absent_from_clip = sorted(
+            name.removeprefix("clip.") for name in info.missing_and_mismatched() if name.startswith("clip.")
+        )
+        return info
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -170,7 +194,7 @@ class AdapterModel(PreTrainedModel):
             changed = self._has_changed_base()
             if changed:
                 warnings.warn(
-                    "The CLIP has changed since the adapter was added to it, so it is saved as well.", stacklevel=2
+                    "The CLIP has changed since it was loaded, so it is saved with the adapter.", stacklevel=2
                 )
             if changed or not self.peft_config[active].base_model_name_or_path:
                 self.save_with_base(save_directory, **kwargs)
@@ -180,11 +204,20 @@ class AdapterModel(PreTrainedModel):
             # With it, Auto classes and pipelines open an adapter's folder, whatever its base is.
             self.config.save_pretrained(save_directory)
 
+    def _note_base(self) -> None:
+        self._loaded_base = (take_fingerprint(self), take_checksums(self))
+
     def _has_changed_base(self) -> bool:
-        """Return whether the CLIP has changed in memory since the active adapter was added to it."""
+        """Return whether the CLIP, or the decode head of an adapter without one, has changed since it was loaded."""
         active = self._active_name()
-        before = None if active is None else getattr(self.peft_config[active], "injected_into", None)
-        return not are_same(before, take_fingerprint(self))
+        injected_into = None if active is None else getattr(self.peft_config[active], "injected_into", None)
+        fingerprint, sums = self._loaded_base
+        own_head = self._head_is_adapters()
+        for name, (dtype, value) in take_checksums(self).items():
+            known, before = sums.get(name, (None, None))
+            if known == dtype and value != before and not (own_head and name.startswith("decode_head.")):
+                return True
+        return not are_same(fingerprint or injected_into, take_fingerprint(self))
 
     def save_with_base(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -192,26 +225,29 @@ class AdapterModel(PreTrainedModel):
 
         Args:
             save_directory: The folder.
-            **kwargs: As those of `PreTrainedModel.save_pretrained`.
+            **kwargs: As those of `PreTrainedModel.save_pretrained`, except for `variant`.
 
         Raises:
             ModelError: If no adapter is loaded; that of a `PeftModel` has to be saved and loaded here first.
+            ValueError: For a `variant`, under which an adapter does not find its base.
         """
+        if kwargs.get("variant") is not None:
+            raise ValueError("A base that is saved with its adapter has no variant: leave it out.")
         active = self._active_name() if self._hf_peft_config_loaded else None
         if active is None:
             raise ModelError("There is no adapter to save beside the base: load one with from_pretrained first.")
         if not kwargs.get("is_main_process", True):
             return
+        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
         base = type(self)(self.config)
-        base.load_state_dict(
-            {
-                name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-                for name, tensor in self.state_dict().items()
-                if ".deep_prompt_" not in name and ".modules_to_save." not in name
-            }
-        )
+        own = {
+            name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+            for name, tensor in state_dict.items()
+            if ".modules_to_save." not in name
+        }
+        base.load_state_dict({name: tensor for name, tensor in own.items() if name in base.state_dict()})
         PreTrainedModel.save_pretrained(base.to(self.dtype), save_directory, **kwargs)
-        super().save_pretrained(save_directory)
+        super().save_pretrained(save_directory, state_dict=state_dict)
         described = copy.copy(self.peft_config[active])
         described.base_model_name_or_path = described.clip_model_name_or_path = None  # it is beside
         if hasattr(described, "injected_into"):
@@ -220,6 +256,7 @@ class AdapterModel(PreTrainedModel):
 
     def _forget_base(self) -> None:
         """Note that the base in memory is another one than that on disk: `save_pretrained` then saves it, too."""
+        self._note_base()
         self.name_or_path = self.config.name_or_path = ""
         for peft_config in getattr(self, "peft_config", {}).values():
             peft_config.base_model_name_or_path = peft_config.clip_model_name_or_path = None
@@ -273,7 +310,7 @@ class AdapterModel(PreTrainedModel):
             own = re.compile(rf"\.(deep_prompt_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
             info.missing_keys = {key for key in info.missing_keys if own.search(key)}
             _check_loaded(path or name, info)
-            _check_prompts_in_memory(self)
+            _check_in_memory(self)
             stored = self.peft_config[name]
             stored.origin = path  # not a field, so it is not saved
             beside = os.path.abspath(os.path.join(path or "", stored.base_model_name_or_path or ""))
@@ -344,8 +381,8 @@ class AdapterModel(PreTrainedModel):
             super().delete_adapter(adapter_names)
         if not self._hf_peft_config_loaded:
             self._unwrap()
-            # The last adapter's must not become those of a new one.
-            self.config.training_free_weight, self.config.seen_class_names = self._own_fields
+            # The last adapter's must not become those of the base, or of a new one.
+            self.config.apply_head(self._own_fields or {})
             return
         successor = active if active is not None and active in self.peft_config else min(self.peft_config)
         self._activate(successor)
@@ -356,7 +393,7 @@ class AdapterModel(PreTrainedModel):
 
     def _note_own_fields(self) -> None:
         if not getattr(self, "peft_config", None):
-            self._own_fields = (self.config.training_free_weight, self.config.seen_class_names)
+            self._own_fields = copy.deepcopy(self.config.describe_head())
 
     def _active_name(self) -> str | None:
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
@@ -470,18 +507,25 @@ def _check_loaded(place: str, info: LoadStateDictInfo) -> None:
         raise ModelError(f"{place}: this adapter does not fit: {problems[0]}.")
 
 
-def _check_prompts_in_memory(model: PreTrainedModel) -> None:
-    """Refuse a `device_map` that offloads a whole encoder: its prompts would silently not be those of the file."""
+def _check_in_memory(model: PreTrainedModel) -> None:
+    """
+    Refuse a `device_map` that offloads a whole encoder or a part of the decode head.
+
+    Their prompts and weights would silently not be those of the adapter's file.
+    """
     places = getattr(model, "hf_device_map", {})
     offloaded = {"disk"} if set(places.values()) <= {"cpu", "disk"} else {"cpu", "disk"}
     for name, module in model.named_modules():
-        if not isinstance(module, PromptLayer):
+        if not isinstance(module, (PromptLayer, ModulesToSaveWrapper)):
             continue
         for mapped, place in places.items():
-            if place in offloaded and f"{name}.".startswith(f"{mapped}." if mapped else ""):
+            around = f"{name}.".startswith(f"{mapped}." if mapped else "")
+            inside = isinstance(module, ModulesToSaveWrapper) and mapped.startswith(f"{name}.")
+            if place in offloaded and (around or inside):
+                hint = "" if inside or "encoder" not in name else f"map the layers of {name} one by one, or "
                 raise ModelError(
-                    f"device_map offloads {mapped or 'the model'} with the prompts of an adapter, which cannot be "
-                    f"loaded there: map the layers of {name} one by one, or keep it in memory."
+                    f"device_map offloads {mapped or 'the model'} with weights of an adapter, which cannot be loaded "
+                    f"there: {hint}keep it in memory."
                 )
 
 

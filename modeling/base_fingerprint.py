@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 PLACES = (0, 9973)
@@ -11,6 +12,8 @@ PLACES = (0, 9973)
 # The same weights in float16 and in bfloat16 differ by less.
 RELATIVE_TOLERANCE = 2**-8
 ABSOLUTE_TOLERANCE = 2**-24
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of the same size as a weight, by bytes."""
 
 
 class OtherBaseWarning(UserWarning):
@@ -43,6 +46,24 @@ def take_fingerprint(model: nn.Module) -> str | None:
     return base64.b64encode(np.concatenate([values[name] for name in sorted(values)]).astype("<f4").tobytes()).decode()
 
 
+def take_checksums(model: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
+    """
+    Return the dtype and a checksum of each tensor of a model without its adapters, by name.
+
+    Unlike a fingerprint, it finds any change of a weight, but only while the dtype is the same, and only in memory.
+    """
+    sums = {}
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in (".deep_prompt_", "lora_", ".modules_to_save.")):
+            continue
+        # Not those that are offloaded, quantised or distributed.
+        if type(parameter) is nn.Parameter and not parameter.is_meta and parameter.is_floating_point():
+            bits = parameter.detach().view(INTEGERS[parameter.element_size()])
+            own = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+            sums[own] = parameter.dtype, int(bits.sum(dtype=torch.promote_types(bits.dtype, torch.int32)))
+    return sums
+
+
 def is_fingerprint(text: Any) -> bool:
     """Return whether this has the format that [`take_fingerprint`] returns."""
     try:
@@ -68,4 +89,11 @@ def warning_of_other_base(adapter: Any, of_adapter: str | None, here: str | None
     )
 
 
-__all__ = ["OtherBaseWarning", "are_same", "is_fingerprint", "take_fingerprint", "warning_of_other_base"]
+__all__ = [
+    "OtherBaseWarning",
+    "are_same",
+    "is_fingerprint",
+    "take_checksums",
+    "take_fingerprint",
+    "warning_of_other_base",
+]

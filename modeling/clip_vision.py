@@ -41,7 +41,8 @@ class ZegClipVisionEmbeddings(CLIPVisionEmbeddings):
     ) -> torch.Tensor:
         """`(batch, 3, height, width)` to `(batch, 1 + patches, dim)`, as with the active adapter or without any."""
         size = [side * self.patch_size for side in self.patch_grid(pixel_values)]
-        states = super().forward(resize(pixel_values, size), interpolate_pos_encoding)
+        # Always: the class token's position depends on the adapter.
+        states = super().forward(resize(pixel_values, size), interpolate_pos_encoding=True)
         if with_adapter:
             return states
         first = self.class_embedding + self._first_position(self.position_embedding(self.position_ids)[0], False)

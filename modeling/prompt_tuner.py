@@ -66,6 +66,9 @@ class DeepPromptModel(BaseTuner):
             base = config.clip_model_name_or_path or config.base_model_name_or_path
             here = getattr(getattr(model, "config", None), "_name_or_path", None)
             warnings.warn(warning_of_other_base(adapter_name, base, here), OtherBaseWarning, stacklevel=2)
+            if not config.inference_mode:  # What is trained on from here belongs to this base.
+                config.base_fingerprint = fingerprint
+                config.base_model_name_or_path, config.clip_model_name_or_path = here or None, None
         _share_config(model, adapter_name)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:

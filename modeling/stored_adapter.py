@@ -38,7 +38,8 @@ class StoredAdapter:
 
     def describe_on(self, base_config: dict[str, Any]) -> dict[str, Any]:
         """Return a base's configuration with the adapter's part, without what was chosen for another adapter."""
-        return base_config | {"label2id": None, "training_free_weight": 0.0} | self.model_config
+        other = {"label2id": None, "training_free_weight": 0.0} if self.model_config else {}
+        return base_config | other | self.model_config
 
     def find_contradictions(self) -> list[str]:
         """Return the fields in which a `config.json` beside the adapter says something else."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import load, logits, move, pictures
 
@@ -421,13 +421,15 @@ def test_a_new_adapter_has_nothing_of_a_deleted_one(folders, processor):
 
 def test_without_adapters_the_base_has_its_own_fields_again(model, folders, tmp_path):
     model.config.training_free_weight, model.config.seen_class_names = 0.3, ["house"]
+    model.config.prompt_templates, model.config.naclip_sigma = ["a {}"], 1.0
+    model.config.apply_head({"id2label": {0: "house", 1: "cat"}})
     model.save_pretrained(tmp_path)
     base = load(tmp_path)
+    before = description(base)
     base.load_adapter(folders["few"])
     assert base.config.seen_class_names != ["house"]
     base.delete_adapter("default")
-    assert base.config.training_free_weight == 0.3
-    assert base.config.seen_class_names == ["house"]
+    assert description(base) == before
 
 
 def test_a_model_without_adapter_is_not_saved_over_one(folders, tmp_path):
@@ -450,6 +452,73 @@ def test_a_base_that_was_changed_is_saved_with_the_adapter(folders, inputs, tmp_
         model.save_pretrained(tmp_path / "changed")
     torch.testing.assert_close(answer(load(tmp_path / "changed"), inputs), answer(model, inputs))
     assert model.name_or_path  # Saving changes nothing in memory.
+
+
+@pytest.mark.parametrize("kind", ["few", "lora"])
+def test_a_base_that_was_changed_before_the_adapter_is_saved_with_it(base_folder, processor, inputs, tmp_path, kind):
+    """Also by so little as one row of a table, as when a word is learned."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["decode_head"])
+    model = load(base_folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[inputs["input_ids"][0, 1]] += 1.0
+    model.add_adapter(lora if kind == "lora" else prompts(kind, processor))
+    move(model.eval())
+    with pytest.warns(UserWarning, match="has changed"):
+        model.save_pretrained(tmp_path / "changed")
+    torch.testing.assert_close(answer(load(tmp_path / "changed"), inputs), answer(model, inputs))
+
+
+def test_a_decode_head_of_the_base_that_was_trained_is_saved_with_the_adapter(base_folder, inputs, tmp_path):
+    model = load(base_folder)
+    model.add_adapter(DeepPromptConfig(num_tokens=2, modules_to_save=None))
+    with torch.no_grad():
+        for parameter in model.decode_head.parameters():
+            parameter += 0.1
+    with pytest.warns(UserWarning, match="has changed"):
+        model.save_pretrained(tmp_path)
+    torch.testing.assert_close(answer(load(tmp_path), inputs), answer(model.eval(), inputs))
+
+
+def test_weights_that_are_given_to_save_are_those_of_base_and_adapter(folders, inputs, tmp_path):
+    load(folders["few"]).save_with_base(tmp_path / "both")
+    model = load(tmp_path / "both")
+    model.save_pretrained(tmp_path / "given", state_dict=model.state_dict())  # as accelerate hands them over
+    torch.testing.assert_close(answer(load(tmp_path / "given"), inputs), answer(model, inputs))
+    with pytest.raises(ValueError, match="variant"):
+        model.save_pretrained(tmp_path / "variant", variant="fp16")
+
+
+def test_an_adapter_that_was_trained_further_on_another_base_names_it(model, base_folder, folders, inputs, tmp_path):
+    move(model.clip)
+    model.save_pretrained(tmp_path / "other")
+    loaded = load(tmp_path / "other")
+    with pytest.warns(UserWarning, match="are different"):
+        loaded.load_adapter(folders["few"], is_trainable=True)
+    loaded.save_pretrained(tmp_path / "further")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(answer(load(tmp_path / "further"), inputs), answer(loaded.eval(), inputs))
+
+
+def test_a_base_without_all_weights_of_the_clip_is_refused(base_folder, folders, tmp_path):
+    load(base_folder).clip.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weights[name] for name in weights if "text_model" not in name}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="no fitting weights for text_model"):
+        load(folders["few"], base_model_name_or_path=tmp_path / "base")
+
+
+def test_the_configuration_beside_an_adapter_of_another_method_is_the_adapters(model, tmp_path):
+    model.config.training_free_weight = 0.3
+    model.save_pretrained(tmp_path / "base")
+    tuned = load(tmp_path / "base")
+    tuned.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    tuned.config.apply_head({"id2label": {0: "cat"}, "naclip_sigma": 2.0})
+    tuned.save_pretrained(tmp_path / "lora")
+    assert description(load(tmp_path / "lora")) == description(tuned)
+    (tmp_path / "lora" / "config.json").unlink()  # as PEFT saves it
+    assert description(load(tmp_path / "lora")) == description(load(tmp_path / "base"))
 
 
 def test_an_adapter_on_another_base_is_saved_alone(model, folders, tmp_path):

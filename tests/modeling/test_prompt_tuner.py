@@ -436,14 +436,18 @@ APART = TOWER | VISION | {"clip.logit_scale": "cpu", "decode_head": "cpu"}
 
 
 @pytest.mark.parametrize(
-    "places",
-    [PLACES | {"clip": "disk"}, APART | {"clip.vision_model.encoder": "disk"}],
-    ids=["with the whole CLIP", "alone"],
+    ("places", "named"),
+    [
+        (PLACES | {"clip": "disk"}, r"clip\.vision_model\.encoder"),
+        (APART | {"clip.vision_model.encoder": "disk"}, r"clip\.vision_model\.encoder"),
+        (PLACES | {"decode_head": "disk"}, "decode_head"),
+    ],
+    ids=["with the whole CLIP", "alone", "decode head"],
 )
-def test_an_offloaded_encoder_gets_no_adapter(base_folder, tmp_path, places):
-    """Its prompts would be loaded somewhere else, and others used."""
+def test_what_an_adapter_replaces_is_not_offloaded(base_folder, tmp_path, places, named):
+    """Its prompts and weights would be loaded somewhere else, and others used."""
     get_peft_model(load(base_folder), DeepPromptConfig(num_tokens=2)).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"clip\.vision_model\.encoder"):
+    with pytest.raises(ValueError, match=named):
         load(tmp_path / "adapter", device_map=places, offload_folder=tmp_path / "disk")
 
 

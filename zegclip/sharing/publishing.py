@@ -60,7 +60,7 @@ def export(
     run: str | os.PathLike | None = None,
     repo_id: str | None = None,
     max_shard_size: int | str = "50GB",
-    tags: Sequence[str] = (),
+    tags: Sequence[str] | str = (),
 ) -> Path:
     """
     Write a model to share into a new folder. After an error the folder does not exist.
@@ -115,7 +115,7 @@ def export(
         for name in card_files(source):
             (part / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, part / name)
-        write_card(part, run=source, repo_id=repo_id, tags=tags)
+        write_card(part, run=source, repo_id=repo_id, tags=[tags] if isinstance(tags, str) else tags)
     return folder
 
 
