@@ -225,20 +225,24 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
     """
     Return the masks of each picture: those with its name, or with its name and something behind it.
 
-    Splits and folders must be the same; where one side has none, they are compared without. Names may differ as in
-    [`NameIndex`].
+    Splits and folders must be the same; where one side has none, they are compared without. Folders may also lie in
+    the other side's, or have another name if nothing else in them fits. Names may differ as in [`NameIndex`].
     """
     found: dict[Place, list[tuple[Place, str]]] = {picture: [] for picture in pictures}
     left: Collection[Place] = list(masks)
+    matched: set[tuple[str | None, str]] = set()
     ways = [(split, inner) for inner in (True, False) for split in (True, False)]
     for parts, spell in [(parts, spell) for parts in ways for spell in SPELLINGS]:
+        if spell is SPELLINGS[0]:
+            pairs = [(picture, mask) for picture, of_picture in found.items() for mask, _ in of_picture]
+            matched = {(place.split, place.inner) for pair in pairs for place in pair}
         index: dict[tuple[str | None, str, str], list[Place]] = defaultdict(list)
         for picture in pictures:
-            index[_key(picture, spell(picture.stem), *parts)].append(picture)
+            index[_key(picture, picture.stem, spell, *parts)].append(picture)
         still: list[Place] = []
         for mask in left:
             owner, rest = _longest(mask, index, parts, spell)
-            if owner is None:
+            if owner is None or not _may_pair(mask, owner, matched):
                 still.append(mask)
             else:
                 # A class may also be a folder.
@@ -258,14 +262,28 @@ def _longest(
     stem = mask.stem
     ends = [len(stem), *(end for end in range(len(stem) - 1, 0, -1) if not stem[end].isalnum())]
     for end in ends:
-        pictures = index.get(_key(mask, spell(stem[:end]), *parts), ())
+        pictures = index.get(_key(mask, stem[:end], spell, *parts), ())
         if len(pictures) == 1 and pictures[0] is not mask:
             return pictures[0], stem[end:]
     return None, ""
 
 
-def _key(place: Place, stem: str, with_split: bool, with_inner: bool) -> tuple[str | None, str, str]:
-    return place.split if with_split else None, place.inner if with_inner else "", stem
+def _may_pair(mask: Place, picture: Place, matched: set[tuple[str | None, str]]) -> bool:
+    """Return whether a mask's split and folders may be a picture's; `matched` are those that fit stricter."""
+    splits = {split for split in (mask.split, picture.split) if split is not None}
+    if len(splits) > 1 and all(split_of(split) for split in splits):
+        return False
+    inner = PurePosixPath(mask.inner), PurePosixPath(picture.inner)
+    nested = inner[0].is_relative_to(inner[1]) or inner[1].is_relative_to(inner[0])
+    if len(splits) < 2 and nested:
+        return True
+    return not {(mask.split, mask.inner), (picture.split, picture.inner)} & matched
+
+
+def _key(
+    place: Place, stem: str, spell: Callable[[str], str], with_split: bool, with_inner: bool
+) -> tuple[str | None, str, str]:
+    return place.split if with_split else None, spell(place.inner) if with_inner else "", spell(stem)
 
 
 def rests_of(pairs: Pairs) -> Counter[str]:

@@ -118,6 +118,35 @@ def test_a_mask_of_a_missing_picture_is_nobodys(tmp_path, run):
     assert read_masks(tmp_path / "target").keys() == {"train/b"}
 
 
+VIDEOS = [f"images/video1/{index}.jpg" for index in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "kept", "lost"),
+    [
+        # Of a deleted picture, beside pictures of the same name in another folder or split.
+        ([*VIDEOS, "images/video2/3.jpg"], ["masks/video1/1.png", "masks/video1/3.png"], {"train/video1/1"}, 1),
+        (["train/images/a.jpg", "val/images/b.jpg"], ["train/masks/a.png", "train/masks/b.png"], {"train/a"}, 1),
+        (["images/train/1.jpg", "images/test/2.jpg"], ["masks/train/1.png", "masks/val/2.png"], {"train/1"}, 1),
+        # Where one side has no folder or split, or a whole folder has another name.
+        (VIDEOS, ["masks/1.png", "masks/2.png"], {"train/1", "train/2"}, 0),
+        (["images/val/a.jpg", "images/train/b.jpg"], ["masks/a.png", "masks/b.png"], {"validation/a", "train/b"}, 0),
+        ([*VIDEOS, "images/b/3.jpg"], ["masks/video1/1.png", "masks/b_new/3.png"], {"train/video1/1", "train/b/3"}, 0),
+        # Folders that differ in case are no classes.
+        ([*VIDEOS, "images/b/3.jpg"], ["masks/Video1/1.png", "masks/B/3.png"], {"train/video1/1", "train/b/3"}, 0),
+    ],
+)
+def test_a_mask_is_no_label_of_another_folder_s_picture(tmp_path, run, pictures, masks, kept, lost):
+    draw_pairs(tmp_path / "source", pictures, masks, ids=(1,))
+    status, output = run()
+    assert status == (len(kept) < len(pictures))
+    assert ("1 masks have no picture" in output) == (lost == 1)
+    assert output.count("there is no mask for this picture") == len(pictures) - len(kept)
+    found = read_masks(tmp_path / "target")
+    assert found.keys() == kept
+    assert all((mask == 1).all() for mask in found.values())
+
+
 def test_labels_of_yolo_belong_to_the_nearest_name(tmp_path, run):
     source = tmp_path / "source"
     yolo(source)
