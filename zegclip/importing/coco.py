@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -42,6 +42,7 @@ def read_coco(listing: Listing) -> Source:
     pictures = [place for place in listing.places if place.is_image and place.role in ("picture", None, "mask")]
     index = NameIndex((PurePosixPath(picture.path).name, picture) for picture in pictures)
     folders = {fold(part) for picture in pictures for part in picture.path.split("/")[:-1]}
+    may_list = _owners(contents, pictures)
     found: dict[Place, tuple[Place, Mapping[str, Any]]] = {}
     images = [(file, image) for file, content in contents.items() for image in content["images"]]
     # Those whose names are exact come first, so that no other one takes their pictures.
@@ -51,7 +52,7 @@ def read_coco(listing: Listing) -> Source:
             name = str(image.get("file_name", ""))
             origin = f"{file.path}: {one_line(name)}"
             try:
-                picture = _find_picture(name, index, file, folders, exactly)
+                picture = _find_picture(name, index, file, folders, exactly, may_list)
             except InputError as error:
                 result.skipped.append(Skipped(origin, str(error)))
                 continue
@@ -95,7 +96,42 @@ def read_coco(listing: Listing) -> Source:
     return result
 
 
-def _find_picture(name: str, index: NameIndex, file: Place, known: Collection[str], exactly: bool) -> Place | None:
+def _base_name(path: str) -> str:
+    return fold(PurePosixPath(path.replace("\\", "/")).name)
+
+
+def _owners(contents: Mapping[Place, Mapping[str, Any]], pictures: Sequence[Place]) -> Callable[[Place, Place], bool]:
+    """
+    Return a function that says whether a file may mean a picture: where pictures that it lists lie in its folder, it
+    means no others, and none in the folder of another split whose file lists this name.
+    """
+    names = {
+        file: {_base_name(str(image.get("file_name", ""))) for image in content["images"]}
+        for file, content in contents.items()
+    }
+    inside: dict[str, set[str]] = defaultdict(set)
+    for picture in pictures:
+        for folder in PurePosixPath(picture.path).parents:
+            inside[f"{folder}/"].add(_base_name(picture.path))
+    homes = {file: f"{PurePosixPath(file.path).parent}/" for file in names}
+    homes = {file: home for file, home in homes.items() if home != "./" and names[file] & inside[home]}
+    listed = {(_split(file), name) for file, of_file in names.items() for name in of_file}
+
+    def may_list(file: Place, picture: Place) -> bool:
+        others = picture.split not in (None, _split(file)) and (picture.split, _base_name(picture.path)) in listed
+        return not others and picture.path.startswith(homes.get(file, ""))
+
+    return may_list
+
+
+def _find_picture(
+    name: str,
+    index: NameIndex,
+    file: Place,
+    known: Collection[str],
+    exactly: bool,
+    may_list: Callable[[Place, Place], bool],
+) -> Place | None:
     """
     Return the picture with this name or path; of several, the one that lies beside the file or in its split.
 
@@ -105,7 +141,8 @@ def _find_picture(name: str, index: NameIndex, file: Place, known: Collection[st
     folders = [fold(part) for part in wanted.parts[:-1] if part not in ("/", ".", "..")]
 
     def accept(places: Sequence[Place]) -> list[Place]:
-        """Keep those whose paths end with most of the folders."""
+        """Keep those that the file may mean, whose paths end with most of the folders."""
+        places = [place for place in places if may_list(file, place)]
         for length in range(len(folders), -1, -1):
             end = folders[len(folders) - length :]
             found = [place for place in places if fold(place.path).split("/")[-1 - length : -1] == end]

@@ -247,6 +247,31 @@ def test_a_file_of_coco_over_several_splits_is_none_of_them(tmp_path, run):
     assert masks == {f"train/{DRAWN[0].name}", *(f"validation/{one.name}" for one in DRAWN[1:])}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "folders"),
+    [
+        ("{}/a.coco.json", ("first", "second")),
+        ("{}/a.coco.json", ("train", "val")),
+        ("{}.json", ("train", "val")),
+        ("annotations/instances_{}.json", ("train", "val")),
+    ],
+)
+def test_outlines_of_coco_are_not_those_of_another_split(tmp_path, run, pattern, folders):
+    """`b` was lost from the first folder, and lies in the second, whose file has it too."""
+    source = tmp_path / "source"
+    a, b = DRAWN[0]._replace(name="a"), DRAWN[2]._replace(name="b")
+    write_coco(source / pattern.format(folders[0]), [a, DRAWN[0]._replace(name="b")], lambda box, size: [polygon(box)])
+    write_coco(source / pattern.format(folders[1]), [b], lambda box, size: [polygon(box)])
+    a.save_picture(source / folders[0] / "a.jpg")
+    b.save_picture(source / folders[1] / "b.jpg")
+    status, output = run()
+    assert status == 1
+    assert output.count("there is no such picture") == 1
+    masks = {name.rpartition("/")[2]: mask for name, mask in read_masks(tmp_path / "target").items()}
+    assert masks.keys() == {"a", "b"}
+    assert np.array_equal(masks["b"], b.ids)
+
+
 def test_outlines_of_labelme_are_refused_by_name(tmp_path, run):
     DRAWN[0].save_picture(tmp_path / "source/a.jpg")
     (tmp_path / "source/a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [{"label": "cat"}]}))
