@@ -18,7 +18,7 @@ from zegclip.importing.mask_files import load_ids
 from zegclip.importing.painting import check_packages
 from zegclip.importing.parallel import call_each
 from zegclip.importing.shapes import read_cut_out, read_shape
-from zegclip.importing.sources import IGNORED, ClassName, Item, Source, add_background, label_of
+from zegclip.importing.sources import IGNORED, ClassName, Item, Source, add_background, is_background, label_of
 from zegclip.processing.class_split import ClassSplit, split_classes
 from zegclip.processing.image_reading import load_colours, read_palette, read_storage
 from zegclip.processing.input_error import InputError
@@ -270,7 +270,8 @@ def _split_of_values(values: set[int], table: ClassTable) -> tuple[ClassSplit, l
     first = 0
     if table.values is None:
         named = values - set(_IGNORED_VALUES)
-        if named and max(named) == count:  # One more than names, so they begin with 1.
+        # One more than names, so they begin with 1; but where the first is the background, it is the 0 that occurs.
+        if named and max(named) == count and not (0 in named and is_background(table.names[0])):
             first = 1
             zero = "; 0 is ignored" if 0 in values else ""
             notes.append(f"the values 1 to {count} are the classes of {table.path} in their order{zero}.")

@@ -396,10 +396,25 @@ def test_ids_need_names(source, target, run):
 
 def test_values_that_begin_with_one_are_noticed(source, target, run):
     draw(source, "a", [[0, 1, 3, 255]])
-    status, output = run("--classes", write_names(source))
+    status, output = run("--classes", write_names(source, ["wall", "cat", "dog"]))
     assert status == 0
     assert read_masks(target)["train/a"].tolist() == [[255, 0, 2, 255]]
     assert "0 is ignored" in output
+
+
+def test_a_value_beyond_the_names_moves_no_class_if_0_is_the_background(source, target, run):
+    """A name was forgotten, or a pixel is wrong."""
+    draw(source, "a", [[0, 1, 3]])
+    draw(source, "b", [[0, 1, 2]])
+    status, output = run("--classes", write_names(source))
+    assert status == 1
+    assert "value 3" in output
+    assert {name: mask.tolist() for name, mask in read_masks(target).items()} == {"train/b": [[0, 1, 2]]}
+    draw(source, "a", [[1, 2, 3]])  # Without any 0, they begin with 1.
+    (source / "masks/b.png").unlink()
+    (source / "images/b.png").unlink()
+    assert run("--classes", write_names(source), target="other")[0] == 0
+    assert read_masks(target.with_name("other"))["train/a"].tolist() == [[0, 1, 2]]
 
 
 def test_a_value_without_a_class_skips_its_picture(source, target, run):
