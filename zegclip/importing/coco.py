@@ -73,8 +73,8 @@ def read_coco(listing: Listing) -> Source:
     divided = divide(listing, list(found), splits)
     result.notes += divided.notes
     result.skipped += divided.skipped
-    regions = {file: _group_regions(file, content, classes) for file, content in contents.items()}
-    empty = 0
+    regions = {file: _group_regions(file, content, classes, result.notes) for file, content in contents.items()}
+    empty = without = 0
     for picture, name in divided.names.items():
         file, image = found[picture]
         origin = f"{listing.path(file.path)}, image {image['id']}"
@@ -87,10 +87,13 @@ def read_coco(listing: Listing) -> Source:
         if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
             result.skipped.append(Skipped(picture.path, f"{file.path} does not say its width and height."))
             continue
+        without += not of_image.regions
         read = partial(paint_regions, of_image.regions, (width, height), background, origin)
         result.items.append(Item(listing.path(picture.path), divided.splits[picture], name, origin, read))
     if empty:
         result.notes.append(f"{empty} outlines with fewer than three corners cover no pixel and were left out.")
+    if without:
+        result.notes.append(f"{without} pictures have no outline and became {label_of(classes[background])!r}.")
     if unused := len(set(pictures) - found.keys()):
         result.notes.append(f"{unused} pictures are in no JSON file and were left out.")
     return result
@@ -200,15 +203,24 @@ class _OfImage:
     fault: str = ""
 
 
-def _group_regions(file: Place, content: Mapping[str, Any], classes: Sequence[ClassName]) -> dict[int | str, _OfImage]:
-    """Return the regions of each image by its id."""
+def _group_regions(
+    file: Place, content: Mapping[str, Any], classes: Sequence[ClassName], notes: list[str]
+) -> dict[int | str, _OfImage]:
+    """Return the regions of each image by its id, which annotations may have as text, and add to the notes."""
     names = {category["id"]: category["name"] for category in content["categories"]}
     positions = {label_of(name): index for index, name in enumerate(classes)}
     found: dict[int | str, _OfImage] = defaultdict(_OfImage)
+    own = [image["id"] for image in content["images"]]
+    ids = {str(image_id): image_id for image_id in own} | {image_id: image_id for image_id in own}
+    lost = 0
     for entry in content["annotations"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
             raise InputError(f"{file.path}: the annotation {str(entry)[:80]} belongs to no image.")
-        of_image = found[entry["image_id"]]
+        image_id = ids.get(entry["image_id"], ids.get(str(entry["image_id"])))
+        if image_id is None:
+            lost += 1
+            continue
+        of_image = found[image_id]
         outline, box, label = entry.get("segmentation"), entry.get("bbox"), names.get(entry.get("category_id"))
         if label not in positions:
             of_image.fault = f"{file.path}: annotation {entry.get('id')} is of no known category."
@@ -223,6 +235,10 @@ def _group_regions(file: Place, content: Mapping[str, Any], classes: Sequence[Cl
             of_image.fault = f"{file.path}: annotation {entry.get('id')} has a box, but no outline."
         else:
             of_image.empty += 1
+    if lost and not found:
+        raise InputError(f"{file.path}: none of the {lost} annotations has an image_id that is an image's id.")
+    if lost:
+        notes.append(f"{lost} annotations of {file.path} belong to none of its images and were left out.")
     return found
 
 

@@ -115,6 +115,35 @@ def test_degenerate_outlines_are_not_boxes(source, target, run):
     assert "1 outlines" in output
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_annotations_of_no_image_are_noticed_and_ids_may_be_text(source, target, run, swap):
+    write_coco(source / "a.json", DRAWN, lambda box, size: [polygon(box)])
+    for one in DRAWN:
+        one.save_picture(source / f"{one.name}.jpg")
+    content = json.loads((source / "a.json").read_text())
+    entries, key = (content["images"], "id") if swap else (content["annotations"], "image_id")
+    for entry in entries:
+        entry[key] = str(entry[key])
+    (source / "a.json").write_text(json.dumps(content))
+    status, output = run()
+    assert status == 0
+    assert all(np.array_equal(read_masks(target)[f"train/{one.name}"], one.ids) for one in DRAWN)
+    assert "annotations of" not in output
+    assert "no outline" not in output
+    first = [entry for entry in content["annotations"] if str(entry["image_id"]) == "0"]
+    for entry in first:
+        entry["image_id"] = 77
+    (source / "a.json").write_text(json.dumps(content))
+    status, output = run(target="other")
+    assert status == 0
+    assert f"{len(first)} annotations of a.json" in output
+    assert "1 pictures have no outline" in output
+    for entry in content["annotations"]:
+        entry["image_id"] = 77
+    (source / "a.json").write_text(json.dumps(content))
+    refused(run, says=["a.json", "annotation"], target="third")
+
+
 @pytest.mark.parametrize(
     ("outline", "says"),
     [
