@@ -69,10 +69,12 @@ def pair_masks(listing: Listing) -> Pairs:
             "--pictures photos --masks drawn."
         )
     found = _match(pictures, masks)
-    if any(rest == "" for of_picture in found.values() for _, rest in of_picture):
+    if any(without_mask_suffix(rest) == "" for of_picture in found.values() for _, rest in of_picture):
         # Where masks are called as their pictures are, one with another number is that of a picture that is not there.
         for of_picture in found.values():
-            of_picture[:] = [(mask, rest) for mask, rest in of_picture if not _NUMBER.fullmatch(rest)]
+            of_picture[:] = [
+                (mask, rest) for mask, rest in of_picture if not _NUMBER.fullmatch(without_mask_suffix(rest))
+            ]
     unused = set(masks) - {mask for of_picture in found.values() for mask, _ in of_picture}
     result = divide(listing, pictures)
     result.notes = notes + result.notes
@@ -286,6 +288,11 @@ def _key(
     return place.split if with_split else None, spell(place.inner) if with_inner else "", spell(stem)
 
 
+def without_mask_suffix(rest: str) -> str:
+    """Return what the name of a mask says beyond its picture's, without a usual end."""
+    return next((rest.removesuffix(suffix) for suffix in MASK_SUFFIXES if rest.endswith(suffix)), rest)
+
+
 def rests_of(pairs: Pairs) -> Counter[str]:
-    """Count what names of masks say beyond their pictures'."""
-    return Counter(rest for masks in pairs.masks.values() for _, rest in masks)
+    """Count what names of masks say beyond their pictures' and usual ends."""
+    return Counter(without_mask_suffix(rest) for masks in pairs.masks.values() for _, rest in masks)

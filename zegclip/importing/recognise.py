@@ -17,6 +17,8 @@ from zegclip.importing.yolo import find_yolo, read_yolo
 from zegclip.processing.benchmarks import BENCHMARKS, benchmark_split, find_benchmark_files, read_class_lists
 
 _VOC_STEM = re.compile(r"(2007|2008|2009|2010|2011|2012)_\d{6}")
+_ONLY_NUMBER = re.compile(rf"({'|'.join(MASK_SUFFIXES)})?[^0-9A-Za-z]*\d+")
+"""Behind a picture's name, what names no class."""
 
 
 def read_source(
@@ -57,7 +59,13 @@ def read_source(
         return read_class_masks(listing, pairs, find_table(listing, classes))
     pairs = pair_masks(listing)
     if format == "masks" and _name_classes(pairs):
-        return read_class_masks(listing, pairs, find_table(listing, classes))
+        named = find_table(listing, classes)
+        if named is None and all(_ONLY_NUMBER.fullmatch(rest) for rest in rests_of(pairs)):
+            raise UsageError(
+                f"{listing.root}: numbers are all that names of masks say beyond their pictures': if they are the "
+                "classes, give --format class-masks; if they are single objects, merge those of each picture."
+            )
+        return read_class_masks(listing, pairs, named)
     _keep_one_mask(pairs)
     kind = None if format == "masks" else format
     return read_pixel_masks(listing, pairs, find_table(listing, classes), kind, variable, num_workers)
@@ -121,11 +129,9 @@ def _read_benchmark(listing: Listing, name: str) -> Source:
 
 
 def _name_classes(pairs: Pairs) -> bool:
-    """Return whether masks differ by their classes: several for a picture, or ends that are no usual ones."""
+    """Return whether masks differ by their classes: by ends that are no usual ones."""
     rests = rests_of(pairs)
-    several = any(len(masks) > 1 for masks in pairs.masks.values())
-    usual = {"", *MASK_SUFFIXES}
-    return len(rests) > 1 and (several or not usual >= rests.keys()) and "" not in rests
+    return len(rests) > 1 and "" not in rests
 
 
 def _keep_one_mask(pairs: Pairs) -> None:

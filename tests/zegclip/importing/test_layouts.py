@@ -118,6 +118,33 @@ def test_a_mask_of_a_missing_picture_is_nobodys(tmp_path, run):
     assert read_masks(tmp_path / "target").keys() == {"train/b"}
 
 
+@pytest.mark.parametrize("suffix", ["_mask", "_GT"])
+def test_a_mask_of_a_missing_picture_is_nobodys_with_a_suffix(tmp_path, run, suffix):
+    masks = [f"masks/{name}{suffix}.png" for name in ("a_1", "a_1_2", "b")]
+    draw_pairs(tmp_path / "source", ["images/a_1.jpg", "images/b.jpg"], masks)
+    status, output = run()
+    assert status == 0
+    assert "1 masks have no picture" in output
+    found = read_masks(tmp_path / "target")
+    assert {name: int(mask[0, 0]) for name, mask in found.items()} == {"train/a_1": 1, "train/b": 1}
+    assert (tmp_path / "target/classes.txt").read_text().split() == CLASSES
+
+
+@pytest.mark.parametrize("pattern", ["masks/{}_{}.png", "masks/{}_mask_{}.png", "masks/{1}/{0}.png"])
+def test_numbers_are_no_classes_unless_asked(tmp_path, run, pattern):
+    """They may be single objects."""
+    names = [("a", 0), ("a", 1), ("b", 0)]
+    masks = [pattern.format(*name) for name in names]
+    draw_pairs(tmp_path / "source", ["images/a.jpg", "images/b.jpg"], masks, ids=(1,))
+    (tmp_path / "source/classes.txt").unlink()
+    status, output = run()
+    assert status == 1
+    assert "--format class-masks" in output.splitlines()[-1]
+    assert not (tmp_path / "target").exists()
+    assert run("--format", "class-masks")[0] == 0
+    assert len((tmp_path / "target/classes.txt").read_text().split()) == 3
+
+
 VIDEOS = [f"images/video1/{index}.jpg" for index in (1, 2)]
 
 
