@@ -13,7 +13,7 @@ import numpy as np
 
 from zegclip.errors import UsageError
 from zegclip.importing.listing import Listing
-from zegclip.importing.sources import ClassName
+from zegclip.importing.sources import BACKGROUND, ClassName, is_background, label_of
 from zegclip.processing.class_split import read_class_names, read_text
 from zegclip.processing.input_error import InputError
 
@@ -53,6 +53,13 @@ class ClassTable:
         """Return the colours, `(n, 3)` int64."""
         return np.array([colour for colour, _ in self.colours or ()], dtype=np.int64).reshape(-1, 3)
 
+    def meanings(self) -> list[tuple[Colour | int, str]]:
+        """Return values and colours with the names that the file gives them, in lower case."""
+        names = [BACKGROUND if is_background(name) else label_of(name).lower() for name in self.names]
+        values = range(len(names)) if self.values is None and self.colours is None else self.values or ()
+        colours = [(colour, names[index] if index >= 0 else "") for colour, index in self.colours or ()]
+        return [*zip(values, names), *colours]
+
 
 def has_table(listing: Listing) -> bool:
     """Return whether a source has a file of a known name that names classes."""
@@ -64,25 +71,38 @@ def find_table(listing: Listing, given: Path | None) -> ClassTable | None:
     Read the file that names the classes: the given one, or the one of a known name in the source or its splits.
 
     Raises:
-        UsageError: If several files of the same name differ.
+        UsageError: If several files of the same name differ, or two files give a value or colour different names.
         InputError: If the file cannot be read or is in no known form.
     """
     if given is not None:
         return read_table(given)
+    found: list[ClassTable] = []
+    depth = 0
     for name in _NAMES:
-        depth = 2 if any(place.path == name for place in listing.places) else 4
+        if not found:  # Others count where the first one lies.
+            depth = 2 if any(place.path == name for place in listing.places) else 4
         paths = [
             listing.path(place.path)
             for place in listing.places
             if place.path.split("/")[-1].lower() == name and place.path.count("/") < depth
         ]
-        tables = [read_table(path) for path in paths]
-        for table in tables[1:]:
+        try:
+            tables = [read_table(path) for path in paths]
+        except InputError:
+            if not found:
+                raise
+            continue  # Such as a table of something else.
+        for table in () if found else tables[1:]:
             if (table.names, table.values, table.colours) != (tables[0].names, tables[0].values, tables[0].colours):
                 raise UsageError(f"{tables[0].path} and {table.path} differ: choose one with --classes.")
-        if tables:
-            return tables[0]
-    return None
+        found += tables
+    named: dict[Colour | int, tuple[str, str]] = {}
+    for table in found:
+        for key, name in table.meanings():
+            other, path = named.setdefault(key, (name, table.path))
+            if other != name:
+                raise UsageError(f"{path} and {table.path} differ: choose one with --classes.")
+    return found[0] if found else None
 
 
 def read_table(path: Path) -> ClassTable:

@@ -640,6 +640,37 @@ def test_names_files_that_differ_need_a_choice(source, target, run):
     assert not target.exists()
 
 
+CONTRADICTING = {
+    "values": ("classes.txt", "bird\ncat\nsky\n", "id2label.json", '{"0": "sky", "1": "cat", "2": "bird"}', 2),
+    "colours": ("class_dict.csv", "name,r,g,b\na,0,0,0\nb,9,99,9\n", "colours.json", '{"a": [9, 99, 9]}', 1),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTING)
+def test_names_files_that_contradict_each_other_need_a_choice(source, target, run, kind):
+    first, names, second, others, most = CONTRADICTING[kind]
+    ids = np.array([[0, 1, most]], dtype=np.uint8)
+    draw(source, "a", ids)
+    if kind == "colours":
+        save_mask(coloured(ids, [(0, 0, 0), (9, 99, 9)]), source / "masks/a.png")
+    (source / first).write_text(names)
+    (source / second).write_text(others)
+    refused(run, says=[first, second, "--classes"])
+    assert not target.exists()
+    assert run("--classes", source / first)[0] == 0
+    assert np.array_equal(read_masks(target)["train/a"], ids)
+
+
+def test_names_files_that_agree_need_no_choice(source, target, run):
+    draw(source, "a", [[0, 1, 2]])
+    write_names(source)
+    (source / "id2label.json").write_text('{"0": "Background", "1": ["cat", "kitten"], "2": "dog", "7": "bird"}')
+    (source / "labels.txt").write_bytes(b"\xff\xfe\x00")
+    write_labelmap(source)
+    assert run()[0] == 0
+    assert read_masks(target)["train/a"].tolist() == [[0, 1, 2]]
+
+
 def test_masks_of_the_same_names_in_two_folders_need_a_choice(source, target, run):
     draw(source, "a", [[0, 1]])
     save_mask(np.array([[1, 0]], dtype=np.uint8), source / "labels" / "a.png")
