@@ -285,6 +285,13 @@ def are_numbered(lines: Sequence[str]) -> bool:
     return counted or all(match[2] and match[2] in ":;\t" for match in matches)
 
 
+def refuse_comments(lines: Iterable[str], what: str) -> None:
+    """Raise `InputError` for a line that looks like a comment, which would become a name."""
+    for line in lines:
+        if line.lstrip().startswith("#"):
+            raise InputError(f"each line is a {what}, and {line.strip()!r} looks like a comment: remove it.")
+
+
 def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], list[int]]:
     """
     Read the class names of a data set from a file.
@@ -292,7 +299,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
     Args:
         path: A JSON file from mask values to names, such as `{"0": "wall", "1": ["sofa", "couch"]}`; or, if its name
             does not end in `.json`, a text file with one class a line, the first for mask value 0, such as
-            `sofa/couch`.
+            `sofa/couch`, without comments.
 
     Returns:
         The name of each class, or a list of its names where it has several; and the mask value of each.
@@ -307,13 +314,18 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
         pairs = _parse_id2label(path, text)
     else:
         lines = text.rstrip().split("\n")
-        # Colour tables, numbered lists and JSON would become names without an error.
-        numbered = are_numbered(lines) or all(re.match(r"\s*\d+\s*[:;,\t]", line) for line in lines)
+        # Colour tables, numbered lists and JSON would become names without an error; the first line may be a header.
+        rows, columns = lines[1:] or lines, (r"\s*\d+\s*[:;,\t]", r".*[:;,\t]\s*\d+\s*$")
+        numbered = are_numbered(lines) or any(all(re.match(column, row) for row in rows) for column in columns)
         if lines[0].lstrip().startswith(("#", "{", "[")) or numbered:
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
             )
+        try:
+            refuse_comments(lines, "class name")
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         pairs = list(enumerate(map(split_synonyms, lines if text.strip() else [])))
     classes = [list(dict.fromkeys(name.strip() for name in names)) for _, names in pairs]
     values = [value for value, _ in pairs]
@@ -365,4 +377,13 @@ def _first_repeated(items: Sequence) -> object | None:
     return None
 
 
-__all__ = ["UNLABELLED", "ClassSplit", "Setting", "are_numbered", "read_class_names", "read_text", "split_classes"]
+__all__ = [
+    "UNLABELLED",
+    "ClassSplit",
+    "Setting",
+    "are_numbered",
+    "read_class_names",
+    "read_text",
+    "refuse_comments",
+    "split_classes",
+]

@@ -141,6 +141,7 @@ def read_templates(path: Path) -> list[str]:
 
 
 def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[Any]]) -> list[Any]:
+    from zegclip.processing.class_split import refuse_comments
     from zegclip.processing.input_error import InputError
 
     try:
@@ -153,9 +154,8 @@ def _read_lines(path: Path, what: str, check: Callable[[list[str]], list[Any]]) 
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"{path}: this file is empty; give at least one {what}, one per line.")
-    if comments := [line for line in lines if line.startswith("#")]:
-        raise UsageError(f"{path}: each line is a {what}, and {comments[0]!r} looks like a comment: remove it.")
     try:
+        refuse_comments(lines, what)
         return check(lines)
     except InputError as error:
         raise UsageError(f"{path}: {error}") from error

@@ -244,7 +244,7 @@ def _write_names(target: Path, names: Sequence[ClassName], outcome: Outcome) -> 
         write_json(target / "id2label.json", {str(index): name for index, name in enumerate(names)})
         outcome.notes.append(
             "class names are in id2label.json, as classes.txt cannot hold them: there, '/' separates names of one "
-            "class, and a first line with '#', '{' or '[' is refused."
+            "class, and lines that begin with '#', or all of which have a number, are refused."
         )
 
 
