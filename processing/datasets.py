@@ -223,11 +223,34 @@ def _find_pairs(root: str) -> dict[str, list[Pair]]:
                 f"{os.path.join(images, beside[0])} is beside the folders {', '.join(splits)}, which are splits: move "
                 "it into one of them."
             )
+        if alone := [name for name in _list(masks)[0] if name not in folders and _has_pictures(masks, name)]:
+            raise _input_error(
+                f"{os.path.join(masks, alone[0])} has masks, but there is no folder {os.path.join(images, alone[0])}: "
+                "give both the same name, or move it out of the folder."
+            )
+        _refuse_splits_beside(root, [images, masks])
         return {name: _match_files(os.path.join(images, name), os.path.join(masks, name)) for name in splits}
     if pairs := _find_pairs_of_split(root):
+        _refuse_splits_beside(root, [path for pair in pairs for path in pair])
         return {"train": pairs}
     found = {name: _find_pairs_of_split(os.path.join(root, name)) for name in _list(root)[0]}
-    return {name: pairs for name, pairs in found.items() if pairs}
+    found, others = {name: pairs for name, pairs in found.items() if pairs}, found.keys()
+    if found and (alone := [name for name in others if name not in found and _has_pictures(root, name, "masks")]):
+        raise _input_error(f"{os.path.join(root, alone[0])} contains masks, but no folder called images.")
+    return found
+
+
+def _refuse_splits_beside(root: str, used: Sequence[str]) -> None:
+    """Raise `InputError` if a subfolder is a split of its own beside files of the folder itself, `used`."""
+    for name in _list(root)[0]:
+        place = os.path.join(root, name)
+        is_split = all(_has_pictures(place, kind) for kind in ("images", "masks"))
+        is_split = is_split or os.path.isfile(os.path.join(place, "metadata.jsonl"))
+        if is_split and all(os.path.relpath(path, root).split(os.sep)[0] != name for path in used):
+            raise _input_error(
+                f"{place} is a split, but {root} has pictures of its own: move these into a subfolder as well, such "
+                "as train."
+            )
 
 
 def _find_pairs_of_split(folder: str) -> list[Pair]:
@@ -398,6 +421,12 @@ def _has_tables(root: str) -> bool:
         if Path(place).resolve() != Path(root).resolve() / Path(place).relative_to(root):
             raise _input_error(f"{place} contains Parquet files behind a link, which Datasets ignores: move them.")
     return bool(places)
+
+
+def _has_pictures(*folder: str) -> bool:
+    """Return whether there are pictures in a folder, which need not exist, or below."""
+    place = os.path.join(*folder)
+    return os.path.isdir(place) and any(is_picture(name) for _, names in _walk(place) for name in names)
 
 
 def _list(folder: str) -> tuple[list[str], list[str]]:

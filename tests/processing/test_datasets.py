@@ -400,6 +400,36 @@ def test_subfolders_are_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pairs", "files", "named"),
+    [
+        (["train/a"], ["images/val/b.jpg", "masks/validation/b.png"], "masks/validation .*images/validation"),
+        (["train/a"], ["images/val/b.jpg", "masks/validation/deep/b.png"], "masks/validation"),
+        (["a"], ["val/images/b.jpg", "val/masks/b.png"], "val "),
+        (["train/a"], ["val/images/b.jpg", "val/masks/b.png"], "val "),
+        (["a"], ["val/metadata.jsonl"], "val "),
+        ([], ["train/images/a.jpg", "train/masks/a.png", "val/img/b.jpg", "val/masks/b.png"], "val .*images"),
+    ],
+)
+def test_a_split_that_would_be_left_out_is_refused(tmp_path, pairs, files, named):
+    draw_pairs(tmp_path, *pairs)
+    for name in files:
+        draw_mask(tmp_path / name, format="PNG")
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}/{named}"):
+        load_folder(tmp_path)
+
+
+def test_folders_without_pictures_are_no_splits(tmp_path):
+    draw_pairs(tmp_path, "train/a")
+    for name in ("masks/notes/readme.txt", "notes/images/readme.txt", "notes/masks/readme.txt"):
+        write(tmp_path / name, "")
+    assert stems_of(load_folder(tmp_path)) == {"train": ["a"]}
+    # What a table names lies where it says.
+    draw_pairs(tmp_path / "val", "b")
+    write(tmp_path / "metadata.jsonl", '{"file_name": "val/images/b.jpg", "mask_file_name": "val/masks/b.png"}')
+    assert stems_of(load_folder(f"{tmp_path}//")) == {"train": ["b"]}
+
+
+@pytest.mark.parametrize(
     ("images", "masks", "named"),
     [
         ([], [], "images"),
