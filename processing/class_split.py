@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from .input_error import InputError
-from .names import split_synonyms
+from .names import fold_name, split_synonyms
 
 Setting = Literal["inductive", "transductive", "fully_supervised"]
 """What training sees of the unseen classes: nothing, their names and where their pixels are, or everything."""
@@ -101,6 +101,15 @@ class ClassSplit:
     def all_names(self, ids: Iterable[int] | None = None) -> list[str]:
         """Return [`ClassSplit.nested_names`] as one list."""
         return [name for names in self.nested_names(ids) for name in names]
+
+    def classes_among(self, ids: Iterable[int], names: Iterable[str]) -> list[str]:
+        """Return those of the classes with these ids of which any name is among `names`, see [`fold_name`]."""
+        known = set(map(fold_name, names))
+        return [
+            self.names[index]
+            for index in ids
+            if not known.isdisjoint(map(fold_name, [self.names[index], *self.all_names([index])]))
+        ]
 
     @property
     def seen_names(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Class names and prompt templates: reading and checking them, and finding the words that a model cannot know."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -85,6 +86,11 @@ def nested_classes(labels: Iterable[str | Sequence[str]]) -> list[list[str]]:
     for name, index in zip(names, class_of_name):
         classes[index].append(name)
     return classes
+
+
+def fold_name(name: str) -> str:
+    """Return a class name without the differences in case, white space and composed letters that CLIP does not see."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def split_synonyms(text: str) -> list[str]:
@@ -224,6 +230,7 @@ __all__ = [
     "check_templates",
     "fill_templates",
     "find_unknown_words",
+    "fold_name",
     "nested_classes",
     "read_classes",
     "split_synonyms",

@@ -306,6 +306,18 @@ def test_unseen_classes_that_were_trained_on_are_named(clip_folder, tmp_path, ca
         assert ("trained on masks of 'fish'" in line) == warned
 
 
+def test_classes_that_were_trained_on_are_known_in_any_case(clip_folder, tmp_path, capsys):
+    folder = export(tmp_path, folder=2) / "folder"
+    fields = {"dataset": folder, "eval_split": "train"}
+    train(clip_folder, tmp_path / "run", setting="fully_supervised", unseen_classes="cat", **fields)
+    names = (folder / "classes.txt").read_text()
+    (folder / "classes.txt").write_text(names.replace("cat\n", "Cat\n").replace("sky\n", "Sky\n"))
+    capsys.readouterr()
+    evaluate(tmp_path / "run", tmp_path / "eval", baseline=False, setting="inductive", unseen_classes="Cat", **fields)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert "trained on masks of 'Cat'" in line
+
+
 def test_the_embedded_model_is_evaluated_on_classes_that_it_was_not_trained_on(tmp_path, capsys):
     for more, warned in (([], False), (["--eval_split=tuning"], True)):
         folder = str(tmp_path / f"results_{warned}")

@@ -120,6 +120,14 @@ def test_a_class_may_have_several_names():
         split_classes([["cat", "kitten"], "sky"], unseen=["kitten"])
 
 
+def test_classes_are_found_among_names_that_clip_reads_as_the_same():
+    split = split_classes(["Traffic  light", "Sky", ["sofa", "Canap\u00e9"], "cat"])
+    ids = range(len(split.names))
+    found = split.classes_among(ids, ["traffic light", "canape\u0301", "CAT", "skyline"])
+    assert found == ["Traffic  light", "sofa", "cat"]
+    assert split.classes_among([3], ["traffic light"]) == split.classes_among(ids, []) == []
+
+
 @pytest.mark.parametrize(
     ("groups", "named"),
     [

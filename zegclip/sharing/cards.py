@@ -22,6 +22,7 @@ from zegclip.modeling.heads import DECODE_HEADS
 from zegclip.modeling.model_error import ModelError
 from zegclip.processing.benchmarks import BENCHMARKS
 from zegclip.processing.metrics import FIGURE_TITLES
+from zegclip.processing.names import fold_name
 from zegclip.sharing.model_facts import (
     MEASURED_FILE,
     ModelFacts,
@@ -282,7 +283,8 @@ def _classes(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         names = []
     seen = list(config["seen_class_names"] or [])
-    return seen, [name for name in names if name not in seen] if seen else []
+    known = set(map(fold_name, seen))
+    return seen, [name for name in names if fold_name(name) not in known] if seen else []
 
 
 def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:

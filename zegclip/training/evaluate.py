@@ -192,17 +192,15 @@ def _warn_of_classes(model: Any, processor: Any, split: ClassSplit, data_args: D
     Returns:
         How many of the unseen classes it was trained on, and how many of the seen ones it was not.
     """
-    trained_on = set(model.config.seen_class_names or ())
-    unseen = {split.names[index]: split.all_names([index]) for index in split.unseen_ids}
-    leaked = [label for label, names in unseen.items() if not trained_on.isdisjoint([label, *names])]
+    trained_on = model.config.seen_class_names or ()
+    leaked = split.classes_among(split.unseen_ids, trained_on)
     if leaked and data_args.setting != "fully_supervised":
         more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
         PartialState().print(
             f"Warning: this model was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
         )
-    untrained = [
-        split.names[i] for i in split.seen_ids if trained_on.isdisjoint([split.names[i], *split.all_names([i])])
-    ]
+    known = split.classes_among(split.seen_ids, trained_on)
+    untrained = [name for name in split.seen_names if name not in known]
     if not trained_on or data_args.setting == "cross_dataset":
         untrained = []
     if untrained:
