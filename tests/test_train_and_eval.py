@@ -362,6 +362,30 @@ def test_init_adapter_continues_an_adapter_and_model_does_not(clip_folder, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def seen_names(run):
+    return json.loads((run / "adapter_config.json").read_text())["model_config"]["seen_class_names"]
+
+
+def test_what_an_initial_adapter_was_trained_on_was_trained_on(clip_folder, tmp_path, capsys):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    train(clip_folder, first, setting="fully_supervised")
+    assert "count as unseen here" not in capsys.readouterr().out
+    train(clip_folder, second, init_adapter=first)
+    assert f"{first} was trained on masks of 'fish' and " in capsys.readouterr().out
+    assert set(seen_names(second)) == set(seen_names(first)) > {"fish", "house"}
+    assert seen_names(second).index("fish") > seen_names(second).index("house")
+    (row,) = [line for line in (second / "README.md").read_text().splitlines() if "seen (masks in training)" in line]
+    assert "fish" in row
+    assert "model-index" not in (second / "README.md").read_text()  # These are no figures of unseen classes.
+    evaluate(second, tmp_path / "eval", baseline=False)
+    assert "this model was trained on masks of 'fish'" in capsys.readouterr().out
+
+    train(clip_folder, third, setting="transductive")
+    assert seen_names(third) == seen_names(third / "inductive")
+    assert "fish" not in seen_names(third)
+    assert "Warning" not in capsys.readouterr().out
+
+
 def test_a_model_is_evaluated_on_classes_of_another_data_set(clip_folder, tmp_path):
     train(clip_folder, tmp_path / "run")
     folder = export(tmp_path, folder=2) / "folder"

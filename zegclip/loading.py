@@ -320,7 +320,7 @@ def check_adapter_path(adapter: str | os.PathLike) -> None:
         check_hub_id(str(adapter))
 
 
-def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
+def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> dict[str, Any]:
     """
     Load the weights of a stored adapter into a new one of the same shape, which stays trainable.
 
@@ -329,6 +329,9 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
     Args:
         model: From `get_peft_model`.
         adapter: Folder or Hub id.
+
+    Returns:
+        The stored adapter's part of the model's configuration, which the model's own is not changed by.
 
     Raises:
         ModelError: If there is no adapter, it is damaged, or its prompts or its decode head are different.
@@ -372,6 +375,7 @@ def load_adapter_into(model: PeftModel, adapter: str | os.PathLike) -> None:
         warnings.warn(sentence, OtherBaseWarning, stacklevel=2)
     _check_finite(adapter, "adapter", weights)
     set_peft_model_state_dict(model, weights)
+    return stored_config
 
 
 def _meaning_of(config: DeepPromptConfig, num_layers: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from zegclip.loading import (
 )
 from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.class_split import ClassSplit, Setting
-from zegclip.processing.names import UnknownWordsWarning, find_unknown_words
+from zegclip.processing.names import UnknownWordsWarning, find_unknown_words, fold_name
 from zegclip.sharing.cards import write_card
 from zegclip.sharing.model_facts import record_evaluation, record_training
 from zegclip.training.arguments import DEFAULT_CONFIG, DataArguments, ModelArguments, parse_arguments
@@ -225,13 +225,30 @@ def build_model(
             "no prompts."
         )
     if model_args.init_adapter is not None:
-        load_adapter_into(model, model_args.init_adapter)
+        stored = load_adapter_into(model, model_args.init_adapter)
+        _take_over_seen_names(
+            model.config, stored.get("seen_class_names") or (), model_args.init_adapter, split, setting
+        )
     elif model_args.model is not None and StoredAdapter.find(model_args.model) is not None:
         PartialState().print(
             f"{model_args.model} has an adapter, which is left out: the training starts with a new one on its base. "
             f"--init_adapter {model_args.model} continues from it."
         )
     return model, names
+
+
+def _take_over_seen_names(
+    config: Any, trained_on: Sequence[str], init_adapter: str, split: ClassSplit, setting: Setting
+) -> None:
+    """Add what an initial adapter was trained on to what the model will be; warn of unseen classes among it."""
+    known = set(map(fold_name, config.seen_class_names))
+    config.seen_class_names += [name for name in trained_on if fold_name(name) not in known]
+    leaked = split.classes_among(split.unseen_ids, trained_on)
+    if leaked and setting != "fully_supervised":
+        more = f" and {len(leaked) - 1} more" if len(leaked) > 1 else ""
+        PartialState().print(
+            f"Warning: {init_adapter} was trained on masks of {leaked[0]!r}{more}, which count as unseen here."
+        )
 
 
 def find_checkpoint(training_args: ZegClipTrainingArguments, record: dict[str, Any]) -> str | None:
@@ -322,6 +339,9 @@ def evaluate_run(trainer: ZegClipTrainer, data_args: DataArguments) -> dict[str,
             classes=(len(trainer.split.seen_ids), len(trainer.split.unseen_ids)),
             seen_offset=trainer.protocol.seen_offset,
             window=(trainer.protocol.window_size, trainer.protocol.window_stride),
+            unseen_trained_on=len(
+                trainer.split.classes_among(trainer.split.unseen_ids, trainer.model.config.seen_class_names)
+            ),
         )
         print(f"The model card is {write_card(output_dir)}.")
     return metrics
