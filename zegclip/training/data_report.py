@@ -16,7 +16,7 @@ from zegclip.files import writing_to
 from zegclip.processing.class_split import ClassSplit
 from zegclip.processing.datasets import read_sample
 from zegclip.training.pictures import spread_evenly
-from zegclip.training.survey import Survey, remark_on_number, survey_pictures
+from zegclip.training.survey import Survey, remark_on_number, remark_on_overlaps, survey_pictures
 from zegclip.training.tables import roles_in_training
 
 _MOST_SHOWN = 12  # Pictures of the contact sheet.
@@ -65,8 +65,10 @@ def check_pictures(
     splits: dict[str, dict[str, Any]] = {}
     faults: list[str] = []  # One sentence for each broken file, and for all masks with values that have no name.
     shown: list[tuple[str, Dataset, int]] = []
+    surveys: list[Survey] = []
     for number, (name, rows) in enumerate(data.items()):
         survey = survey_pictures(name, rows, split, decode=True, num_workers=num_workers)
+        surveys.append(survey)
         table[f"{name}_pictures"], table[f"{name}_pixels"] = survey.pictures, survey.pixels
         remarks += survey.find_remarks(ids)
         unnamed = survey.describe_unnamed()
@@ -76,6 +78,7 @@ def check_pictures(
         share = _MOST_SHOWN * (number + 1) // len(data) - _MOST_SHOWN * number // len(data)
         whole = [index for index in range(len(rows)) if index not in survey.broken]
         shown += [(name, rows, whole[place]) for place in spread_evenly(len(whole), share)]
+    remarks += remark_on_overlaps(surveys)
 
     report = {
         "num_broken": sum(len(found["broken"]) for found in splits.values()),

@@ -1,9 +1,11 @@
 """Count the pixels of each class in a data set, and report what is probably a mistake."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +44,7 @@ class Sample(NamedTuple):
         colours: RGB colour of each value that is in the mask's palette.
         turned: Whether only one of the two has an EXIF orientation although their stored sizes are the same, so that
             sizes do not tell whether the mask was drawn over the upright picture.
+        content: A hash of the picture's bytes, if it was decoded.
         fault: Why they cannot be used; empty if they can.
     """
 
@@ -52,6 +55,7 @@ class Sample(NamedTuple):
     counts: np.ndarray = np.zeros(0, dtype=np.int64)
     colours: Sequence[Sequence[int]] = ()
     turned: bool = False
+    content: bytes = b""
     fault: str = ""
 
 
@@ -75,9 +79,11 @@ class Samples(torch.utils.data.Dataset):
         try:
             (picture, picture_name), (mask, mask_name) = find_files(self.data[index], index)
             orientation, stored = read_frame(picture, name=picture_name)
-            size = stored[::-1] if orientation >= 5 else stored
+            size, content = stored[::-1] if orientation >= 5 else stored, b""
             if self.decode:
                 size = load_rgb(picture, name=picture_name).size
+                whole = picture if isinstance(picture, bytes) else picture.read_bytes()
+                content = hashlib.blake2b(whole, digest_size=16).digest()
             ids = load_class_ids(mask, name=mask_name)
             check_sizes(picture_name, size, mask_name, (ids.shape[1], ids.shape[0]))
             values, counts = _count_values(ids)
@@ -87,7 +93,7 @@ class Samples(torch.utils.data.Dataset):
             return Sample(fault=str(error))
         colours = [] if palette is None else palette[values[values < len(palette)]].tolist()
         turned = orientation != mask_orientation and stored == mask_stored
-        return Sample(picture_name, mask_name, size, values, counts, colours, turned)
+        return Sample(picture_name, mask_name, size, values, counts, colours, turned, content)
 
 
 @dataclass
@@ -108,6 +114,7 @@ class Survey:
         pixels: Number of their pixels of each class, `(classes,)` int64.
         unknown: Number of pixels of each value that neither belongs to a class nor is ignored.
         ignored: Number of pixels of each value that is ignored.
+        contents: What the pictures that could be read are called, by the hash of their bytes, if they were decoded.
     """
 
     name: str
@@ -120,6 +127,7 @@ class Survey:
     pixels: np.ndarray = field(init=False)
     unknown: Counter[int] = field(default_factory=Counter)
     ignored: Counter[int] = field(default_factory=Counter)
+    contents: dict[bytes, list[str]] = field(default_factory=dict)
     _num_read: int = 0
     _masks_with: Counter[int] = field(default_factory=Counter)
     _turned: list[str] = field(default_factory=list)
@@ -142,6 +150,8 @@ class Survey:
             self.broken[index] = sample.fault
             return
         self.sizes.append(sample.size)
+        if sample.content:
+            self.contents.setdefault(sample.content, []).append(sample.picture)
         self._masks_with.update(sample.values.tolist())
         known = np.isin(sample.values, self.split.known_values)
         self.unknown.update(dict(zip(sample.values[~known].tolist(), sample.counts[~known].tolist())))
@@ -284,6 +294,17 @@ def survey_pictures(
 def remark_on_number(name: str, found: int, expected: int | None) -> list[str]:
     """Return a sentence if a split has another number of pictures than in the papers (`None`: not a benchmark)."""
     return [] if expected in (None, found) else [f"{name} has {found} pictures, but {expected} in the papers."]
+
+
+def remark_on_overlaps(surveys: Sequence[Survey]) -> list[str]:
+    """Return a sentence for each two splits that have pictures in common, by their bytes, whatever their names are."""
+    remarks = []
+    for first, second in combinations(sorted(surveys, key=lambda survey: survey.name != "train"), 2):
+        common = [name for content, names in second.contents.items() if content in first.contents for name in names]
+        if common:
+            are = "picture of {} is" if len(common) == 1 else "pictures of {} are"
+            remarks.append(f"{len(common)} {are.format(second.name)} also in {first.name}, such as {common[0]}.")
+    return remarks
 
 
 def remark_on_data(data: DatasetDict, split: ClassSplit, arguments: DataArguments, num_workers: int = 0) -> None:

@@ -1,6 +1,7 @@
 """`zegclip check` reads a whole data set: counts, the report of broken files, and the contact sheet."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,31 @@ def test_remarks_are_printed_and_in_the_report(tmp_path, capsys):
     (remark,) = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
     assert "tree" in remark
     assert f"note: {remark}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_are_in_two_splits_are_a_remark(world, tmp_path, workers):
+    """Not those of the same name, but those of the same bytes."""
+    data, split = load_pictures(str(world))
+    remarks = check_pictures(data, split, tmp_path / "apart", num_workers=workers)["remarks"]
+    assert not [remark for remark in remarks if "also in" in remark]
+    names = {kind: sorted((world / kind / "images").iterdir()) for kind in ("train", "val")}
+    assert names["train"][0].name == names["val"][0].name
+    for kind, numbers in {"train": (0, 1, 2), "val": (0,)}.items():
+        for number in numbers:
+            image = PILImage.open(names[kind][number])
+            draw_pair(tmp_path / "data" / kind, f"{number}", np.zeros(image.size[::-1]))
+            shutil.copy(names[kind][number], tmp_path / "data" / kind / "images" / f"{number}.png")
+    for number in (1, 2):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / "val" / kind / f"copy_{number}.png").symlink_to(
+                tmp_path / "data" / "train" / kind / f"{number}.png"
+            )
+    (tmp_path / "data" / "classes.txt").write_text("cat\n")
+    data, split = load_pictures(str(tmp_path / "data"))
+    (remark,) = check_pictures(data, split, tmp_path / "out", num_workers=workers)["remarks"]
+    assert "2 pictures of validation are also in train" in remark
+    assert "copy_1.png" in remark
 
 
 def test_what_differs_from_the_papers_is_a_remark(tmp_path):
