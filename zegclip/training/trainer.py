@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import BatchFeature, EvalPrediction, TrainerCallback
 
 from zegclip.drawing.curves import plot_training
@@ -27,6 +28,7 @@ from zegclip.training.tables import format_evaluation
 
 SAMPLES_FOLDER = "samples"
 """Folder in the output folder for pictures with truth and prediction."""
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # Of transformers' schedules.
 
 
 class ZegClipTrainer(CheckpointTrainer):
@@ -149,14 +151,20 @@ class ZegClipTrainer(CheckpointTrainer):
     @as_usage_errors("lr_scheduler_type, lr_scheduler_kwargs")
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Build the official polynomial schedule; any other kind is transformers' own."""
-        num_training_steps = self.args.schedule_steps or num_training_steps
+        steps, num_training_steps = num_training_steps, self.args.schedule_steps or num_training_steps
+        warmup_steps, steps = self.args.get_warmup_steps(num_training_steps), min(steps, num_training_steps)
+        if warmup_steps >= steps and self.args.lr_scheduler_type not in _WITHOUT_WARMUP:
+            PartialState().print(
+                f"Warning: with warmup_steps {warmup_steps} the learning rate is still rising in the last of {steps} "
+                f"steps, and does not come near {self.args.learning_rate:g}: give fewer."
+            )
         if self.args.lr_scheduler_type != "polynomial":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             self.lr_scheduler = poly_schedule(
                 optimizer or self.optimizer,
                 num_steps=num_training_steps,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                warmup_steps=warmup_steps,
                 **(self.args.lr_scheduler_kwargs or {}),
             )
         return self.lr_scheduler

@@ -160,6 +160,23 @@ def test_the_trainer_steps_through_that_schedule(make_trainer):
     assert rates == pytest.approx([2e-4 * reference.lr_lambdas[0](step) for step in range(3)], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"max_steps": 4, "warmup_steps": 3}, False),
+        ({"max_steps": 4, "warmup_steps": 4}, True),
+        ({"max_steps": 4, "warmup_steps": 0.5}, False),
+        ({"max_steps": 4, "warmup_steps": 5, "lr_scheduler_type": "cosine"}, True),
+        ({"max_steps": 4, "warmup_steps": 5, "lr_scheduler_type": "constant"}, False),
+        ({"max_steps": 4, "warmup_steps": 5, "schedule_steps": 8}, True),  # which ends before
+    ],
+    ids=str,
+)
+def test_a_warm_up_that_does_not_end_is_said(make_trainer, capsys, fields, warned):
+    make_trainer(**fields).create_optimizer_and_scheduler(fields["max_steps"])
+    assert ("warmup_steps" in capsys.readouterr().out) == warned
+
+
 @pytest.mark.parametrize("kind", ["polynomial", "cosine", "linear"])
 def test_any_schedule_can_be_longer_than_the_run(make_trainer, kind):
     trainer = make_trainer(max_steps=2, schedule_steps=8, warmup_steps=0, lr_scheduler_type=kind)
