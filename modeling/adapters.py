@@ -92,9 +92,10 @@ class AdapterModel(PreTrainedModel):
                 "make them equal.",
                 stacklevel=2,
             )
-        if not adapter.model_config:  # of another method, such as LoRA: config.json has it, or it is the base's
+        if not adapter.model_config:  # of another method, such as LoRA: config.json has it, if there is one
             download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS & kwargs.keys()}
-            adapter.model_config = cls.config_class.from_pretrained(adapter.path, **download).describe_head()
+            if adapter.has_configuration(**download):
+                adapter.model_config = cls.config_class.from_pretrained(adapter.path, **download).describe_head()
         for name in ("revision", "subfolder"):
             # They are the adapter's; a base elsewhere has revisions and folders of its own.
             if adapter.base != adapter.path and name in kwargs:
@@ -131,7 +132,7 @@ class AdapterModel(PreTrainedModel):
         model = loaded[0] if output_loading_info else loaded
         if absent := model._absent_from_clip:  # The load report, if any, is that of the adapter.
             raise ModelError(
-                f"{adapter.base}: this has no fitting weights for {absent[0]} of the CLIP, and {len(absent) - 1} more."
+                f"{adapter.base}: this lacks fitting weights for {len(absent)} parts of a CLIP, such as {absent[0]}."
             )
         model._note_base()
         model.config.apply_head(config.describe_head())  # with the fields that were given here
@@ -154,9 +155,8 @@ class AdapterModel(PreTrainedModel):
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: LoadStateDictInfo) -> LoadStateDictInfo:
         info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        model._absent_from_clip = sorted(
-            name.removeprefix("clip.") for name in info.missing_and_mismatched() if name.startswith("clip.")
-        )
+        absent = (name for name in info.missing_and_mismatched() if name.startswith("clip."))
+        model._absent_from_clip = sorted(name for name in absent if name != "clip.logit_scale")  # which nothing uses
         return info
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -210,14 +210,21 @@ class AdapterModel(PreTrainedModel):
     def _has_changed_base(self) -> bool:
         """Return whether the CLIP, or the decode head of an adapter without one, has changed since it was loaded."""
         active = self._active_name()
-        injected_into = None if active is None else getattr(self.peft_config[active], "injected_into", None)
-        fingerprint, sums = self._loaded_base
-        own_head = self._head_is_adapters()
+        adapter = None if active is None else self.peft_config[active]
+        injected_into = getattr(adapter, "injected_into", None)
+        loaded, sums = self._loaded_base
+        # What the adapter has of its own, or changes when it is merged.
+        own = ["decode_head."] if self._head_is_adapters() else []
+        for name, module in self.named_modules():
+            if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptLayer):
+                own.append(f"{name}.")
+        with_biases = getattr(adapter, "bias", "none") != "none"  # of LoRA
         for name, (dtype, value) in take_checksums(self).items():
             known, before = sums.get(name, (None, None))
-            if known == dtype and value != before and not (own_head and name.startswith("decode_head.")):
+            kept = name.startswith(tuple(own)) or (with_biases and name.endswith(".bias"))
+            if known == dtype and value != before and not kept:
                 return True
-        return not are_same(fingerprint or injected_into, take_fingerprint(self))
+        return not (are_same(loaded, injected_into) and are_same(injected_into, take_fingerprint(self)))
 
     def save_with_base(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -245,7 +252,8 @@ class AdapterModel(PreTrainedModel):
             for name, tensor in state_dict.items()
             if ".modules_to_save." not in name
         }
-        base.load_state_dict({name: tensor for name, tensor in own.items() if name in base.state_dict()})
+        names = base.state_dict().keys()
+        base.load_state_dict({name: tensor for name, tensor in own.items() if name in names})
         PreTrainedModel.save_pretrained(base.to(self.dtype), save_directory, **kwargs)
         super().save_pretrained(save_directory, state_dict=state_dict)
         described = copy.copy(self.peft_config[active])

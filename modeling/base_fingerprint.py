@@ -12,7 +12,7 @@ PLACES = (0, 9973)
 # The same weights in float16 and in bfloat16 differ by less.
 RELATIVE_TOLERANCE = 2**-8
 ABSOLUTE_TOLERANCE = 2**-24
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of the same size as a weight, by bytes."""
 
 
@@ -48,9 +48,9 @@ def take_fingerprint(model: nn.Module) -> str | None:
 
 def take_checksums(model: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
     """
-    Return the dtype and a checksum of each tensor of a model without its adapters, by name.
+    Return the dtype and the sum of the bits of each tensor of a model without its adapters, by name.
 
-    Unlike a fingerprint, it finds any change of a weight, but only while the dtype is the same, and only in memory.
+    Unlike a fingerprint, it shows a change of any weight, as training makes it, but only while the dtype is the same.
     """
     sums = {}
     for name, parameter in model.named_parameters():

@@ -425,7 +425,7 @@ class ZegClipForSemanticSegmentation(ZegClipPreTrainedModel):
                 warnings.warn(
                     "This model has a training_free_weight: zero-shot-image-segmentation adds what the CLIP says "
                     "without training to its scores. What forward returns, also in image-segmentation, is without it.",
-                    stacklevel=2,
+                    stacklevel=5,  # the call of the model
                 )
         elif input_ids is not None:
             raise ModelError("Give the class names either as input_ids or as class_embeds.")

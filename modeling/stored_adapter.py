@@ -41,6 +41,10 @@ class StoredAdapter:
         other = {"label2id": None, "training_free_weight": 0.0} if self.model_config else {}
         return base_config | other | self.model_config
 
+    def has_configuration(self, **download: Any) -> bool:
+        """Return whether a `config.json` lies beside the adapter."""
+        return cached_file(self.path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **download) is not None
+
     def find_contradictions(self) -> list[str]:
         """Return the fields in which a `config.json` beside the adapter says something else."""
         path = os.path.join(self.path, CONFIG_NAME)

@@ -137,7 +137,9 @@ def add_background(
 
 def _list_of(labels: Any) -> list[Any]:
     if isinstance(labels, str):
-        return re.split(r"\s*,\s*|\s*[\r\n]\s*", labels.strip()) if labels.strip() else []
+        lines = [line.strip() for line in labels.splitlines() if line.strip()]
+        lines[:-1] = [line.removesuffix(",") for line in lines[:-1]]  # A comma may end a line.
+        return [name for line in lines for name in line.split(",")]
     # Arrays, columns of data sets and others with an order, which a set does not have.
     if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):
         raise InputError(f"Class names must be a list of strings, not {labels!r}.")

@@ -120,9 +120,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 dictionary of such an `image` and its own `candidate_labels`; or a list, generator or data set of any
                 of them, or an array with a batch axis. The EXIF orientation is applied, with a warning for a PIL
                 image.
-            candidate_labels: Class names, as a list or as one comma-separated string. A list in place of a name holds
-                synonyms: the first is the label, and the score of the class is the best of its names'. In one string,
-                slashes separate them: `"cat/kitten, tree"`.
+            candidate_labels: Class names, as a list, or in one string, separated by commas or line breaks. A list in
+                place of a name holds synonyms: the first is the label, and the score of the class is the best of its
+                names'. In one string, slashes separate them: `"cat/kitten, tree"`.
             hypothesis_template (`str` or `list[str]`, *optional*):
                 Template or templates with one `{}` for the name. Defaults to those of the model's configuration, which
                 are the active adapter's; it warns if the processor has others.
@@ -214,10 +214,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         }
         if postprocess.get("output_type", "masks") not in ("masks", "class_map"):
             raise InputError(f"output_type must be 'masks' or 'class_map', not {postprocess['output_type']!r}.")
-        for name, value in {**forward, **postprocess}.items():
-            is_share = name in ("threshold", "training_free_weight") and value is not None
-            if is_share and not (isinstance(value, Real) and 0 <= float(value) <= 1):
-                raise InputError(f"{name} must be a number between 0 and 1, not {value!r}.")
+        _check_share("threshold", postprocess.get("threshold"))
+        _check_share("training_free_weight", forward.get("training_free_weight"))
         if kwargs:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {next(iter(kwargs))!r}.")
         if "window_size" in forward and "window_stride" not in forward:
@@ -234,6 +232,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def blend_weight(self, given: float | None = None) -> float:
         """The weight of what the CLIP says without training: the given one, or that of the model's configuration."""
+        _check_share("training_free_weight", given)
         return self.model.config.blend_weight if given is None else given
 
     def _read_classes(
@@ -372,6 +371,11 @@ def _name_size_if_out_of_memory(height: int, width: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(f"{NO_MEMORY} for a picture of {height} x {width} pixels: make it smaller.") from error
+
+
+def _check_share(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
+        raise InputError(f"{name} must be a number between 0 and 1, not {value!r}.")
 
 
 def _select(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

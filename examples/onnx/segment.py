@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("mask.png"), help="index mask, PNG (default: %(default)s)")
     parser.add_argument("--overlay", type=Path, help="the picture with its classes in colour")
     arguments = parser.parse_args()
-    classes = [[name.strip() for name in part.split("/")] for part in arguments.labels.split(",")]
+    classes = [[name.strip() for name in part.split("/")] for part in arguments.labels.replace("\n", ",").split(",")]
     names = [name for synonyms in classes for name in synonyms]
     class_of_name = np.array([index for index, synonyms in enumerate(classes) for _ in synonyms])
     if not all(names) or len(classes) > 255:

@@ -207,6 +207,7 @@ def test_labels_as_a_string_and_as_a_default(segment, model, processor):
             for labels in ([], ["cat", "cat"], ["cat", 3], ["cat", ""], "cat,,tree", "", None)
         ),
         *(({"threshold": threshold}, "threshold") for threshold in (50, -0.1, float("nan"), "0.2")),
+        ({"training_free_weight": "0.5"}, "training_free_weight"),
         ({"window_size": 16, "window_stride": 17}, "window_stride"),
         ({"batch_size": 0}, "batch_size"),
         ({"output_type": "mask"}, "output_type"),

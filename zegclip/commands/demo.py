@@ -148,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zegclip.loading import load_base
     from zegclip.picture_world.classes import CLASS_NAMES
     from zegclip.plain_clip import training_free_fields
+    from zegclip.segmenting.pictures import absolute
     from zegclip.segmenting.results import summarise, write_results
     from zegclip.segmenting.segmenter import ProgressPipeline, load_segmenter
 
@@ -184,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
             scene.image.save(folder / f"{name}.png")
             draw_strip(scene.image, truth, maps, labels, seen).save(folder / f"{name}_strip.png")
         path = output / f"{name}.png"
-        described = {"image": str(path), "image_file": file_state(path), "model": "embedded default model"}
+        described = {"image": absolute(str(path)), "image_file": file_state(path), "model": "embedded default model"}
         write_results(output, name, scene.image, result, described)
         overlaps = [[overlap(ids, truth, index, index) for ids in maps.values()] for index in range(len(labels))]
         print(f"\n{output / name}.png")

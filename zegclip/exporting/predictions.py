@@ -42,8 +42,12 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
     labels: list[list[str]] = []
     changed: list[str] = []
     made: set[str] = set()
+    others: list[Path] = []
     for mask in sorted(folder.glob(f"*{_MASK}")):
         record = _record_of(mask)
+        if not record.is_file():
+            others.append(mask)
+            continue
         try:
             content = json.loads(record.read_text(encoding="utf-8"))
             synonyms = content.get("settings", {}).get("synonyms", {})
@@ -64,8 +68,16 @@ def load_predictions(folder: Path) -> tuple[DatasetDict, ClassSplit]:
     without_mask = [
         record
         for record in sorted(folder.glob("*.json"))
-        if not record.with_name(f"{record.stem}{_MASK}").exists() and b'"image_file"' in record.read_bytes()
+        if not record.with_name(f"{record.stem}{_MASK}").exists()
+        and record.is_file()
+        and b'"image_file"' in record.read_bytes()
     ]
+    if others:
+        warnings.warn(
+            f"{len(others)} masks have no JSON file of zegclip segment and are left out, such as "
+            f"{on_one_line(str(others[0]))}.",
+            stacklevel=2,
+        )
     if without_mask:
         warnings.warn(
             f"{len(without_mask)} pictures have no mask and are left out, such as that of "

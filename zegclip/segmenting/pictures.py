@@ -76,10 +76,13 @@ def _is_inside(folder: Path, other: Path) -> bool:
 
 
 def _warn_of_pictures(output: Path) -> None:
-    if pictures := [path for _, path in _pictures_in(output)]:
+    names = set(os.listdir(output))
+    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    results = {stem + suffix for stem in stems for suffix in RESULT_SUFFIXES.values()}
+    if pictures := sorted(filter(is_picture, names - results)):
         warnings.warn(
-            f"{on_one_line(pictures[0])} lies in the folder for results, so it is left out ({len(pictures)} in all): "
-            "choose another folder for results to have it segmented.",
+            f"{on_one_line(str(output / pictures[0]))} lies in the folder for results, so it is left out "
+            f"({len(pictures)} in all): choose another folder for results to have it segmented.",
             stacklevel=3,
         )
 
@@ -92,17 +95,26 @@ def _check_url(url: str) -> None:
 
 
 def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
-    """Yield a folder and its subfolders, by name, each once, except for hidden ones and one folder."""
+    """
+    Yield a folder and its subfolders, by name, each once, except for hidden ones and one folder.
+
+    Those that links lead to come last: a link that is added later changes no path of a picture.
+    """
     seen = set() if without is None else {os.path.realpath(without)}
 
     def fail(error: OSError) -> None:
         raise error
 
-    for place, subfolders, _ in os.walk(folder, onerror=fail, followlinks=True):
-        real_place = os.path.realpath(place)
-        subfolders[:] = [] if real_place in seen else sorted(name for name in subfolders if not name.startswith("."))
-        if real_place not in seen:
+    starts = [str(folder)]
+    for start in starts:
+        for place, subfolders, _ in os.walk(start, onerror=fail):
+            real_place = os.path.realpath(place)
+            if real_place in seen:
+                subfolders.clear()
+                continue
             seen.add(real_place)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            starts += filter(os.path.islink, [os.path.join(place, name) for name in subfolders])
             yield Path(place)
 
 

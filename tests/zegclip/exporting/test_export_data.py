@@ -252,6 +252,7 @@ def test_predictions_of_several_settings_or_without_masks_are_named(model_folder
 
     segment("a")
     segment("b", "--format", "geojson")
+    PILImage.new("L", (9, 9)).save(tmp_path / "masks" / "mine_mask.png")
     words = ["export-data", str(tmp_path / "masks")]
     with pytest.warns(UserWarning, match=r"1 pictures have no mask.*b\.json"):
         assert main([*words, str(tmp_path / "out"), "--to", "coco"]) == 0

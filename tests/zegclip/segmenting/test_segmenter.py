@@ -181,6 +181,10 @@ def test_links_lead_to_the_same_picture(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "c.png").write_bytes(b"not looked at")
     assert find_pictures(["."], recursive=True) == ["a.png", "back/elsewhere/c.png"]
+    (tmp_path / "elsewhere" / "a").symlink_to("z")
+    (tmp_path / "elsewhere" / "z").mkdir()
+    (tmp_path / "elsewhere" / "z" / "d.png").write_bytes(b"not looked at")
+    assert find_pictures(["../elsewhere"], recursive=True) == ["../elsewhere/c.png", "../elsewhere/z/d.png"]
     # Links that lead nowhere are not passed over.
     (tmp_path / "pictures" / "dangling.png").symlink_to("nothing.png")
     (tmp_path / "pictures" / "loop.png").symlink_to("loop.png")
