@@ -217,8 +217,10 @@ class AdapterModel(PreTrainedModel):
         own = ["decode_head."] if self._head_is_adapters() else []
         for name, module in self.named_modules():
             if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptLayer):
-                own.append(f"{name}.")
-        with_biases = getattr(adapter, "bias", "none") != "none"  # of LoRA
+                own += [f"{name}."] if module.merged else []
+                if getattr(adapter, "bias", "none") == "lora_only":
+                    own.append(f"{name}.bias")
+        with_biases = getattr(adapter, "bias", "none") == "all"  # of LoRA
         for name, (dtype, value) in take_checksums(self).items():
             known, before = sums.get(name, (None, None))
             kept = name.startswith(tuple(own)) or (with_biases and name.endswith(".bias"))

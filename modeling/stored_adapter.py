@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.utils import (
     CONFIG_NAME,
@@ -35,6 +35,8 @@ class StoredAdapter:
     path: str
     base: str
     model_config: dict[str, Any]
+    embedded: ClassVar[str | None] = None
+    """Folder of the model that the package contains; registration sets it, code that came with a model has none."""
 
     def describe_on(self, base_config: dict[str, Any]) -> dict[str, Any]:
         """Return a base's configuration with the adapter's part, without what was chosen for another adapter."""
@@ -95,8 +97,15 @@ def _find_base(path: str | os.PathLike, described: dict[str, Any], **download: A
         beside = os.path.abspath(os.path.join(path, base))
         if os.path.isdir(beside):
             return beside
+        embedded = StoredAdapter.embedded
         if is_missing_folder(base):
-            raise ModelError(f"{path}: the base model of this adapter, {base!r}, is not there.")
+            # The package may be installed elsewhere now.
+            if embedded is not None and os.path.normpath(base).split(os.sep)[-2:] == embedded.split(os.sep)[-2:]:
+                return embedded
+            raise ModelError(
+                f"{path}: the base model of this adapter, {base!r}, is not there: give another place of it as "
+                "base_model_name_or_path."
+            )
     return base
 
 

@@ -323,8 +323,9 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
         pairs = _parse_id2label(path, text)
     else:
         lines = text.rstrip().split("\n")
-        # Colour tables, numbered lists and JSON would become names without an error; the first line may be a header.
-        rows, columns = lines[1:] or lines, (r"\s*\d+\s*[:;,\t]", r".*[:;,\t]\s*\d+\s*$")
+        # Colour tables, numbered lists and JSON would become names without an error, also below a header.
+        rows = lines[1:] if len(lines) > 1 and re.search(r"[:;,\t]", lines[0]) else lines
+        columns = (r"\s*\d+\s*[:;,\t]", r".*[:;,\t]\s*\d+\s*$")
         numbered = are_numbered(lines) or any(all(re.match(column, row) for row in rows) for column in columns)
         if lines[0].lstrip().startswith(("#", "{", "[")) or numbered:
             raise InputError(

@@ -138,7 +138,9 @@ def add_background(
 def _list_of(labels: Any) -> list[Any]:
     if isinstance(labels, str):
         lines = [line.strip() for line in labels.splitlines() if line.strip()]
-        lines[:-1] = [line.removesuffix(",") for line in lines[:-1]]  # A comma may end a line.
+        # A comma may end a line, or begin one.
+        lines[:-1] = [line.removesuffix(",") for line in lines[:-1]]
+        lines[1:] = [line.removeprefix(",") for line in lines[1:]]
         return [name for line in lines for name in line.split(",")]
     # Arrays, columns of data sets and others with an order, which a set does not have.
     if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping, Set)):

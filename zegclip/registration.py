@@ -15,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from zegclip import DEFAULT_MODEL
 from zegclip.modeling.configuration_zegclip import ZegClipConfig
 from zegclip.modeling.modeling_zegclip import ZegClipForSemanticSegmentation  # registers the tuner too
+from zegclip.modeling.stored_adapter import StoredAdapter
 from zegclip.processing.image_processing_pil_zegclip import ZegClipImageProcessorPil
 from zegclip.processing.image_processing_zegclip import ZegClipImageProcessor
 from zegclip.processing.pipeline import TASK, ZeroShotImageSegmentationPipeline
@@ -42,6 +43,7 @@ def load_processor(folder: str, for_training: bool = False) -> Any:
     return load(folder, for_training=for_training)
 
 
+StoredAdapter.embedded = str(DEFAULT_MODEL)
 ZegClipForSemanticSegmentation._publish = push_to_hub
 ZeroShotImageSegmentationPipeline._from_clip = from_clip
 ZeroShotImageSegmentationPipeline._load_stored_processor = load_processor

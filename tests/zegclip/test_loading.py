@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, PreTrainedConfig, pipeline
 
+import zegclip
 from zegclip import (
     DeepPromptConfig,
     ZegClipConfig,
@@ -31,6 +32,19 @@ from zegclip.loading import (
 )
 from zegclip.modeling.model_error import ModelError
 from zegclip.segmenting.segmenter import load_segmenter
+
+
+def test_an_adapter_on_the_embedded_model_finds_it_where_the_package_is_now(tmp_path):
+    model = load_base(zegclip.DEFAULT_MODEL, {})
+    model.add_adapter(DeepPromptConfig(num_tokens=2))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    described = json.loads(path.read_text())
+    assert described["base_model_name_or_path"] == str(zegclip.DEFAULT_MODEL)
+    elsewhere = "/opt/venv/lib/python3.12/site-packages/zegclip/default_model"
+    path.write_text(json.dumps(described | {"base_model_name_or_path": elsewhere}))
+    assert load_model(tmp_path).peft_config["default"].base_model_name_or_path == str(zegclip.DEFAULT_MODEL)
+    assert pipeline("zero-shot-image-segmentation", model=str(tmp_path)).model.config.decode_head_type == "spectral"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 
 from zegclip.errors import UsageError
 from zegclip.importing.listing import Listing
-from zegclip.importing.sources import BACKGROUND, ClassName, is_background, label_of
+from zegclip.importing.sources import BACKGROUND, ClassName, is_background
 from zegclip.processing.class_split import read_class_names, read_text
 from zegclip.processing.input_error import InputError
 
@@ -53,12 +53,19 @@ class ClassTable:
         """Return the colours, `(n, 3)` int64."""
         return np.array([colour for colour, _ in self.colours or ()], dtype=np.int64).reshape(-1, 3)
 
-    def meanings(self) -> list[tuple[Colour | int, str]]:
-        """Return values and colours with the names that the file gives them, in lower case."""
-        names = [BACKGROUND if is_background(name) else label_of(name).lower() for name in self.names]
+    def spellings(self) -> list[frozenset[str]]:
+        """Return all names of each class, without differences in case and of blanks."""
+        classes = [[name] if isinstance(name, str) else name for name in self.names]
+        return [
+            frozenset(BACKGROUND if is_background(name) else name.lower().replace("_", " ") for name in names)
+            for names in classes
+        ]
+
+    def meanings(self) -> list[tuple[Colour | int, frozenset[str]]]:
+        """Return values and colours with the [`ClassTable.spellings`] that the file gives them."""
+        names = self.spellings()
         values = range(len(names)) if self.values is None and self.colours is None else self.values or ()
-        colours = [(colour, names[index] if index >= 0 else "") for colour, index in self.colours or ()]
-        return [*zip(values, names), *colours]
+        return [*zip(values, names), *((colour, names[index]) for colour, index in self.colours or () if index >= 0)]
 
 
 def has_table(listing: Listing) -> bool:
@@ -96,11 +103,19 @@ def find_table(listing: Listing, given: Path | None) -> ClassTable | None:
             if (table.names, table.values, table.colours) != (tables[0].names, tables[0].values, tables[0].colours):
                 raise UsageError(f"{tables[0].path} and {table.path} differ: choose one with --classes.")
         found += tables
-    named: dict[Colour | int, tuple[str, str]] = {}
+    # Of the same names in the same order, with values and without, those without say nothing.
+    valued = [
+        [names for _, names in sorted(zip(table.values, table.spellings()), key=lambda pair: pair[0])]
+        for table in found
+        if table.values is not None
+    ]
+    named: dict[Colour | int, tuple[frozenset[str], str]] = {}
     for table in found:
-        for key, name in table.meanings():
-            other, path = named.setdefault(key, (name, table.path))
-            if other != name:
+        if table.values is None and table.colours is None and table.spellings() in valued:
+            continue
+        for key, names in table.meanings():
+            others, path = named.setdefault(key, (names, table.path))
+            if others.isdisjoint(names) and not all(re.fullmatch(r"label \d+", name) for name in names | others):
                 raise UsageError(f"{path} and {table.path} differ: choose one with --classes.")
     return found[0] if found else None
 

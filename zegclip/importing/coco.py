@@ -74,6 +74,8 @@ def read_coco(listing: Listing) -> Source:
     result.notes += divided.notes
     result.skipped += divided.skipped
     regions = {file: _group_regions(file, content, classes, result.notes) for file, content in contents.items()}
+    if not any(regions.values()) and any(content["annotations"] for content in contents.values()):
+        raise InputError(f"{next(iter(contents)).path}: no annotation has an image_id that is an image's id.")
     empty = without = 0
     for picture, name in divided.names.items():
         file, image = found[picture]
@@ -145,10 +147,15 @@ def _find_picture(
 
     def accept(places: Sequence[Place]) -> list[Place]:
         """Keep those that the file may mean, whose paths end with most of the folders."""
-        places = [place for place in places if may_list(file, place)]
         for length in range(len(folders), -1, -1):
             end = folders[len(folders) - length :]
-            found = [place for place in places if fold(place.path).split("/")[-1 - length : -1] == end]
+            told = {split_of(part) for part in end} - {None}  # The name itself says the split's folder.
+            found = [
+                place
+                for place in places
+                if fold(place.path).split("/")[-1 - length : -1] == end
+                and (place.split in told or may_list(file, place))
+            ]
             if found or (length == 1 and end[0] in known):
                 return found
         return []
@@ -235,8 +242,6 @@ def _group_regions(
             of_image.fault = f"{file.path}: annotation {entry.get('id')} has a box, but no outline."
         else:
             of_image.empty += 1
-    if lost and not found:
-        raise InputError(f"{file.path}: none of the {lost} annotations has an image_id that is an image's id.")
     if lost:
         notes.append(f"{lost} annotations of {file.path} belong to none of its images and were left out.")
     return found

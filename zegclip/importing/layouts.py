@@ -245,7 +245,12 @@ def _match(pictures: Sequence[Place], masks: Sequence[Place]) -> dict[Place, lis
         for mask in left:
             owner, rest = _longest(mask, index, parts, spell)
             if owner is None or not _may_pair(mask, owner, matched):
-                still.append(mask)
+                # Another class of a picture that has masks is reported with them.
+                is_other_class = owner is not None and found[owner] and mask.split == owner.split
+                if owner is not None and is_other_class and (mask.split, mask.inner) not in matched:
+                    found[owner].append((mask, rest))
+                else:
+                    still.append(mask)
             else:
                 # A class may also be a folder.
                 label = "" if parts[1] or mask.inner == owner.inner else mask.inner.rpartition("/")[2]

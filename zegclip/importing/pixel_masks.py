@@ -270,8 +270,12 @@ def _split_of_values(values: set[int], table: ClassTable) -> tuple[ClassSplit, l
     first = 0
     if table.values is None:
         named = values - set(_IGNORED_VALUES)
-        # One more than names, so they begin with 1; but where the first is the background, it is the 0 that occurs.
-        if named and max(named) == count and not (0 in named and is_background(table.names[0])):
+        if named and max(named) == count:  # One more than names, so they begin with 1.
+            if 0 in named and is_background(table.names[0]):
+                raise UsageError(
+                    f"{table.path} has {count} names, the first of the background, and masks have the values 0 to "
+                    f'{count}: give values with --classes, a JSON file such as {{"0": "background", "1": "cat"}}.'
+                )
             first = 1
             zero = "; 0 is ignored" if 0 in values else ""
             notes.append(f"the values 1 to {count} are the classes of {table.path} in their order{zero}.")

@@ -156,7 +156,7 @@ class ZegClipTrainer(CheckpointTrainer):
         if warmup_steps >= steps and self.args.lr_scheduler_type not in _WITHOUT_WARMUP:
             PartialState().print(
                 f"Warning: with warmup_steps {warmup_steps} the learning rate is still rising in the last of {steps} "
-                f"steps, and does not come near {self.args.learning_rate:g}: give fewer."
+                "steps: give fewer."
             )
         if self.args.lr_scheduler_type != "polynomial":
             return super().create_scheduler(num_training_steps, optimizer)
