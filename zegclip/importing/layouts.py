@@ -63,6 +63,11 @@ def pair_masks(listing: Listing) -> Pairs:
                 f"{listing.root}: its JSON files are labelme's, which are not read: turn them into VOC's layout with "
                 "labelme's own script labelme2voc.py, and import that."
             )
+        if any(place.path.rpartition("/")[2] == "metadata.jsonl" for place in listing.places):
+            raise UsageError(
+                f"{listing.root}: its metadata.jsonl names pictures and masks, so it needs no import: zegclip check, "
+                "init and train read it as it is."
+            )
         missing = "masks" if pictures else "pictures"
         raise UsageError(
             f"{listing.root}: no {missing} were found in it; name the folders with --pictures and --masks, such as "

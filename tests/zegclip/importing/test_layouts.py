@@ -299,6 +299,17 @@ def test_outlines_of_coco_are_not_those_of_another_split(tmp_path, run, pattern,
     assert np.array_equal(masks["b"], b.ids)
 
 
+def test_a_table_of_pictures_and_masks_needs_no_import(tmp_path, run):
+    source = tmp_path / "source" / "one"
+    DRAWN[0].save_picture(source / "image.png")
+    save_mask(DRAWN[0].ids, source / "mask.png")
+    row = {"file_name": "one/image.png", "mask_file_name": "one/mask.png"}
+    (source.parent / "metadata.jsonl").write_text(json.dumps(row))
+    status, output = run()
+    assert status == 1
+    assert "needs no import" in output
+
+
 def test_outlines_of_labelme_are_refused_by_name(tmp_path, run):
     DRAWN[0].save_picture(tmp_path / "source/a.jpg")
     (tmp_path / "source/a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [{"label": "cat"}]}))
