@@ -280,7 +280,7 @@ class _Parser(HfArgumentParser):
                 action.nargs = "*"
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        raise UsageError(message if len(message) <= 500 else f"{message[:500]} ...")
 
 
 def parse_arguments(
