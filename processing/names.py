@@ -175,13 +175,14 @@ def find_unknown_words(
         words = set(re.findall(r"\w+", text.lower()))
         return bool(words) and words <= known and not re.search(r"[^\w\s]", re.sub(r"\b-\b", " ", text))
 
-    unknown = [repr(text) for text in (*labels, *prompt_templates) if not is_known(text.replace("{}", " "))]
+    templates = [template for template in prompt_templates if template.strip() != "{}"]
+    unknown = [repr(text) for text in (*labels, *templates) if not is_known(text.replace("{}", " "))]
     if not unknown:
         return None
     more = f" and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
     return (
-        f"{model} cannot know {', '.join(unknown[:_MAX_LISTED])}{more}, so its answer there means nothing; it was "
-        f"trained on these words alone: {', '.join(vocabulary)}."
+        f"{model} cannot know {', '.join(unknown[:_MAX_LISTED])}{more}, so its answer there may mean nothing; it was "
+        f"trained on these words alone, without punctuation: {', '.join(vocabulary)}."
     )
 
 

@@ -50,7 +50,7 @@ def test_unknown_words(label, known):
 
 
 def test_unknown_words_of_templates_and_of_many_names():
-    assert find_unknown_words(["tree"], ["a", "tree"], ["a {}", "{} a"]) is None
+    assert find_unknown_words(["tree"], ["a", "tree"], ["a {}", "{} a", "{}"]) is None
     assert "'a sketch of a {}'" in find_unknown_words(["tree"], ["a", "tree"], ["a {}", "a sketch of a {}"])
     message = find_unknown_words([f"name{index}" for index in range(171)], ["tree"])
     assert "'name19' and 151 more" in message
