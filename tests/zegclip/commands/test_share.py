@@ -68,7 +68,7 @@ def test_an_interrupted_command_leaves_no_folder(checkpoint, adapter, tmp_path, 
 @pytest.mark.parametrize(
     "command", ["convert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bundle", "export"))]
 )
-def test_a_command_writes_the_same_files_each_time(checkpoint, adapter, clip_folder, tmp_path, command):
+def test_a_command_writes_the_same_files_each_time(checkpoint, clip_folder, adapter, tmp_path, command):
     """Its base has no decode head, and one that is initialised at random would be saved."""
     if command != "convert":
         described = json.loads((adapter / "adapter_config.json").read_text())
