@@ -327,7 +327,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[list[str | list[str]], li
         rows = lines[1:] if len(lines) > 1 and re.search(r"[:;,\t]", lines[0]) else lines
         columns = (r"\s*\d+\s*[:;,\t]", r".*[:;,\t]\s*\d+\s*$")
         numbered = are_numbered(lines) or any(all(re.match(column, row) for row in rows) for column in columns)
-        if lines[0].lstrip().startswith(("#", "{", "[")) or numbered:
+        if lines[0].lstrip().startswith(("{", "[")) or numbered:
             raise InputError(
                 f"{path}: expected one name a line, the first for mask value 0, but the first line is {lines[0]!r}. "
                 'To give mask values as well, use a .json file such as {"0": "wall", "1": "floor"}.'
